@@ -1,0 +1,34 @@
+"""Train, monitor, evaluate, deploy and serve PyTorch models in one way.
+
+Names are imported when they are first used, so `import unitrain` costs next to nothing and never
+brings torch in by itself.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unitrain.client import Client, ClientIO
+    from unitrain.module import ServableModule
+    from unitrain.training import RunResult, fit
+
+__version__ = "0.1.0"
+__all__ = ["Client", "ClientIO", "RunResult", "ServableModule", "__version__", "fit"]
+
+_HOMES = {
+    "Client": "unitrain.client",
+    "ClientIO": "unitrain.client",
+    "RunResult": "unitrain.training",
+    "ServableModule": "unitrain.module",
+    "fit": "unitrain.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'unitrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""`python -m unitrain`."""
+
+import sys
+
+from unitrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""Files and folders that are either whole or not there, even after a power cut.
+
+Every write goes to a temporary name beside its target, is flushed to the disk, and then renamed;
+the folder is flushed too, since a rename lives there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def fsync_dir(directory: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(directory: Path) -> None:
+    """Flush every file and folder below `directory`, and itself, to the disk."""
+    for root, _, files in os.walk(directory):
+        for name in files:
+            handle = os.open(os.path.join(root, name), os.O_RDONLY)  # noqa: PTH118 - os.walk gives strings
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        fsync_dir(Path(root))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends well, and vanishes otherwise."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replacing(path, mode=mode) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_json(path: Path, data: Any, *, mode: int = 0o644) -> None:
+    """Write `data` as indented JSON to `path`, whole or not at all.
+
+    NaN and infinities are written as null, which every JSON reader takes.
+    """
+    write_text(path, json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n", mode=mode)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

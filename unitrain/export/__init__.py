@@ -1,0 +1,1 @@
+"""From a module to an ONNX graph that answers as torch does: graph, weights, parity."""

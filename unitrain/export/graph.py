@@ -1,0 +1,249 @@
+"""The graph that is served: preprocess, forward and postprocess of a module, exported to ONNX once.
+
+Later versions of a training take the same graph with other weights (`weights`), which costs a
+thousandth of an export. That is right only where every weight is an initializer of the graph under its
+own name with its own value; `build_template` proves it for the module at hand, and says so if not.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from unitrain.errors import ExportError, HookError
+from unitrain.export.parity import Tolerance, compare, run_onnx, run_torch
+from unitrain.export.weights import load_weights, perturbed, swap_weights, weights_of
+from unitrain.module import ServableModule, Tensors, flatten_outputs
+from unitrain.tensors import Signature, TensorSpec, dtype_of_array
+
+BATCH = "batch"
+
+
+class ServedGraph(nn.Module):
+    """What is served of a module, as one function of its inputs in order to its outputs in order."""
+
+    def __init__(self, module: LightningModule, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = tuple(names)
+
+    def named_outputs(self, *tensors: Tensor) -> Tensors:
+        """The served outputs by name."""
+        inputs = dict(zip(self.names, tensors, strict=True))
+        if not isinstance(self.module, ServableModule):
+            return flatten_outputs(self.module.forward(**inputs))
+        outputs = self.module.forward(**self.module.preprocess(inputs))
+        if isinstance(outputs, Tensor):
+            outputs = {"output": outputs}
+        return flatten_outputs(self.module.postprocess(outputs))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.named_outputs(*tensors).values())
+
+
+@dataclass(frozen=True)
+class Template:
+    """An exported graph, and what is needed to put other weights into it.
+
+    Attributes:
+        model: the graph with some weights.
+        served: an eval copy on the CPU that answers as torch does; its weights are whatever was loaded last.
+        swappable: whether `model` with swapped initializers was proven to answer as torch does.
+        sample: real inputs, [row, ...] each, at least two rows.
+    """
+
+    model: onnx.ModelProto
+    served: ServedGraph
+    signature: Signature
+    swappable: bool
+    sample: dict[str, np.ndarray]
+    opset: int
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
+        """The graph with these weights: swapped in where that is proven right, exported anew elsewhere."""
+        load_weights(self.served.module, weights)
+        if self.swappable:
+            return swap_weights(self.model, weights, prefix="module.")
+        return export_onnx(self.served, self.sample, opset=self.opset)
+
+
+def eval_copy(module: LightningModule) -> LightningModule:
+    """A copy on the CPU in evaluation mode; the module itself, its flags and its weights are untouched."""
+    clone = copy.deepcopy(module)
+    clone.to("cpu")
+    clone.eval()
+    for parameter in clone.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    return clone
+
+
+def build_template(
+    module: LightningModule, sample: Mapping[str, Tensor], *, opset: int, tolerance: Tolerance
+) -> Template:
+    """Export a module's served graph, and prove whether weights can be swapped in it.
+
+    The graph is exported with one set of random weights; a second set is swapped in, and onnxruntime's
+    answer is compared with torch's.
+
+    Args:
+        sample: inputs by name, [row, ...] each; real ones, since random ones may be out of range.
+
+    Raises:
+        ExportError: torch can't export it, or the exported graph does not answer as torch does.
+        HookError: it has no tensors as outputs.
+    """
+    rows = {name: _at_least_two_rows(tensor.detach().cpu()) for name, tensor in sample.items()}
+    arrays = {name: tensor.numpy() for name, tensor in rows.items()}
+    with isolate_rng():
+        served = ServedGraph(eval_copy(module), tuple(rows))
+        original = weights_of(served.module)
+        signature = find_signature(served, rows)
+        load_weights(served.module, perturbed(original, seed=1))
+        model = export_onnx(served, arrays, opset=opset)
+        second = perturbed(original, seed=2)
+        load_weights(served.module, second)
+        swappable = _answers_alike(
+            served, lambda: swap_weights(model, second, prefix="module."), arrays, tolerance
+        )
+        if not swappable:
+            model = export_onnx(served, arrays, opset=opset)
+            difference = compare(run_torch(served, arrays), run_onnx(model, arrays), tolerance)
+            if difference.failure:
+                raise ExportError(
+                    f"{type(module).__name__}: the exported graph does not answer as torch does: "
+                    f"{difference.failure}; look for randomness or data-dependent code in forward"
+                )
+        load_weights(served.module, original)
+    return Template(model, served, signature, swappable, arrays, opset)
+
+
+def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> onnx.ModelProto:
+    """The served graph as an ONNX model with named inputs and outputs and a dynamic batch axis.
+
+    Raises:
+        ExportError: torch can't export it; the message holds torch's reason.
+    """
+    inputs = tuple(torch.from_numpy(np.array(sample[name])) for name in served.names)
+    outputs = list(run_torch(served, sample))
+    axes = tuple(_dynamic_axes(served, name) for name in served.names)
+    # The exporter logs its own progress; a person who trains has no use for it.
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                served,
+                inputs,
+                input_names=list(served.names),
+                output_names=outputs,
+                dynamic_shapes=(axes,),
+                dynamo=True,
+                optimize=False,  # folding keeps an initializer's name and changes its value
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"{type(served.module).__name__} can't be exported to ONNX: {_cause(error)}; rewrite that part of "
+            "preprocess, forward or postprocess, or switch publishing off with --publish null"
+        ) from error
+    finally:
+        logging.disable(previous)
+    if program is None:
+        raise ExportError(f"{type(served.module).__name__}: the exporter returned no program")
+    return program.model_proto
+
+
+def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signature:
+    """The names, dtypes and shapes that are served, found by running the module at two batch sizes.
+
+    An output whose first axis does not follow the batch makes the whole signature unbatched.
+    """
+    two = {name: tensor[:2] for name, tensor in sample.items()}
+    three = {name: torch.cat([tensor[:2], tensor[:1]]) for name, tensor in sample.items()}
+    with torch.no_grad():
+        first = served.named_outputs(*two.values())
+        second = served.named_outputs(*three.values())
+    if not first:
+        raise HookError(
+            f"{type(served.module).__name__}: forward returns no tensor; there is nothing to serve"
+        )
+    batched = all(t.dim() > 0 and t.shape[0] == 2 and second[n].shape[0] == 3 for n, t in first.items())  # noqa: PLR2004
+    inputs = tuple(_spec(name, tensor, batched, _dynamic_axes(served, name)) for name, tensor in two.items())
+    free = any(len(_dynamic_axes(served, name)) > 1 for name in served.names)
+    outputs = []
+    for name, tensor in first.items():
+        changed = {axis: "" for axis in range(tensor.dim()) if tensor.shape[axis] != second[name].shape[axis]}
+        if free:
+            # Which axes of an output follow a free axis of an input is not known from one length.
+            changed |= dict.fromkeys(_axes_that_follow(served, two, name), "")
+        outputs.append(_spec(name, tensor, batched, changed))
+    return Signature(inputs, tuple(outputs), batched)
+
+
+def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:
+    """An output's axes whose length changes when the free axes of the inputs are one shorter."""
+    shorter = {}
+    for name, tensor in sample.items():
+        for axis in _dynamic_axes(served, name):
+            if axis and tensor.shape[axis] > 2:  # noqa: PLR2004
+                tensor = tensor.narrow(axis, 0, tensor.shape[axis] - 1)  # noqa: PLW2901
+        shorter[name] = tensor
+    with torch.no_grad():
+        before, after = served.named_outputs(*sample.values()), served.named_outputs(*shorter.values())
+    return [
+        a for a, (m, n) in enumerate(zip(before[output].shape, after[output].shape, strict=True)) if m != n
+    ]
+
+
+def _dynamic_axes(served: ServedGraph, name: str) -> dict[int, Any]:
+    further = getattr(served.module, "dynamic_axes", None) or {}
+    named = {
+        int(axis): torch.export.Dim(axis_name) for axis, axis_name in further.get(name, {}).items() if axis
+    }
+    return {0: torch.export.Dim(BATCH)} | named
+
+
+def _spec(name: str, tensor: Tensor, batched: bool, dynamic: Mapping[int, Any]) -> TensorSpec:
+    dims = tuple(-1 if axis in dynamic else int(n) for axis, n in enumerate(tensor.shape))
+    try:
+        dtype = dtype_of_array(str(tensor.dtype).removeprefix("torch.")).triton
+    except (KeyError, TypeError):
+        raise HookError(
+            f"{name}: Triton has no tensors of {tensor.dtype}; convert it in postprocess"
+        ) from None
+    return TensorSpec(name, dtype, dims[1:] if batched else dims)
+
+
+def _answers_alike(
+    served: ServedGraph, build: Any, sample: Mapping[str, np.ndarray], tolerance: Tolerance
+) -> bool:
+    try:
+        difference = compare(run_torch(served, sample), run_onnx(build(), sample), tolerance)
+    except (ExportError, KeyError):
+        return False
+    return difference.failure is None
+
+
+def _at_least_two_rows(tensor: Tensor) -> Tensor:
+    """The exporter takes a batch of one for a constant."""
+    return tensor if len(tensor) > 1 else torch.cat([tensor, tensor])
+
+
+def _cause(error: BaseException) -> str:
+    """The first sentence of the innermost cause: the exporter wraps what went wrong in its own advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}".rstrip(".")

@@ -1,0 +1,76 @@
+"""A module's weights as named tensors: taken, put back, put into a graph.
+
+Weights are parameters and buffers, the non-persistent ones too: a state_dict leaves those out, but a
+graph holds them.
+"""
+
+from collections.abc import Mapping
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from unitrain.errors import ExportError
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's parameters and buffers by name, on the CPU; a tied one is one copy under each name."""
+    copies: dict[int, Tensor] = {}
+    weights = {}
+    for named in (
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    ):
+        for name, tensor in named:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+            weights[name] = copies[id(tensor)]
+    return weights
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a module in place; names that it lacks are passed over."""
+    with torch.no_grad():
+        for name, tensor in _named_tensors(module).items():
+            if name in weights:
+                tensor.copy_(weights[name])
+
+
+def perturbed(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    """Other weights of the same kind: every floating-point value a little off, positive ones kept positive.
+
+    Integer buffers (tables of indices, counters) stay as they are: another value may be out of range.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moved: dict[int, Tensor] = {}  # tied weights are one tensor under two names, and must stay one
+    for tensor in weights.values():
+        if tensor.is_floating_point() and id(tensor) not in moved:
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            moved[id(tensor)] = tensor * (1 + 0.1 * noise.clamp(-3, 3)) + 0.01 * noise.abs()
+    return {name: moved.get(id(tensor), tensor) for name, tensor in weights.items()}
+
+
+def swap_weights(
+    model: onnx.ModelProto, weights: Mapping[str, Tensor], *, prefix: str = ""
+) -> onnx.ModelProto:
+    """A copy of the graph whose initializers of those names hold these weights.
+
+    Raises:
+        ExportError: an initializer has another shape than the weight of its name.
+    """
+    swapped = onnx.ModelProto()
+    swapped.CopyFrom(model)
+    for initializer in swapped.graph.initializer:
+        tensor = weights.get(initializer.name.removeprefix(prefix))
+        if tensor is None:
+            continue
+        value = numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), initializer.name)
+        if list(value.dims) != list(initializer.dims) or value.data_type != initializer.data_type:
+            raise ExportError(f"initializer {initializer.name} is not the weight of that name")
+        initializer.CopyFrom(value)
+    return swapped
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())

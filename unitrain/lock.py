@@ -1,0 +1,130 @@
+"""An exclusive lock between processes that ends with its holder, and that says who the holder is."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+_POLL_S = 0.02
+_held: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
+
+
+class FileLock:
+    """`flock` on a file that stays where it is; its text is the last holder, as `pid@host`.
+
+    The system releases it when the holder ends, however it ends. The file is never removed: a lock on
+    a file that another process has just replaced would exclude nobody.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    def acquire(self, timeout_s: float = 0.5) -> bool:
+        """Whether the lock is now ours, after waiting for it at most `timeout_s` seconds.
+
+        The default outlasts `is_locked` of a process that is only looking.
+
+        Raises:
+            OSError: the file can't be made, or its filesystem knows no locks.
+        """
+        if self._handle is not None:
+            return True
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not _try_lock(handle, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    os.close(handle)
+                    return False
+                time.sleep(_POLL_S)
+            os.ftruncate(handle, 0)
+            # The name is for people: a full disk must not keep anybody from locking.
+            with contextlib.suppress(OSError):
+                os.pwrite(handle, f"{os.getpid()}@{socket.gethostname()}\n".encode(), 0)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(handle)
+            raise
+        self._handle = handle
+        _held.add(self)
+        return True
+
+    def release(self) -> None:
+        """Let go of it; nothing happens where it isn't held."""
+        if self._handle is not None:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            self._close()
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+        return self._handle is not None
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+        self._handle = None
+        _held.discard(self)
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float) -> Iterator[FileLock]:
+    """The lock on `path`, held for the block.
+
+    Raises:
+        TimeoutError: another process kept it longer than `timeout_s` seconds; the message names it.
+        OSError: the file can't be made, or its filesystem knows no locks.
+    """
+    lock = FileLock(path)
+    if not lock.acquire(timeout_s):
+        raise TimeoutError(
+            errno.ETIMEDOUT, f"held by {holder(path)} for more than {timeout_s:.0f} s", str(path)
+        )
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock on `path`; False where the file is not there."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock on `path`, or held it last, as `pid@host`."""
+    try:
+        return path.read_text(errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _try_lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _forget_in_child() -> None:
+    # A forked data worker shares the lock of its parent: kept open there, the lock would outlive a
+    # killed training for as long as the worker does.
+    for lock in list(_held):
+        lock._close()  # noqa: SLF001 - this module's own class
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

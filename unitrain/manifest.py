@@ -1,0 +1,91 @@
+"""A version's record: written beside the model when it is published, read by all that serves it.
+
+The folder's name is the version; nothing that serves requires a manifest.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unitrain.durable import write_json
+from unitrain.errors import RepositoryError
+from unitrain.tensors import Signature
+
+FILE_NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The monitored metric's value at publication; `mode` is min or max (what is better)."""
+
+    name: str
+    value: float
+    mode: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a version came from and what was proven of it.
+
+    Attributes:
+        published_at: UTC, ISO 8601.
+        run: `<experiment>/<run folder's name>`.
+        weights: "ema" or "raw".
+        parity: by output, the largest absolute and relative difference of onnxruntime from torch.
+        sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
+        data_fingerprint: of the validation data that the metric was measured on.
+    """
+
+    model: str
+    version: int
+    published_at: str
+    run: str
+    run_dir: str
+    step: int
+    epoch: int
+    weights: str
+    signature: Signature
+    sha256: str
+    metric: Metric | None = None
+    data_fingerprint: str | None = None
+    settings_sha256: str | None = None
+    sources_sha256: str | None = None
+    git_commit: str | None = None
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    golden_sha256: str | None = None
+    opset: int | None = None
+    ir_version: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that `from_json` reads back."""
+        return {"format": FORMAT} | asdict(self) | {"signature": self.signature.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Manifest":
+        """The manifest that `to_json` wrote; keys of later formats are passed over."""
+        known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
+        known["signature"] = Signature.from_json(data["signature"])
+        known["metric"] = Metric(**data["metric"]) if data.get("metric") else None
+        return cls(**known)
+
+    def write(self, version_dir: Path) -> None:
+        """Write it into a version's folder."""
+        write_json(version_dir / FILE_NAME, self.to_json())
+
+
+def read_manifest(version_dir: Path) -> Manifest | None:
+    """The manifest of a version's folder; None where there is none.
+
+    Raises:
+        RepositoryError: it is there but can't be read.
+    """
+    path = version_dir / FILE_NAME
+    try:
+        return Manifest.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RepositoryError(f"{path} can't be read as a manifest: {error}") from error

@@ -1,0 +1,258 @@
+"""What a person writes of a model: a LightningModule, with hooks that have useful defaults.
+
+Any LightningModule works unchanged; the functions here tell what of its batches is input, what is
+target, and how its outputs are named. `ServableModule` adds the hooks and writes the steps.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from unitrain.errors import HookError
+
+Tensors = dict[str, Tensor]
+
+
+class ServableModule(LightningModule):
+    """A LightningModule whose training, validation and served graph come from a few hooks.
+
+    A subclass writes `__init__`, `forward` and `loss`; all else has a default. The steps are::
+
+        inputs  = preprocess(the batch's inputs)     # also the first thing in the served graph
+        outputs = forward(**inputs)                  # a dict of named tensors
+        loss(inputs, outputs, batch)                 # training and validation
+        postprocess(outputs)                         # the last thing in the served graph only
+
+    Attributes:
+        dynamic_axes: further axes of any length beside the batch, by input and axis (0 is the batch):
+            `{"signals": {2: "steps"}}`.
+    """
+
+    dynamic_axes: Mapping[str, Mapping[int, str]] = {}
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        """The inputs as `forward` takes them: in training, in validation and inside the served graph."""
+        return inputs
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """The outputs as they are served (argmax, uint8, renamed, heads dropped); served graph only."""
+        return outputs
+
+    def loss(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensor | Tensors:
+        """The loss of a batch: a scalar, or named scalar terms that are logged and summed.
+
+        `inputs` is what `preprocess` returned.
+        """
+        raise HookError(
+            f"{type(self).__name__}.loss: every ServableModule needs one; define loss(inputs, outputs, batch)"
+        )
+
+    def metrics(self) -> MetricCollection | None:
+        """The metrics of validation and test, logged as `val_<Name>` and `test_<Name>`."""
+        return None
+
+    def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Any, ...]:
+        """What `metrics()` is fed; default: the first output and the first target."""
+        targets = batch_targets(self, batch)
+        if not targets:
+            raise HookError(
+                f"{type(self).__name__}.metric_args: the batch holds no target for the metrics; define it"
+            )
+        return next(iter(outputs.values())), next(iter(targets.values()))
+
+    def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
+        """Images, figures and text for TensorBoard, from the first validation batch, by tag.
+
+        A tensor of shape [channel, height, width] or [n, channel, height, width] is an image (float in
+        [0, 1] or uint8), a matplotlib figure a figure, a string a text.
+        """
+        return {}
+
+    def embeddings(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensors:
+        """What the Embedding Projector shows: tensors of shape [batch, ...]; default: inputs and outputs."""
+        return {**inputs, **outputs}
+
+    def labels(self, batch: Any) -> Mapping[str, Sequence[Any] | Tensor]:
+        """The points' labels by column, one value a sample; default: the targets that are one value each."""
+        return batch_targets(self, batch)
+
+    def configure_optimizers(self) -> Any:
+        """Adam at the hyper-parameter `lr`, or at 1e-3 where there is none."""
+        return torch.optim.Adam(self.parameters(), lr=float(self.hparams.get("lr", 1e-3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "train")[0]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        loss, inputs, outputs = self._evaluate(batch, "val")
+        return {"loss": loss, "inputs": inputs, "outputs": outputs}
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        loss, inputs, outputs = self._evaluate(batch, "test")
+        return {"loss": loss, "inputs": inputs, "outputs": outputs}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensors:
+        return flatten_outputs(self.postprocess(self(**self.preprocess(batch_inputs(self, batch)))))
+
+    def _evaluate(self, batch: Any, stage: str) -> tuple[Tensor, Tensors, Tensors]:
+        inputs = self.preprocess(batch_inputs(self, batch))
+        outputs = self(**inputs)
+        if isinstance(outputs, Tensor):
+            outputs = {"output": outputs}
+        terms = self.loss(inputs, outputs, batch)
+        if isinstance(terms, Tensor):
+            total, named = terms, {}
+        else:
+            total, named = torch.stack([t.reshape(()) for t in terms.values()]).sum(), terms
+        values = {f"{stage}_loss": total, **{f"{stage}_{name}": term for name, term in named.items()}}
+        rows = len(next(iter(inputs.values())))
+        training = stage == "train"
+        self.log_dict(
+            {name: value.detach() for name, value in values.items()},
+            on_step=training,
+            on_epoch=not training,
+            prog_bar=False,
+            batch_size=rows,
+            sync_dist=not training,
+        )
+        if not training and (metrics := self._metrics_of(stage)) is not None:
+            metrics.update(*self.metric_args(inputs, outputs, batch))
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=rows)
+        return total, inputs, outputs
+
+    def _metrics_of(self, stage: str) -> MetricCollection | None:
+        """The stage's own collection, made when it is first needed: `metrics()` may read hyper-parameters."""
+        name = f"_{stage}_metrics"
+        if name not in self._modules:
+            metrics = self.metrics()
+            self.add_module(
+                name, None if metrics is None else metrics.clone(prefix=f"{stage}_").to(self.device)
+            )
+        collection = self._modules[name]
+        return collection if isinstance(collection, MetricCollection) else None
+
+
+def input_names(module: LightningModule, batch: Any = None) -> tuple[str, ...]:
+    """The names of a module's inputs, in forward's order.
+
+    `example_input_array` tells them where the module has one; else the keys of a dict batch that are
+    forward's arguments; else the arguments that forward requires.
+
+    Raises:
+        HookError: forward takes only `**inputs` and there is no `example_input_array`, or a dict batch
+            lacks a required argument.
+    """
+    required, optional = _forward_arguments(module)
+    example = module.example_input_array
+    if isinstance(example, Mapping):
+        return tuple(example)
+    positional = required + optional
+    if isinstance(example, tuple | list):
+        return positional[: len(example)]
+    if isinstance(example, Tensor):
+        return positional[:1]
+    if isinstance(batch, Mapping):
+        missing = [name for name in required if name not in batch]
+        if missing:
+            raise HookError(
+                f"{type(module).__name__}.forward requires {', '.join(missing)}, which the batch lacks: it has "
+                f"{', '.join(map(str, batch))}; rename the argument or the key, or set example_input_array"
+            )
+        names = tuple(name for name in positional if name in batch)
+    else:
+        names = required or positional[:1]
+    if not names:
+        raise HookError(
+            f"{type(module).__name__}.forward names no inputs: give it named arguments or set example_input_array"
+        )
+    return names
+
+
+def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
+    """A batch's inputs by name, as tensors of shape [batch, ...].
+
+    Raises:
+        HookError: the batch has fewer elements, or other keys, than the module's inputs.
+    """
+    names = input_names(module, batch)
+    if isinstance(batch, Mapping):
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise HookError(
+                f"the batch lacks {', '.join(missing)}, which {type(module).__name__} takes: it has {', '.join(map(str, batch))}"
+            )
+        found = {name: batch[name] for name in names}
+    else:
+        elements = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        if len(elements) < len(names):
+            raise HookError(
+                f"the batch has {len(elements)} elements, but {type(module).__name__}.forward takes "
+                f"{len(names)}: {', '.join(names)}"
+            )
+        found = dict(zip(names, elements, strict=False))
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise HookError(f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}")
+    return found
+
+
+def batch_targets(module: LightningModule, batch: Any) -> dict[str, Any]:
+    """What of a batch is not input, by name: a dict's other keys, or `target`, `target_1`, ... of a tuple."""
+    names = input_names(module, batch)
+    if isinstance(batch, Mapping):
+        return {str(key): value for key, value in batch.items() if key not in names}
+    if isinstance(batch, Tensor):
+        return {}
+    rest = tuple(batch)[len(names) :]
+    return {f"target_{i}" if i else "target": value for i, value in enumerate(rest)}
+
+
+def flatten_outputs(value: Any, name: str = "") -> Tensors:
+    """A forward's outputs as one dict of named tensors.
+
+    One tensor is `output`; a tuple's are `output_0`, `output_1`, ...; a dict's and a dataclass's have
+    their keys, nested ones joined by an underscore. None is left out.
+
+    Raises:
+        HookError: something else than a tensor, or two of one name.
+    """
+    if isinstance(value, Tensor):
+        return {name or "output": value}
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        items = [(str(k), v) for k, v in value.items()]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = list(zip(value._fields, value, strict=True))
+    elif isinstance(value, tuple | list):
+        items = [(str(i) if name else f"output_{i}", v) for i, v in enumerate(value)]
+    else:
+        raise HookError(
+            f"forward returned a {type(value).__name__}{f' as {name}' if name else ''}, expected tensors or a dict of them"
+        )
+    flat: Tensors = {}
+    for key, item in items:
+        for inner, tensor in flatten_outputs(item, f"{name}_{key}" if name else key).items():
+            if inner in flat:
+                raise HookError(f"forward returned two outputs named {inner}; rename one")
+            flat[inner] = tensor
+    return flat
+
+
+def _forward_arguments(module: LightningModule) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+    parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+    required = tuple(p.name for p in parameters if p.default is inspect.Parameter.empty)
+    return required, tuple(p.name for p in parameters if p.default is not inspect.Parameter.empty)

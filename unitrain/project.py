@@ -1,0 +1,123 @@
+"""Where a person's own code lies, and the classes that settings name in it."""
+
+import difflib
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from unitrain.errors import SettingsError
+
+_MARKS = ("models", "pyproject.toml")
+
+
+def project_root(start: Path) -> Path:
+    """The nearest folder at or above `start` that has models/ or pyproject.toml, else the working folder.
+
+    Args:
+        start: a settings file or a folder; it need not exist.
+    """
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        if (folder / _MARKS[0]).is_dir() or (folder / _MARKS[1]).is_file():
+            return folder.resolve()
+    return Path.cwd()
+
+
+def import_class(class_path: str, root: Path) -> type:
+    """The class that `class_path` names, its modules looked for in `root` first.
+
+    `root` stays the first entry of the import path, so that what the module imports later is found too.
+
+    Args:
+        class_path: `package.module.Class`.
+        root: the project root.
+
+    Raises:
+        SettingsError: the path is malformed, the module is missing or fails to import, or has no such class.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    if not module_name or not all(part.isidentifier() for part in class_path.split(".")):
+        raise SettingsError(f"class path: expected `package.module.Class`, got `{class_path}`")
+    _put_first(root)
+    _forget_other_projects(module_name, root)
+    module = _import(module_name, class_path, root)
+    found = getattr(module, name, None)
+    if isinstance(found, type):
+        return found
+    classes = [n for n, value in vars(module).items() if isinstance(value, type)]
+    what = "is not a class" if found is not None else "does not exist"
+    raise SettingsError(
+        f"class path `{class_path}`: `{name}` {what} in {_place(module)}{_near(name, classes)}"
+    )
+
+
+def _put_first(root: Path) -> None:
+    entry = str(root)
+    if sys.path[:1] != [entry]:
+        sys.path[:] = [entry, *(p for p in sys.path if p != entry)]
+        importlib.invalidate_caches()
+
+
+def _forget_other_projects(module_name: str, root: Path) -> None:
+    """Drop modules of another project that has a package of the same name (`models`, say)."""
+    top = module_name.partition(".")[0]
+    if not ((root / top).is_dir() or (root / f"{top}.py").is_file()):
+        return
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] != top:
+            continue
+        places = [module.__file__] if getattr(module, "__file__", None) else getattr(module, "__path__", [])
+        if not any(Path(p).resolve().is_relative_to(root.resolve()) for p in map(str, places)):
+            del sys.modules[name]
+
+
+def _import(module_name: str, class_path: str, root: Path) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise SettingsError(f"class path `{class_path}`: its module needs `{error.name}`, "
+                                "which is not installed") from error  # fmt: skip
+        parent, _, leaf = error.name.rpartition(".")
+        raise SettingsError(
+            f"class path `{class_path}`: there is no module `{error.name}` in {root} or among the installed "
+            f"packages{_near(leaf, _modules_of(parent, root), f'{parent}.' if parent else '')}"
+        ) from error
+    except Exception as error:
+        where = _line_in_project(error, root)
+        text = " ".join(str(error).split())
+        raise SettingsError(
+            f"class path `{class_path}`: importing its module failed{where} with {type(error).__name__}: {text}"
+        ) from error
+
+
+def _line_in_project(error: Exception, root: Path) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {error.filename}:{error.lineno}"
+    where, traceback = "", error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if Path(file).is_relative_to(root):
+            where = f" at {file}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return where
+
+
+def _modules_of(parent: str, root: Path) -> list[str]:
+    folders = [root]
+    if parent:
+        spec = find_spec(parent)
+        folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    return [p.stem for folder in folders if folder.is_dir() for p in folder.iterdir()
+            if p.suffix == ".py" or p.is_dir()]  # fmt: skip
+
+
+def _place(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or module.__name__
+
+
+def _near(name: str, names: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{prefix}{near[0]}`?" if near else ""

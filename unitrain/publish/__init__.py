@@ -1,0 +1,9 @@
+"""From weights in a running training to a proven version in the repository.
+
+The only place that composes `export` and `repository`.
+"""
+
+from unitrain.publish.publisher import Lineage, Publisher, Request
+from unitrain.publish.worker import Outcome, Worker
+
+__all__ = ["Lineage", "Outcome", "Publisher", "Request", "Worker"]

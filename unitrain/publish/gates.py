@@ -1,0 +1,122 @@
+"""What a version must pass before it is published; each gate is a function that returns its figures.
+
+A gate refuses by raising `PublishRefused` with its own name and a sentence that a person can act on.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from unitrain.errors import ExportError, PublishRefused
+from unitrain.export.graph import ServedGraph
+from unitrain.export.parity import Tolerance, compare, run_onnx, run_torch
+from unitrain.manifest import Manifest, Metric
+from unitrain.tensors import Signature, TensorSpec, dtype_of_array
+
+
+def finite_weights(weights: Mapping[str, Tensor]) -> None:
+    """Every weight is a number: neither NaN nor infinite."""
+    wrong = [name for name, w in weights.items() if w.is_floating_point() and not bool(w.isfinite().all())]
+    if wrong:
+        raise PublishRefused(
+            "finite_weights",
+            f"{len(wrong)} of {len(weights)} weights hold NaN or infinity, {wrong[0]} first; lower the learning "
+            "rate or clip the gradients (trainer.gradient_clip_val)",
+        )
+
+
+def valid_onnx(model: onnx.ModelProto) -> None:
+    """onnx.checker accepts the graph."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise PublishRefused(
+            "valid_onnx", f"onnx.checker refuses the graph: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def parity(
+    served: ServedGraph,
+    model: bytes,
+    sample: Mapping[str, np.ndarray],
+    *,
+    batch_sizes: Iterable[int],
+    tolerance: Tolerance,
+) -> dict[str, dict[str, float]]:
+    """What onnxruntime answers on real samples is what torch answers, at each batch size.
+
+    Returns:
+        By output the largest absolute and relative difference over all batch sizes.
+    """
+    worst: dict[str, dict[str, float]] = {}
+    for rows in batch_sizes:
+        inputs = {name: _rows(array, rows) for name, array in sample.items()}
+        try:
+            difference = compare(run_torch(served, inputs), run_onnx(model, inputs), tolerance)
+        except ExportError as error:
+            raise PublishRefused("parity", f"with {rows} rows {error}") from error
+        if difference.failure:
+            raise PublishRefused(
+                "parity",
+                f"with {rows} rows {difference.failure}; look for randomness in forward, or widen "
+                "publish.absolute_tolerance or publish.relative_tolerance",
+            )
+        for name, figures in difference.by_output.items():
+            seen = worst.setdefault(name, dict.fromkeys(figures, 0.0))
+            worst[name] = {key: max(seen[key], value) for key, value in figures.items()}
+    return worst
+
+
+def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:
+    """The graph's inputs and outputs are those that config.pbtxt promises."""
+    graph = model.graph
+    for kind, values, specs in (
+        ("input", graph.input, signature.inputs),
+        ("output", graph.output, signature.outputs),
+    ):
+        found = [_spec_of(value, signature.batched) for value in values]
+        agree = len(found) == len(specs) and all(map(_fits, found, specs))
+        if not agree:
+            raise PublishRefused(
+                "signature",
+                f"the graph's {kind}s are {', '.join(map(str, found))}, expected {', '.join(map(str, specs))}",
+            )
+
+
+def improvement(metric: Metric | None, fingerprint: str | None, newest: Manifest | None) -> None:
+    """The monitored metric is not worse than the newest version's, where the two can be compared."""
+    if metric is None or newest is None or newest.metric is None or newest.metric.name != metric.name:
+        return
+    if fingerprint is None or newest.data_fingerprint != fingerprint:
+        return
+    sign = 1 if metric.mode == "min" else -1
+    if not sign * metric.value <= sign * newest.metric.value:
+        raise PublishRefused(
+            "improvement",
+            f"{metric.name} is {metric.value:.6g}, worse than version {newest.version}'s {newest.metric.value:.6g}; "
+            "publish.require_improvement: false publishes it all the same",
+        )
+
+
+def _rows(array: np.ndarray, count: int) -> np.ndarray:
+    repeated: np.ndarray = np.concatenate([array] * -(-count // len(array)))
+    return repeated[:count]
+
+
+def _spec_of(value: onnx.ValueInfoProto, batched: bool) -> TensorSpec:
+    tensor = value.type.tensor_type
+    dtype = dtype_of_array(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).triton
+    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+    return TensorSpec(value.name, dtype, dims[1:] if batched else dims)
+
+
+def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
+    """The same name and dtype; a length that one of the two leaves open fits any."""
+    lengths = zip(found.dims, wanted.dims, strict=False)
+    return (found.name, found.dtype, len(found.dims)) == (
+        wanted.name,
+        wanted.dtype,
+        len(wanted.dims),
+    ) and all(a == b or a < 0 or b < 0 for a, b in lengths)

@@ -1,0 +1,21 @@
+"""The model repository: what Triton serves, one numbered folder a version, written whole or not at all."""
+
+from unitrain.repository.layout import check_model_name
+from unitrain.repository.model_config import (
+    ModelConfig,
+    model_config,
+    read_config,
+    signature_of,
+    write_config_text,
+)
+from unitrain.repository.repository import Repository
+
+__all__ = [
+    "ModelConfig",
+    "Repository",
+    "check_model_name",
+    "model_config",
+    "read_config",
+    "signature_of",
+    "write_config_text",
+]

@@ -1,0 +1,165 @@
+"""The repository's folder: what is in it, and the three ways to change it."""
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from unitrain.errors import RepositoryError
+from unitrain.repository import layout
+from unitrain.repository.commit import commit_version
+from unitrain.repository.model_config import ModelConfig, read_config, signature_of
+from unitrain.repository.staging import Staging
+from unitrain.tensors import Signature
+
+YOUNGEST_PRUNED_S = 60.0
+"""A version younger than this may just be being loaded."""
+
+
+class Repository:
+    """A folder of models that Triton serves; making this object touches no disk.
+
+    Attributes:
+        root: holds model folders only.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where versions are made: beside the root that a link leads to, so that a rename reaches it."""
+        root = Path(os.path.realpath(self.root))
+        return root.parent / f".{root.name}.staging"
+
+    def check_writable(self) -> None:
+        """Make the root and the staging folder, prove that a rename leads from one to the other, sweep.
+
+        Raises:
+            RepositoryError: it does not, and why.
+        """
+        with self._explained("is not writable"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.staging_dir.mkdir(parents=True, exist_ok=True)
+            # A file: Triton would take a folder in the root for a model.
+            name = f".probe-{os.getpid()}-{time.monotonic_ns()}"
+            probe, target = self.staging_dir / name, self.root / name
+            try:
+                probe.write_bytes(b"x" * 4096)
+                probe.rename(target)
+            finally:
+                probe.unlink(missing_ok=True)
+                target.unlink(missing_ok=True)
+            for entry in layout.entries(self.staging_dir):
+                if entry.is_dir(follow_symlinks=False):
+                    Staging(self.staging_dir, entry.name).sweep()
+
+    def models(self) -> list[str]:
+        """The names of the models, sorted: real folders with a valid name and a config.pbtxt."""
+        return [entry.name for entry in layout.entries(self.root) if layout.is_model(entry)]
+
+    def versions(self, model: str) -> list[int]:
+        """The versions of a model, ascending; none where there is no such model."""
+        numbers = map(layout.version_number, layout.entries(self.model_dir(model)))
+        return sorted(number for number in numbers if number is not None)
+
+    def foreign(self, model: str | None = None) -> list[str]:
+        """What else lies in a model's folder, or, without one, which folders and links in the root are no models.
+
+        It is left alone.
+        """
+        if model is None:
+            others = (e for e in layout.entries(self.root) if not layout.is_model(e))
+            return [e.name for e in others if e.is_symlink() or e.is_dir()]
+        found = layout.entries(self.model_dir(model))
+        return [e.name for e in found if e.name != layout.CONFIG_NAME and layout.version_number(e) is None]
+
+    def model_dir(self, model: str) -> Path:
+        """A model's folder, there or not.
+
+        Raises:
+            UsageError: no model can have that name.
+        """
+        return self.root / layout.check_model_name(model)
+
+    def version_dir(self, model: str, version: int) -> Path:
+        """A version's folder, there or not."""
+        return self.model_dir(model) / str(version)
+
+    def config_path(self, model: str) -> Path:
+        """A model's config.pbtxt, there or not."""
+        return self.model_dir(model) / layout.CONFIG_NAME
+
+    def signature(self, model: str) -> Signature | None:
+        """What a model takes and gives, by its config.pbtxt; None where there is no such model.
+
+        Raises:
+            RepositoryError: config.pbtxt is there but can't be read.
+        """
+        path = self.config_path(model)
+        return signature_of(read_config(path)) if path.is_file() else None
+
+    def publish(self, model: str, config: ModelConfig, fill: Callable[[Path, int], None]) -> int:
+        """The number of a new version, which from one moment to the next is there, whole and on the disk.
+
+        Args:
+            model: its name.
+            config: written with the first version; the config.pbtxt that is there is kept while its
+                inputs and outputs are the same.
+            fill: writes the version's files into the folder that it is given, knowing its number. What
+                it raises passes through, and nothing appears.
+
+        Raises:
+            RepositoryError: the inputs or outputs are not those published before, another process is
+                publishing for minutes, or the disk refused.
+        """
+        model_dir = self.model_dir(model)
+        staging = Staging(self.staging_dir, model)
+        with self._explained(f"took no new version of {model}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with staging.exclusive():
+                return commit_version(model_dir, staging, config, fill)
+
+    def prune(self, model: str, keep: int, *, num_versions: int) -> list[int]:
+        """The versions that were removed, oldest first.
+
+        The newest `keep` stay, never fewer than `num_versions` + 2 (what Triton serves, and what it may
+        be loading), and none that is younger than a minute.
+
+        Raises:
+            RepositoryError: the disk refused.
+        """
+        staging = Staging(self.staging_dir, model)
+        removed: list[int] = []
+        with self._explained(f"could not be pruned of old versions of {model}"), staging.exclusive():
+            for number in self.versions(model)[: -max(keep, num_versions + 2)]:
+                version_dir = self.version_dir(model, number)
+                if time.time() - version_dir.stat().st_mtime < YOUNGEST_PRUNED_S:
+                    continue
+                # Out by a rename first: a reader sees the whole version or none.
+                with staging.workspace() as work_dir:
+                    version_dir.rename(work_dir / str(number))
+                    shutil.rmtree(work_dir / str(number), ignore_errors=True)
+                removed.append(number)
+        return removed
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            path = f" ({error.filename})" if error.filename else ""
+            way_out = {
+                errno.EXDEV: f"; {self.staging_dir} lies on another filesystem: let the repository be a folder "
+                "of a disk rather than its mount point",
+                errno.ENOSPC: "; free some space there",
+                errno.EROFS: "; choose another folder",
+                errno.EACCES: "; grant this user the right to write there, or choose another folder",
+            }.get(error.errno or 0, "")
+            raise RepositoryError(
+                f"the model repository {self.root} {what}: {reason}{path}{way_out}"
+            ) from error

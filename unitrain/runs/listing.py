@@ -1,0 +1,170 @@
+"""The runs below a folder of experiments."""
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unitrain.errors import RunError
+from unitrain.lock import is_locked
+from unitrain.runs.record import FILE_NAME, LOCK_NAME, UNFINISHED, read_record
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run as lists show it.
+
+    Attributes:
+        status: of run.json, or "killed" where its process ended without a word, or "unreadable".
+        reason: why it ended, in words.
+        duration_s: until its end, its last sign of life, or now; None where it is not known.
+        record: the whole of run.json.
+    """
+
+    path: Path
+    experiment: str
+    name: str
+    status: str
+    reason: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    duration_s: float | None
+    record: dict[str, Any]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something left to resume."""
+        return self.status in ("killed", "interrupted", "failed")
+
+    @property
+    def epoch(self) -> int | None:
+        """The last epoch that was recorded."""
+        return self.record.get("epoch")
+
+    @property
+    def step(self) -> int | None:
+        """The last optimizer step that was recorded."""
+        return self.record.get("step")
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Its best metric: {metric, value, step}."""
+        best = self.record.get("best")
+        return best if isinstance(best, dict) else None
+
+    @property
+    def published(self) -> list[int]:
+        """The versions that it published."""
+        entries = self.record.get("published") or []
+        return [int(e["version"]) for e in entries if isinstance(e, dict) and "version" in e]
+
+
+def list_runs(experiments_dir: Path, experiment: str | None = None) -> list[RunSummary]:
+    """The runs of all experiments, or of one, newest last; none where there is no such folder.
+
+    Raises:
+        RunError: the folder is there but can't be read.
+    """
+    found = []
+    for parent in [experiments_dir / experiment] if experiment is not None else _folders(experiments_dir):
+        found += [read_summary(path) for path in _folders(parent) if (path / FILE_NAME).is_file()]
+    return sorted(found, key=_age)
+
+
+def read_summary(run_dir: Path) -> RunSummary:
+    """One run as it stands; an unreadable record is a status rather than an error."""
+    try:
+        record = read_record(run_dir)
+        status, reason = str(record.get("status")), record.get("reason")
+    except RunError as error:
+        record, status, reason = {}, "unreadable", str(error)
+    alive = _is_owned(run_dir)
+    if status in UNFINISHED and not alive:
+        # It may have ended between the two looks.
+        again = _status(run_dir)
+        status = "killed" if again in UNFINISHED else again
+        record = record if status == "killed" else read_record(run_dir)
+    started, ended = _time(record.get("started_at")), _time(record.get("ended_at"))
+    until = datetime.now(UTC) if status in UNFINISHED else ended or _last_sign(run_dir)
+    return RunSummary(
+        path=run_dir,
+        experiment=str(record.get("experiment") or run_dir.parent.name),
+        name=run_dir.name,
+        status=status,
+        reason=reason,
+        started_at=started,
+        ended_at=ended,
+        duration_s=max(0.0, (until - started).total_seconds()) if started and until else None,
+        record=record,
+    )
+
+
+def find_run(text: str, experiments_dir: Path) -> Path:
+    """The folder that a person means: a path, `<experiment>/<run>`, a run's name, its unique beginning, or `last`.
+
+    Raises:
+        RunError: there is none, or several.
+    """
+    for path in (Path(text), experiments_dir / text):
+        if (path / FILE_NAME).is_file():
+            return Path(os.path.abspath(path))  # noqa: PTH100 - keeps links
+    runs = list_runs(experiments_dir)
+    if text == "last" and runs:
+        return runs[-1].path
+    matching = [run for run in runs if text and run.name.startswith(text)]
+    exact = [run for run in matching if run.name == text] or matching
+    if len(exact) == 1:
+        return exact[0].path
+    if not exact:
+        raise RunError(f"there is no run `{text}` in {experiments_dir}; `runs` lists those there are")
+    names = ", ".join(f"{run.experiment}/{run.name}" for run in exact[:5])
+    raise RunError(f"`{text}` is the beginning of {len(exact)} runs ({names}); give more of the name")
+
+
+def _folders(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(
+            f"{directory} can't be read: {error.strerror}; expected a folder of experiments"
+        ) from error
+
+
+def _is_owned(run_dir: Path) -> bool:
+    try:
+        return is_locked(run_dir / LOCK_NAME)
+    except OSError:
+        return False
+
+
+def _status(run_dir: Path) -> str:
+    try:
+        return str(read_record(run_dir).get("status"))
+    except RunError:
+        return "unreadable"
+
+
+def _last_sign(run_dir: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp((run_dir / FILE_NAME).stat().st_mtime, UTC)
+    except OSError:
+        return None
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _age(run: RunSummary) -> tuple[datetime, list[tuple[int, str]]]:
+    # By name where two started at once; `-10` after `-9`.
+    parts = [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", run.name)]
+    return run.started_at or datetime.min.replace(tzinfo=UTC), parts

@@ -1,0 +1,83 @@
+"""Validation batches for those who need some beside the validation itself."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+
+from unitrain.errors import HookError
+from unitrain.module import Tensors, batch_inputs, input_names
+
+__all__ = ["fingerprint", "first_batch", "isolate_rng", "sample_inputs", "validation_batches"]
+
+
+def validation_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+    """Batches of the first validation loader (of the training one, where there is none), on the device.
+
+    The caller holds `isolate_rng`: a loader draws from the global generator when it is iterated.
+    """
+    for batch in _loader(trainer, pl_module):
+        yield trainer.strategy.batch_to_device(batch)
+
+
+def first_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
+    """The first validation batch, on the device; the random numbers of the training stay as they were."""
+    with isolate_rng():
+        batch = next(validation_batches(trainer, pl_module), None)
+    if batch is None:
+        raise HookError("the validation loader gives no batch; check the data module's val_dataloader")
+    return batch
+
+
+def sample_inputs(module: LightningModule, batch: Any) -> Tensors:
+    """Real inputs by name from a batch, or `example_input_array` where the batch does not hold them."""
+    example = module.example_input_array
+    if example is None:
+        return batch_inputs(module, batch)
+    try:
+        return batch_inputs(module, batch)
+    except HookError:
+        names = input_names(module)
+        if isinstance(example, Mapping):
+            return {name: example[name] for name in names}
+        values = (example,) if isinstance(example, Tensor) else example
+        return dict(zip(names, values, strict=True))
+
+
+def fingerprint(batch: Any) -> str:
+    """A SHA-256 of a batch's tensors: two runs that validate on the same data have the same one."""
+    digest = hashlib.sha256()
+
+    def feed(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                digest.update(str(key).encode())
+                feed(item)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                feed(item)
+        else:
+            digest.update(repr(value).encode())
+
+    feed(batch)
+    return digest.hexdigest()
+
+
+def _loader(trainer: Trainer, pl_module: LightningModule) -> Any:
+    for hook in ("val_dataloader", "train_dataloader"):
+        for owner in (getattr(trainer, "datamodule", None), pl_module):
+            if owner is not None and is_overridden(hook, owner):
+                loader = getattr(owner, hook)()
+                while isinstance(loader, Mapping | list | tuple) and loader:
+                    loader = next(iter(loader.values())) if isinstance(loader, Mapping) else loader[0]
+                if loader is not None:
+                    return loader
+    return ()

@@ -1,0 +1,65 @@
+"""What a training tells people: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+
+REFRESHES_A_SECOND = 4
+"""Lightning's default of 100 costs a small model several times its training."""
+LINE_EVERY_S = 2.0
+
+
+class Console:
+    """Lines for people, on standard error, above the progress bar where there is one."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    def say(self, text: str) -> None:
+        """Tell what happens."""
+        if not self._quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Tell what went wrong and did not end the training; also when quiet."""
+        self._print(f"warning: {text}")
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def progress(console: Console) -> Callback:
+    """A rich progress bar on a terminal, otherwise a line for a validation now and then."""
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        return RichProgressBar(refresh_rate=REFRESHES_A_SECOND)
+    return ProgressLines(console)
+
+
+class ProgressLines(Callback):
+    """A line with the metrics after a validation, at most one every two seconds, and after the last."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_s = 0.0
+        self._pending: str | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1}
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        self._pending = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {shown}"
+        if time.monotonic() - self._last_s >= LINE_EVERY_S:
+            self._flush()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._pending is not None:
+            self._console.say(self._pending)
+            self._pending = None
+            self._last_s = time.monotonic()

@@ -1,0 +1,86 @@
+"""What a run was made of: the project's own code, its git state, the versions of the parts."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "tensorboard",
+    "torchmetrics",
+    "unitrain",
+)
+
+
+def copy_sources(root: Path, sources_dir: Path) -> str:
+    """Copy the project's imported code into a folder; the SHA-256 over all of it.
+
+    What is copied are the modules now imported whose files lie below `root`, outside of environments and of
+    unitrain itself, under their paths relative to `root`.
+    """
+    files = sorted({path for module in list(sys.modules.values()) if (path := _own_file(module, root))})
+    digest = hashlib.sha256()
+    for file in files:
+        relative = file.relative_to(root)
+        data = file.read_bytes()
+        digest.update(f"{relative}\0{len(data)}\0".encode())
+        digest.update(data)
+        target = sources_dir / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and the packages, and the number of torch's threads."""
+    versions = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return {"versions": versions, "threads": torch.get_num_threads()}
+
+
+def git_state(root: Path) -> dict[str, Any] | None:
+    """The commit of the project's checkout and its uncommitted changes; None where it is no checkout."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = _git(root, "diff", "HEAD") or ""
+    return {"commit": commit.strip(), "dirty": bool(diff), "diff": diff[:200_000]}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout
+
+
+def _own_file(module: ModuleType, root: Path) -> Path | None:
+    name = getattr(module, "__file__", None)
+    if not name or module.__name__.partition(".")[0] in ("unitrain", "__main__"):
+        return None
+    path = Path(name)
+    if not path.is_absolute() or not path.is_file():  # some of torch's modules name a file that isn't there
+        return None
+    path = path.resolve()
+    if path.suffix != ".py" or not path.is_relative_to(root):
+        return None
+    parts = set(path.relative_to(root).parts)
+    return None if parts & {"site-packages", "dist-packages"} else path

@@ -1,0 +1,135 @@
+"""Publishes the model while it trains: clones weights on the training thread, the rest on a worker."""
+
+import time
+from pathlib import Path
+
+from pytorch_lightning import LightningModule, Trainer
+
+from unitrain.errors import PublishRefused, UnitrainError
+from unitrain.export.weights import weights_of
+from unitrain.manifest import Metric
+from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker
+from unitrain.repository import Repository
+from unitrain.runs import RunFolder
+from unitrain.settings import Monitor, Publish
+from unitrain.training.batches import fingerprint, first_batch, sample_inputs
+from unitrain.training.console import Console
+from unitrain.training.ema import EMA
+from unitrain.training.schedule import EveryNValidations
+
+
+class Publishing(EveryNValidations):
+    """Publishes every n validations and at the end; only ever from the main process of a training.
+
+    What can't be published is found before the first epoch and ends the training; what fails later is
+    reported, and the training goes on, unless `publish.strict`.
+    """
+
+    def __init__(
+        self,
+        settings: Publish,
+        *,
+        model: str,
+        repository_dir: Path,
+        run: RunFolder,
+        lineage: Lineage,
+        monitor: Monitor,
+        ema: EMA | None,
+        console: Console,
+    ) -> None:
+        super().__init__(settings.every_n_validations)
+        self.settings = settings
+        self.model = model
+        self.repository = Repository(repository_dir)
+        self.published: list[int] = []
+        self._run = run
+        self._lineage = lineage
+        self._monitor = monitor
+        self._ema = ema
+        self._console = console
+        self._worker: Worker | None = None
+        self._failure: Exception | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        started = time.monotonic()
+        batch = first_batch(trainer, pl_module)
+        publisher = Publisher.prepare(
+            pl_module,
+            sample_inputs(pl_module, batch),
+            repository=self.repository,
+            model=self.model,
+            settings=self.settings,
+            lineage=Lineage(**vars(self._lineage) | {"data_fingerprint": fingerprint(batch)}),
+        )
+        how = (
+            "later versions swap weights" if publisher.template.swappable else "each version is exported anew"
+        )
+        self._console.say(f"exported {self.model} in {time.monotonic() - started:.1f} s ({how})")
+        self._worker = Worker(publisher, self._report)
+
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._worker is None:
+            return
+        self._raise_if_strict()
+        value = trainer.callback_metrics.get(self._monitor.metric)
+        self._worker.submit(
+            Request(
+                weights=weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module),
+                kind="raw" if self._ema is None else "ema",
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                metric=None
+                if value is None
+                else Metric(self._monitor.metric, float(value), self._monitor.mode),
+            )
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._finish()
+        self._raise_if_strict()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.finish()
+
+    def _report(self, outcome: Outcome) -> None:
+        """Tell what became of a request; on the worker's thread."""
+        request, manifest, error = outcome.request, outcome.manifest, outcome.error
+        try:
+            if manifest is not None:
+                self.published.append(manifest.version)
+                entry = manifest.to_json()
+                kept = {key: entry[key] for key in ("version", "step", "epoch", "metric", "parity", "model")}
+                self._run.append("published", kept | {"repository": str(self.repository.root)})
+                worst = max((f["max_abs"] for f in manifest.parity.values()), default=0.0)
+                metric = f", {request.metric.name} {request.metric.value:.5g}" if request.metric else ""
+                self._console.say(
+                    f"published {self.model} version {manifest.version} (step {request.step}{metric}, "
+                    f"parity {worst:.1e})"
+                )
+            if error is not None:
+                gate = error.gate if isinstance(error, PublishRefused) else type(error).__name__
+                if manifest is None:
+                    self._failure = error
+                    refused = {
+                        "step": request.step,
+                        "epoch": request.epoch,
+                        "gate": gate,
+                        "reason": str(error),
+                    }
+                    self._run.append("refused", refused)
+                self._console.warn(f"step {request.step} was not published: {gate}: {error}")
+        except UnitrainError as trouble:  # a full disk: the training goes on, and says so
+            self._console.warn(str(trouble))
+
+    def _raise_if_strict(self) -> None:
+        if self.settings.strict and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure

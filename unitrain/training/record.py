@@ -1,0 +1,83 @@
+"""Keeps run.json up to date, and refuses a monitored metric that nobody logs."""
+
+import difflib
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from unitrain.errors import RunError, SettingsError
+from unitrain.runs import RunFolder
+from unitrain.settings import Monitor
+from unitrain.training.console import Console
+
+WRITE_EVERY_S = 2.0
+"""A record is flushed to the disk each time, which a fast training would feel."""
+
+
+class RunRecord(Callback):
+    """Writes status, progress, metrics and the best metric into the run's record."""
+
+    def __init__(self, run: RunFolder, monitor: Monitor, console: Console, *, required: bool) -> None:
+        self._run = run
+        self._monitor = monitor
+        self._console = console
+        self._required = required
+        self._written_s = 0.0
+        self.best: dict[str, Any] | None = None
+        self.metrics: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._run.update(status="running")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1}
+        value = self.metrics.get(self._monitor.metric)
+        if value is None:
+            if self._required:
+                self._refuse(pl_module)
+        elif self.best is None or (value < self.best["value"]) == (self._monitor.mode == "min"):
+            self.best = {
+                "metric": self._monitor.metric,
+                "value": value,
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch,
+            }
+        if time.monotonic() - self._written_s >= WRITE_EVERY_S:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1}
+        self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def _refuse(self, module: LightningModule) -> None:
+        logged = sorted(self.metrics)
+        near = difflib.get_close_matches(self._monitor.metric, logged, n=1)
+        hint = f"did you mean {near[0]}?" if near else "name one of those under monitor.metric"
+        raise SettingsError(
+            f"monitor.metric: {type(module).__name__} never logs {self._monitor.metric}; it logs "
+            f"{', '.join(logged) or 'nothing'}; {hint}"
+        )
+
+    def _write(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        try:
+            self._run.update(
+                epoch=trainer.current_epoch, step=trainer.global_step, metrics=self.metrics, best=self.best
+            )
+        except RunError as error:  # a full disk must not end the training
+            self._console.warn(str(error))
+        self._written_s = time.monotonic()

@@ -1,0 +1,47 @@
+"""When the callbacks that look at validations have their turn."""
+
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class EveryNValidations(Callback):
+    """Calls `act` each time that n validations have run, and always at the end of training.
+
+    Without validation data a training epoch counts as a validation. The sanity check counts nothing.
+    """
+
+    def __init__(self, every_n_validations: int) -> None:
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+        self._acted_at = -1
+
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what is to be done; the average's weights may be in the module or not."""
+        raise NotImplementedError
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._count(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not sum(map(int, trainer.num_val_batches)):
+            self._count(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._acted_at != trainer.global_step and trainer.global_step:
+            self._acted_at = trainer.global_step
+            self.act(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations, "acted_at": self._acted_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+        self._acted_at = state_dict["acted_at"]
+
+    def _count(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += 1
+        if self.every_n_validations and self._validations % self.every_n_validations == 0:
+            self._acted_at = trainer.global_step
+            self.act(trainer, pl_module)
