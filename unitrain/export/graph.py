@@ -6,9 +6,12 @@ own name with its own value; `build_template` proves it for the module at hand, 
 """
 
 import copy
+import io
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +85,7 @@ def eval_copy(module: LightningModule) -> LightningModule:
     clone.to("cpu")
     clone.eval()
     for parameter in clone.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     return clone
 
 
@@ -108,7 +111,9 @@ def build_template(
         original = weights_of(served.module)
         signature = find_signature(served, rows)
         load_weights(served.module, perturbed(original, seed=1))
-        model = export_onnx(served, arrays, opset=opset)
+        # torch draws the graph of what it could not trace; the error names the line.
+        with redirect_stderr(io.StringIO()):
+            model = export_onnx(served, arrays, opset=opset)
         second = perturbed(original, seed=2)
         load_weights(served.module, second)
         swappable = _answers_alike(
@@ -155,8 +160,8 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
             )
     except Exception as error:
         raise ExportError(
-            f"{type(served.module).__name__} can't be exported to ONNX: {_cause(error)}; rewrite that part of "
-            "preprocess, forward or postprocess, or switch publishing off with --publish null"
+            f"{type(served.module).__name__} can't be exported to ONNX: {_cause(error)}; rewrite it without "
+            "branches and loops that depend on the data, or switch publishing off with --publish null"
         ) from error
     finally:
         logging.disable(previous)
@@ -242,8 +247,13 @@ def _at_least_two_rows(tensor: Tensor) -> Tensor:
 
 
 def _cause(error: BaseException) -> str:
-    """The first sentence of the innermost cause: the exporter wraps what went wrong in its own advice."""
+    """The first sentence of the innermost cause, and the line of code that torch names anywhere."""
+    texts = [str(error)]
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}".rstrip(".")
+        texts.append(str(error))
+    lines = [line.strip() for line in texts[-1].splitlines() if line.strip()]
+    places = re.findall(r'(?:File: |File ")([^\s"]+?)"?(?::|, line )(\d+)[^\n]*', "\n".join(texts))
+    own = [f" at {path}:{line}" for path, line in places if "site-packages" not in path]
+    sentence = f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}".rstrip(".")
+    return sentence + (own[-1] if own else "")

@@ -26,13 +26,14 @@ from unitrain.publish import Lineage
 from unitrain.repository import check_model_name
 from unitrain.runs import RunFolder
 from unitrain.training.checkpoint import DurableCheckpointIO
+from unitrain.training.complaints import explained
 from unitrain.training.composition import compose
 from unitrain.training.console import Console
 from unitrain.training.flags import absolute, slug
 from unitrain.training.provenance import copy_sources, environment, git_state
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
-from unitrain.training.settings_cli import SettingsCLI, check_classes, explained, read_settings
+from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings, read_settings
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Fit:
             raise
         except (ArgumentError, MisconfigurationException, TypeError, ValueError) as error:
             self._discard()
-            raise explained(error) from error
+            raise explained(error, known_settings()) from error
 
     def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
         experiment = cli.config.experiment or (
@@ -181,7 +182,10 @@ class Fit:
         publish = cli.section("publish")
         model_name = check_model_name(publish.model or experiment) if publish else ""
         resolved = cli.resolved()
-        run = RunFolder.create(self.root / cli.config.experiments_dir, experiment, slug(self.argv))
+        try:
+            run = RunFolder.create(self.root / cli.config.experiments_dir, experiment, slug(self.argv))
+        except RunError as error:
+            raise SettingsError(str(error)) from error
         self._run = run
         try:
             write_text(run.settings_path, resolved)

@@ -1,21 +1,23 @@
 """From a settings file and flags to a model, a data module and a trainer, by LightningCLI."""
 
+import dataclasses
 import difflib
 import inspect
-import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from unitrain import settings as sections
-from unitrain.errors import SettingsError, UnitrainError
+from unitrain.errors import SettingsError
 from unitrain.project import import_class
+from unitrain.training.complaints import trainer_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -135,27 +137,12 @@ def check_classes(raw: Mapping[str, Any], root: Path) -> None:
                 raise SettingsError(f"{section}: {error}") from error
 
 
-def explained(error: Exception) -> SettingsError:
-    """One sentence for what jsonargparse says in a wall of text."""
-    while isinstance(error.__cause__, Exception) and not isinstance(error.__cause__, UnitrainError):
-        if not isinstance(error, ArgumentError):
-            break
-        error = error.__cause__
-    if isinstance(error.__cause__, UnitrainError):
-        return SettingsError(str(error.__cause__))
-    text = str(error)
-    unknown = re.search(r"(?:Key|Option|Argument) '([^']+)' is not (?:expected|accepted)", text) or re.search(
-        r"[Uu]nrecognized arguments: (?:--)?([^\s=]+)", text
-    )
-    if unknown:
-        return SettingsError(f"there is no setting `{unknown[1]}`{_near_setting(unknown[1])}")
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    where = re.search(r'Parser key "([^"]+)"', text)
-    last = lines[-1] if lines else type(error).__name__
-    sentence = " ".join(lines[0].split()) if len(lines) == 1 else f"{lines[0]} {last}"
-    if where:
-        sentence = f"{where[1]}: {last}"
-    return SettingsError(sentence[:500])
+def known_settings() -> list[str]:
+    """Every setting by its dotted name, but for those of a person's own classes."""
+    top = ["experiment", "experiments_dir", "seed_everything", "trainer", "model", "data", "links", "optimizer",
+           "lr_scheduler", *SECTIONS]  # fmt: skip
+    inner = [f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
+    return top + inner + trainer_settings()
 
 
 def _add_link(parser: LightningArgumentParser, source: str, target: str, raw: Mapping[str, Any]) -> None:
@@ -190,8 +177,6 @@ def _add_link(parser: LightningArgumentParser, source: str, target: str, raw: Ma
 
 
 def _check_argument(where: str, class_path: str, argument: str) -> None:
-    import sys
-
     module_name, _, name = class_path.rpartition(".")
     kind = getattr(sys.modules.get(module_name), name, None)
     if kind is None:
@@ -202,19 +187,6 @@ def _check_argument(where: str, class_path: str, argument: str) -> None:
         near = difflib.get_close_matches(argument, parameters, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(parameters) or 'none'}"
         raise SettingsError(f"{where}: {name} has no argument {argument}; {hint}")
-
-
-def _near_setting(name: str) -> str:
-    import dataclasses
-
-    known = ["experiment", "experiments_dir", "seed_everything", "trainer", "model", "data", "links", "optimizer",
-             "lr_scheduler", *SECTIONS]  # fmt: skip
-    known += [f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
-    known += [f"trainer.{argument}" for argument in inspect.signature(Trainer).parameters]
-    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
-        name, {k.rpartition(".")[2]: k for k in known}, n=1
-    )
-    return f"; did you mean `{near[0]}`?" if near else "; `fit --help` lists them all"
 
 
 def _near_file(path: Path) -> str:

@@ -1,0 +1,100 @@
+"""One sentence for what jsonargparse says of wrong settings in a wall of text."""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from jsonargparse import ArgumentError
+from pytorch_lightning import Trainer
+
+from unitrain.errors import SettingsError, UnitrainError
+
+_UNKNOWN = re.compile(
+    r"(?:Key|Option|option) '([^']+)' is not (?:expected|accepted)"
+    r"|does not accept option '([^']+)'"
+    r"|[Uu]nrecognized arguments: (?:--)?([^\s=]+)"
+)
+_GROUP = re.compile(r"Group '([^']+)' does not accept option")
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_TYPE = re.compile(r"Expected an? <class '([^']+)'>")
+_GOT = re.compile(r"Got value: (.*)|Given value: (.*)")
+_BULLET = re.compile(r"^\s*- (.+)$", re.MULTILINE)
+
+
+def explained(error: Exception, known: Iterable[str]) -> SettingsError:
+    """The one sentence: where, what was expected, what was got, what is near.
+
+    Args:
+        error: jsonargparse's, or one of ours that it has wrapped.
+        known: all settings by their dotted names.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, UnitrainError):
+            return SettingsError(str(cause))
+    text = str(error) if isinstance(error, ArgumentError) else str(_chain(error)[-1])
+    where = _where(text)
+    unknown = _UNKNOWN.search(text)
+    if unknown:
+        return SettingsError(_unknown(next(filter(None, unknown.groups())), where, text, list(known)))
+    kinds = list(dict.fromkeys(kind.rpartition(".")[2] for kind in _TYPE.findall(text)))
+    # A section that may be null, with a fault inside: that null was expected too is no help.
+    if _CLASS.search(text):
+        kinds = [kind for kind in kinds if kind != "NoneType"]
+    got = _GOT.search(text)
+    if where and kinds and got and not where.endswith(("model", "data")):
+        expected = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+        return SettingsError(f"{where}: expected {expected}, got {got[1] or got[2]}")
+    bullets = [b for b in _BULLET.findall(text) if not _TYPE.match(b) and not b.startswith("Problem with")]
+    sentence = (
+        bullets[0] if bullets else next((line for line in text.splitlines() if line.strip()), "unknown fault")
+    )
+    sentence = " ".join(sentence.split())
+    return SettingsError(f"{where}: {sentence}"[:500] if where and where not in sentence else sentence[:500])
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _where(text: str) -> str:
+    """The dotted name of the setting: jsonargparse tells it level by level."""
+    where = ""
+    for match in re.finditer(f"{_KEY.pattern}|{_CLASS.pattern}|{_GROUP.pattern}", text):
+        key, class_path, group = match.groups()
+        if class_path:
+            where += "" if class_path.startswith("unitrain.settings.") else ".init_args"
+        else:
+            where = f"{where}.{key or group}".lstrip(".")
+    return where
+
+
+def _unknown(name: str, where: str, text: str, known: Sequence[str]) -> str:
+    classes = [c for c in _CLASS.findall(text) if not c.startswith("unitrain.settings.")]
+    if classes:
+        module, _, kind = classes[-1].rpartition(".")
+        found = getattr(sys.modules.get(module), kind, None)
+        names = [n for n in inspect.signature(found).parameters if n != "self"] if found else []
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(names) or 'none'}"
+        return f"{where}: {kind} has no argument `{name}`; {hint}"
+    full = f"{where}.{name}" if where and not name.startswith(where) else name
+    near = difflib.get_close_matches(full, known, n=1) or difflib.get_close_matches(
+        name, [k for k in known if "." not in k], n=1
+    )
+    if not near and "." in full:
+        section = full.partition(".")[0]
+        near = difflib.get_close_matches(section, [k for k in known if "." not in k], n=1)
+    return f"there is no setting `{full}`; " + (
+        f"did you mean `{near[0]}`?" if near else "`fit --help` lists them all"
+    )
+
+
+def trainer_settings() -> list[str]:
+    """The trainer's arguments by their dotted names."""
+    return [f"trainer.{argument}" for argument in inspect.signature(Trainer).parameters]
