@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import sys
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +43,7 @@ def import_class(class_path: str, root: Path) -> type:
         raise SettingsError(f"class path: expected `package.module.Class`, got `{class_path}`")
     _put_first(root)
     _forget_other_projects(module_name, root)
+    _prefer_folder(module_name.partition(".")[0], root)
     module = _import(module_name, class_path, root)
     found = getattr(module, name, None)
     if isinstance(found, type):
@@ -71,6 +73,19 @@ def _forget_other_projects(module_name: str, root: Path) -> None:
         places = [module.__file__] if getattr(module, "__file__", None) else getattr(module, "__path__", [])
         if not any(Path(p).resolve().is_relative_to(root.resolve()) for p in map(str, places)):
             del sys.modules[name]
+
+
+def _prefer_folder(top: str, root: Path) -> None:
+    """Make the project's own folder the package of that name.
+
+    A folder without an `__init__.py` would lose to any package of its name further down the import path.
+    """
+    folder = root / top
+    if top in sys.modules or not folder.is_dir() or (folder / "__init__.py").exists():
+        return
+    spec = ModuleSpec(top, None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    sys.modules[top] = module_from_spec(spec)
 
 
 def _import(module_name: str, class_path: str, root: Path) -> ModuleType:

@@ -253,7 +253,8 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
         texts.append(str(error))
     lines = [line.strip() for line in texts[-1].splitlines() if line.strip()]
-    places = re.findall(r'(?:File: |File ")([^\s"]+?)"?(?::|, line )(\d+)[^\n]*', "\n".join(texts))
+    places = re.findall(r'File: (.+?):(\d+) in|File "(.+?)", line (\d+)', "\n".join(texts))
+    places = [(new or old, line or other) for new, line, old, other in places]
     own = [f" at {path}:{line}" for path, line in places if "site-packages" not in path]
     sentence = f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}".rstrip(".")
     return sentence + (own[-1] if own else "")

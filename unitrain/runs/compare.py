@@ -8,14 +8,16 @@ from typing import Any
 from unitrain.errors import RunError
 from unitrain.runs.listing import RunSummary, read_summary
 
+NOT_SET = "(not set)"
+
 
 @dataclass(frozen=True)
 class Comparison:
     """What differs between two runs.
 
     Attributes:
-        settings: dotted key → (value in the first, value in the second); only where they differ, None
-            where one has no such key.
+        settings: dotted key → (value in the first, value in the second); only where they differ,
+            "(not set)" where one has no such key.
         metrics: name → (last value in the first, in the second), all of them.
     """
 
@@ -39,7 +41,7 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
         first=first,
         second=second,
         settings={
-            key: (ours.get(key), theirs.get(key))
+            key: (ours.get(key, NOT_SET), theirs.get(key, NOT_SET))
             for key in keys
             if key not in ours or key not in theirs or ours[key] != theirs[key]
         },

@@ -216,12 +216,13 @@ def check_experiment(name: str) -> str:
         UsageError: it is empty, too long, begins with a dot, or has one of / # % & + ? or a control character.
     """
     fits = (
-        0 < len(name.encode()) <= _LONGEST_NAME_BYTES
+        name.isprintable()
+        and 0 < len(name.encode()) <= _LONGEST_NAME_BYTES
         and name[0] != "."
-        and name.isprintable()
-        and "/" not in name
+        and name == name.strip()
+        and not _UNFIT_IN_EXPERIMENT & set(name)
     )
-    if not fits or name != name.strip():
+    if not fits:
         raise UsageError(
             f"experiment: expected a folder's name of at most {_LONGEST_NAME_BYTES} bytes without / # % & + ?, "
             f"a leading dot or blanks around it, got {name[:_LONGEST_NAME_BYTES]!r}; name it otherwise"

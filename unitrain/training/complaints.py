@@ -31,9 +31,9 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
         error: jsonargparse's, or one of ours that it has wrapped.
         known: all settings by their dotted names.
     """
-    for cause in _chain(error):
-        if isinstance(cause, UnitrainError):
-            return SettingsError(str(cause))
+    ours = own_error(error)
+    if ours is not None:
+        return SettingsError(str(ours))
     text = str(error) if isinstance(error, ArgumentError) else str(_chain(error)[-1])
     where = _where(text)
     unknown = _UNKNOWN.search(text)
@@ -55,10 +55,15 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
     return SettingsError(f"{where}: {sentence}"[:500] if where and where not in sentence else sentence[:500])
 
 
+def own_error(error: BaseException) -> UnitrainError | None:
+    """The error of ours that jsonargparse has wrapped, or stumbled over while it handled it."""
+    return next((cause for cause in _chain(error) if isinstance(cause, UnitrainError)), None)
+
+
 def _chain(error: BaseException) -> list[BaseException]:
     chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
     return chain
 
 

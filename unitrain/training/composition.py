@@ -111,6 +111,8 @@ def _checkpoint(run: RunFolder, name: str, monitor: str | None, mode: str) -> Mo
         monitor=monitor,
         mode=mode,
         save_top_k=1,
+        # The best is found in validation; where there is none, there is no best.
+        save_on_train_epoch_end=False if monitor else None,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )

@@ -24,9 +24,9 @@ from unitrain.errors import RunError, SettingsError, UnitrainError, UsageError
 from unitrain.project import project_root
 from unitrain.publish import Lineage
 from unitrain.repository import check_model_name
-from unitrain.runs import RunFolder
+from unitrain.runs import RunFolder, check_experiment
 from unitrain.training.checkpoint import DurableCheckpointIO
-from unitrain.training.complaints import explained
+from unitrain.training.complaints import explained, own_error
 from unitrain.training.composition import compose
 from unitrain.training.console import Console
 from unitrain.training.flags import absolute, slug
@@ -162,7 +162,7 @@ class Fit:
         return self._run
 
     def _parse(self) -> SettingsCLI:
-        check_classes(self.raw, self.root)
+        check_classes(self.raw, self.argv, self.root)
         config = str(self.path) if self.path else yaml.safe_dump(self.raw)
         try:
             with warnings.catch_warnings():
@@ -171,16 +171,21 @@ class Fit:
         except UnitrainError:
             self._discard()
             raise
-        except (ArgumentError, MisconfigurationException, TypeError, ValueError) as error:
+        except Exception as error:
             self._discard()
-            raise explained(error, known_settings()) from error
+            wrong = (ArgumentError, MisconfigurationException, TypeError, ValueError)
+            if isinstance(error, wrong) or own_error(error):
+                raise explained(error, known_settings()) from error
+            raise
 
     def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
-        experiment = cli.config.experiment or (
-            self.path.absolute().parent.name if self.path else "experiment"
-        )
+        default = self.path.absolute().parent.name if self.path else "experiment"
+        experiment = check_experiment(cli.config.experiment or default)
         publish = cli.section("publish")
-        model_name = check_model_name(publish.model or experiment) if publish else ""
+        try:
+            model_name = check_model_name(publish.model or experiment) if publish else ""
+        except UsageError as error:
+            raise SettingsError(f"publish.model: {error}") from error
         resolved = cli.resolved()
         try:
             run = RunFolder.create(self.root / cli.config.experiments_dir, experiment, slug(self.argv))
@@ -298,8 +303,16 @@ def _silence_lightning() -> None:
         r".*The `srun` command is available",
         r".*Checkpoint directory .* exists and is not empty",
         r".*isinstance\(treespec, LeafSpec\)",
+        r".*have no `val_dataloader`",
     ):
         warnings.filterwarnings("ignore", text)
+    # Lightning calls jsonargparse by names that the latter has since replaced.
+    warnings.filterwarnings(
+        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|jsonargparse)\b"
+    )
+    warnings.filterwarnings(
+        "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning
+    )
     if not sys.flags.dev_mode:
         for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -28,8 +28,14 @@ class RunRecord(Callback):
         self.metrics: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._run.update(status="running")
+        if not trainer.is_global_zero:
+            return
+        self._run.update(status="running")
+        if not sum(map(int, trainer.num_val_batches)):
+            self._console.say(
+                "no validation data: there is no best checkpoint and no early stopping, and an epoch counts as a "
+                "validation for publishing and embeddings"
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -119,8 +119,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     return raw
 
 
-def check_classes(raw: Mapping[str, Any], root: Path) -> None:
+def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> None:
     """Import the model's and the data module's class, for an error that names what is missing.
+
+    Args:
+        raw: the settings file's content.
+        argv: flags, which come before it.
+        root: the project root.
 
     Raises:
         SettingsError: a class path is wrong, or its module fails to import.
@@ -128,6 +133,9 @@ def check_classes(raw: Mapping[str, Any], root: Path) -> None:
     for section in ("model", "data"):
         value = raw.get(section)
         class_path = value.get("class_path") if isinstance(value, Mapping) else value
+        for name, flag in zip(argv[::2], argv[1::2], strict=False):
+            if name in (f"--{section}", f"--{section}.class_path"):
+                class_path = flag
         if isinstance(class_path, str):
             if "." not in class_path:
                 continue  # a class that is already imported: LightningCLI knows it by its name

@@ -1,0 +1,43 @@
+"""The table of commands, and the exit codes."""
+
+import pytest
+
+from unitrain import __version__
+from unitrain.cli import COMMANDS, main
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for each."""
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name}" in text for name in COMMANDS)
+
+
+def test_nothing_asked_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help is shown, and the exit code is 2."""
+    assert main([]) == 2
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the package's."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unitrain {__version__}\n"
+
+
+def test_mistyped_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, exit code 2."""
+    assert main(["tensorbord"]) == 2
+    assert capsys.readouterr().err == "error: there is no command `tensorbord`; did you mean `tensorboard`?\n"
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"fit"}))
+def test_mistyped_option_is_answered_in_one_sentence(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, no usage text, no traceback."""
+    assert main([command, *(["a_model"] if command == "predict" else []), "--jsn"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "--json" in error or "--jsn" in error
+    assert error.count("\n") == 1

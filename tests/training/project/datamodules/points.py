@@ -1,0 +1,52 @@
+"""Points on a curve, as dicts by our loader and as tuples by torch's."""
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from unitrain.loaders import ArrayLoader
+
+
+def _points(n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-5, 5, (n, 1)).astype(np.float32)
+    return x, (x**2 + rng.normal(size=x.shape)).astype(np.float32)
+
+
+class Points(LightningDataModule):
+    """Batches {x, target}."""
+
+    def __init__(self, n: int = 320, batch_size: int = 32) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        x, y = _points(n)
+        self.train = {"x": x[64:], "target": y[64:]}
+        self.val = {"x": x[:64], "target": y[:64]}
+        self.scale = 5.0
+
+    def train_dataloader(self):
+        return ArrayLoader(self.train, batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self):
+        return ArrayLoader(self.val, batch_size=64)
+
+
+class TuplePoints(LightningDataModule):
+    """Batches (x, target) from torch's own DataLoader."""
+
+    def setup(self, stage):
+        x, y = map(torch.from_numpy, _points(320))
+        self.train, self.val = TensorDataset(x[64:], y[64:]), TensorDataset(x[:64], y[:64])
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=32, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, batch_size=32)
+
+
+class NoValidation(Points):
+    """Training data only."""
+
+    val_dataloader = LightningDataModule.val_dataloader

@@ -1,0 +1,87 @@
+"""Models for the tests of training: small, quick, and wrong in known ways."""
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+from torchmetrics import MeanSquaredError, MetricCollection
+
+from unitrain import ServableModule
+
+
+class Curve(ServableModule):
+    """A small regression with everything that makes training hard to repeat: dropout and batch norm."""
+
+    def __init__(self, hidden: int = 16, scale: float = 1.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Linear(1, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 1)
+        )
+
+    def preprocess(self, inputs):
+        return {"x": inputs["x"] / self.hparams["scale"]}
+
+    def forward(self, x):
+        return {"y": self.net(x), "hidden": self.net[0](x)}
+
+    def postprocess(self, outputs):
+        return {"y": outputs["y"], "positive": outputs["y"][:, 0] > 0}
+
+    def loss(self, inputs, outputs, batch):
+        return {
+            "mse": nn.functional.mse_loss(outputs["y"], batch["target"]),
+            "size": 1e-4 * outputs["hidden"].square().mean(),
+        }
+
+    def metrics(self):
+        return MetricCollection({"MSE": MeanSquaredError()})
+
+    def labels(self, batch):
+        return {"side": ["left" if x < 0 else "right" for x in batch["x"][:, 0].tolist()]}
+
+
+class Plain(LightningModule):
+    """A LightningModule that knows nothing of unitrain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def training_step(self, batch, batch_idx):
+        x, target = batch
+        return nn.functional.mse_loss(self(x), target)
+
+    def validation_step(self, batch, batch_idx):
+        x, target = batch
+        self.log("val_loss", nn.functional.mse_loss(self(x), target))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class DependsOnData(Curve):
+    """Its forward branches on a value, which no graph can hold."""
+
+    def forward(self, x):
+        y = self.net(x) if x.sum() > 0 else -self.net(x)
+        return {"y": y, "hidden": y}
+
+
+class Explodes(Curve):
+    """Its weights turn to NaN after the second epoch, while its loss stays finite."""
+
+    def on_train_epoch_end(self):
+        if self.current_epoch == 1:
+            with torch.no_grad():
+                self.net[0].bias.fill_(float("nan"))
+
+
+class Raises(Curve):
+    """Its own code fails in the second epoch."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            raise RuntimeError("the person's own fault")
