@@ -6,6 +6,8 @@ A section that is absent has these defaults and is on; one set to null is off.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PROJECTOR_MAX_POINTS = 100_000
+
 
 def _at_least(section: object, minimum: float, *names: str) -> None:
     for name in names:
@@ -71,6 +73,11 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "every_n_validations", "max_points", "max_width", "keep")
+        if self.max_points > PROJECTOR_MAX_POINTS:
+            raise ValueError(
+                f"embeddings.max_points must be at most {PROJECTOR_MAX_POINTS}, which is what the Projector's page "
+                f"asks for, got {self.max_points}"
+            )
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_changed_signature_is_refused_with_both_side_by_side(settings: Path, pro
         unitrain.fit(settings, overrides, quiet=True)
     assert "positive: BOOL[]" in str(caught.value)
     assert "output: FP32[1]" in str(caught.value)
-    assert "--publish.model" in str(caught.value)
+    assert "publish.model" in str(caught.value)
     assert len(list((project / "experiments/points").iterdir())) == 1
 
 

@@ -184,6 +184,12 @@ def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signatu
         raise HookError(
             f"{type(served.module).__name__}: forward returns no tensor; there is nothing to serve"
         )
+    for name in served.names:
+        if name in first:
+            raise HookError(
+                f"{type(served.module).__name__}: {name} is the name of an input and of an output, which a graph "
+                "can't hold; give the output another one in forward or postprocess"
+            )
     batched = all(t.dim() > 0 and t.shape[0] == 2 and second[n].shape[0] == 3 for n, t in first.items())  # noqa: PLR2004
     inputs = tuple(_spec(name, tensor, batched, _dynamic_axes(served, name)) for name, tensor in two.items())
     free = any(len(_dynamic_axes(served, name)) > 1 for name in served.names)

@@ -77,12 +77,14 @@ def compare(expected: Arrays, got: Arrays, tolerance: Tolerance) -> Difference:
             )
             continue
         a, b = np.asarray(want, np.float64), np.asarray(have, np.float64)
-        off = np.abs(a - b)
-        off[(np.isnan(a) & np.isnan(b)) | (a == b)] = 0
-        relative = off / np.maximum(np.abs(a), 1e-12)
+        same = (np.isnan(a) & np.isnan(b)) | (a == b)
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            off = np.where(same, 0.0, np.abs(a - b))
+        size = np.where(np.isfinite(a), np.abs(a), 0.0)
+        relative = off / np.maximum(size, 1e-12)
         by_output[name] = {"max_abs": float(off.max(initial=0)), "max_rel": float(relative.max(initial=0))}
         exact = want.dtype.kind in "biu"
-        allowed = 0 if exact else tolerance.absolute + tolerance.relative * np.abs(a)
+        allowed = 0 if exact else tolerance.absolute + tolerance.relative * size
         wrong = ~(off <= allowed)
         # An argmax or a rounding of nearly equal values may fall either way now and then.
         if wrong.mean() > (INTEGER_SHARE if exact else 0) and failure is None:

@@ -17,7 +17,7 @@ from unitrain.export.graph import Template, build_template
 from unitrain.export.parity import Tolerance, run_onnx
 from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.publish import gates
-from unitrain.repository import Repository, check_model_name, model_config
+from unitrain.repository import Repository, check_model_name, check_signature, model_config
 from unitrain.settings import Publish
 
 PARITY_ROWS = 16
@@ -85,17 +85,16 @@ class Publisher:
         check_model_name(model)
         try:
             repository.check_writable()
-            there = repository.signature(model)
         except RepositoryError as error:
             raise SettingsError(f"publish.repository: {error}") from error
         tolerance = Tolerance(settings.absolute_tolerance, settings.relative_tolerance)
         rows = {name: tensor[:PARITY_ROWS] for name, tensor in sample.items()}
         template = build_template(module, rows, opset=settings.opset, tolerance=tolerance)
-        if there is not None and there != template.signature:
-            raise SettingsError(
-                f"publish.model: {repository.root / model} serves {there}, but this model is {template.signature}; "
-                "publish under another name (--publish.model), or remove that folder"
-            )
+        try:
+            if repository.config_path(model).is_file():
+                check_signature(repository.config_path(model), template.signature)
+        except RepositoryError as error:
+            raise SettingsError(f"publish.model: {error}") from error
         versions = {
             name: installed(name)
             for name in ("torch", "onnx", "onnxruntime", "pytorch-lightning", "unitrain")

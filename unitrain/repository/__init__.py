@@ -1,5 +1,6 @@
 """The model repository: what Triton serves, one numbered folder a version, written whole or not at all."""
 
+from unitrain.repository.commit import check_signature
 from unitrain.repository.layout import check_model_name
 from unitrain.repository.model_config import (
     ModelConfig,
@@ -14,6 +15,7 @@ __all__ = [
     "ModelConfig",
     "Repository",
     "check_model_name",
+    "check_signature",
     "model_config",
     "read_config",
     "signature_of",

@@ -56,7 +56,7 @@ def is_model(entry: os.DirEntry[str]) -> bool:
         len(entry.name) <= _LONGEST_NAME
         and bool(_MODEL.fullmatch(entry.name))
         and entry.is_dir(follow_symlinks=False)
-        and Path(entry.path, CONFIG_NAME).is_file()
+        and _has_file(entry, CONFIG_NAME)
     )
 
 
@@ -64,7 +64,7 @@ def version_number(entry: os.DirEntry[str]) -> int | None:
     """The version that this folder is, or None: `007`, `5x`, a file, a link or an empty folder are none."""
     if not _VERSION.fullmatch(entry.name) or int(entry.name) > LARGEST_VERSION:
         return None
-    if not entry.is_dir(follow_symlinks=False) or not Path(entry.path, MODEL_NAME).is_file():
+    if not entry.is_dir(follow_symlinks=False) or not _has_file(entry, MODEL_NAME):
         return None
     return int(entry.name)
 
@@ -78,3 +78,10 @@ def claimed_number(name: str) -> int:
     digits = _VERSION.match(name)
     number = int(digits[0]) if digits else 0
     return number if number <= LARGEST_VERSION else 0
+
+
+def _has_file(entry: os.DirEntry[str], name: str) -> bool:
+    try:
+        return Path(entry.path, name).is_file()
+    except PermissionError:  # another person's folder
+        return False

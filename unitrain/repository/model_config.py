@@ -90,6 +90,21 @@ def signature_of(config: ModelConfig) -> Signature:
     )
 
 
+def config_differences(there: ModelConfig, wanted: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ, as (in the first, in the second); None where one does not have it."""
+    from google.protobuf import json_format
+
+    first, second = (
+        json_format.MessageToDict(config, preserving_proto_field_name=True) for config in (there, wanted)
+    )
+    fields = sorted(first.keys() | second.keys())
+    return {
+        field: (first.get(field), second.get(field))
+        for field in fields
+        if first.get(field) != second.get(field)
+    }
+
+
 def _tensor_fields(spec: TensorSpec) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": spec.name, "data_type": DTYPES[spec.dtype].config}
     if spec.dims:

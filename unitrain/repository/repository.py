@@ -7,11 +7,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import layout
 from unitrain.repository.commit import commit_version
-from unitrain.repository.model_config import ModelConfig, read_config, signature_of
+from unitrain.repository.model_config import ModelConfig, config_differences, read_config, signature_of
 from unitrain.repository.staging import Staging
 from unitrain.tensors import Signature
 
@@ -102,6 +103,15 @@ class Repository:
         path = self.config_path(model)
         return signature_of(read_config(path)) if path.is_file() else None
 
+    def config_differences(self, model: str, config: ModelConfig) -> dict[str, tuple[Any, Any]]:
+        """In what the config.pbtxt that is there, and is kept, differs from `config`: (there, in `config`) by field.
+
+        Raises:
+            RepositoryError: config.pbtxt is there but can't be read.
+        """
+        path = self.config_path(model)
+        return config_differences(read_config(path), config) if path.is_file() else {}
+
     def publish(self, model: str, config: ModelConfig, fill: Callable[[Path, int], None]) -> int:
         """The number of a new version, which from one moment to the next is there, whole and on the disk.
 
@@ -132,10 +142,13 @@ class Repository:
         Raises:
             RepositoryError: the disk refused.
         """
+        kept = max(keep, num_versions + 2)
+        if len(self.versions(model)) <= kept:
+            return []
         staging = Staging(self.staging_dir, model)
         removed: list[int] = []
         with self._explained(f"could not be pruned of old versions of {model}"), staging.exclusive():
-            for number in self.versions(model)[: -max(keep, num_versions + 2)]:
+            for number in self.versions(model)[:-kept]:
                 version_dir = self.version_dir(model, number)
                 if time.time() - version_dir.stat().st_mtime < YOUNGEST_PRUNED_S:
                     continue
@@ -152,7 +165,8 @@ class Repository:
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            path = f" ({error.filename})" if error.filename else ""
+            where = error.filename2 or error.filename  # a rename's target
+            path = f" ({where})" if where else ""
             way_out = {
                 errno.EXDEV: f"; {self.staging_dir} lies on another filesystem: let the repository be a folder "
                 "of a disk rather than its mount point",

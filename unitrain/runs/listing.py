@@ -1,5 +1,6 @@
 """The runs below a folder of experiments."""
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -67,9 +68,14 @@ def list_runs(experiments_dir: Path, experiment: str | None = None) -> list[RunS
     Raises:
         RunError: the folder is there but can't be read.
     """
-    found = []
-    for parent in [experiments_dir / experiment] if experiment is not None else _folders(experiments_dir):
-        found += [read_summary(path) for path in _folders(parent) if (path / FILE_NAME).is_file()]
+    if experiment is not None:
+        run_dirs = _folders(experiments_dir / experiment)
+    else:
+        run_dirs = []
+        for parent in _folders(experiments_dir):
+            with contextlib.suppress(RunError):  # another person's folder does not hide the rest
+                run_dirs += _folders(parent)
+    found = [read_summary(path) for path in run_dirs if _has_record(path)]
     return sorted(found, key=_age)
 
 
@@ -108,7 +114,7 @@ def find_run(text: str, experiments_dir: Path) -> Path:
         RunError: there is none, or several.
     """
     for path in (Path(text), experiments_dir / text):
-        if (path / FILE_NAME).is_file():
+        if _has_record(path):
             return Path(os.path.abspath(path))  # noqa: PTH100 - keeps links
     runs = list_runs(experiments_dir)
     if text == "last" and runs:
@@ -133,6 +139,13 @@ def _folders(directory: Path) -> list[Path]:
         raise RunError(
             f"{directory} can't be read: {error.strerror}; expected a folder of experiments"
         ) from error
+
+
+def _has_record(run_dir: Path) -> bool:
+    try:
+        return (run_dir / FILE_NAME).is_file()
+    except OSError:  # another person's folder, or a name that no folder can have
+        return False
 
 
 def _is_owned(run_dir: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unitrain.errors import UnitrainError
 from unitrain.module import ServableModule, batch_inputs, batch_targets, flatten_outputs
-from unitrain.projector import write_snapshot
+from unitrain.projector import prune_snapshots, write_snapshot
 from unitrain.settings import Embeddings
 from unitrain.training.batches import validation_batches
 from unitrain.training.console import Console
@@ -36,7 +36,7 @@ class EmbeddingSnapshots(EveryNValidations):
         self._ema = ema
         self._console = console
         self._writer: ThreadPoolExecutor | None = None
-        self._pending: Future[Path] | None = None
+        self._pending: Future[None] | None = None
         self._told: set[str] = set()
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,9 +49,7 @@ class EmbeddingSnapshots(EveryNValidations):
         if tensors:
             self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="unitrain-embeddings")
             step = trainer.global_step
-            self._pending = self._writer.submit(
-                write_snapshot, self._run_dir, f"step_{step}", tensors, labels, step=step
-            )
+            self._pending = self._writer.submit(self._write, tensors, labels, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -65,6 +63,10 @@ class EmbeddingSnapshots(EveryNValidations):
         if self._writer is not None:
             self._writer.shutdown()
             self._writer = None
+
+    def _write(self, tensors: dict[str, np.ndarray], labels: dict[str, list[Any]], step: int) -> None:
+        write_snapshot(self._run_dir, "validation", tensors, labels, step=step)
+        prune_snapshots(self._run_dir, self.settings.keep)
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None

@@ -1,0 +1,121 @@
+"""Each gate refuses what it is there for, by its own name."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+
+from unitrain.errors import PublishRefused
+from unitrain.export.graph import Template, build_template
+from unitrain.export.parity import Tolerance
+from unitrain.export.weights import perturbed, weights_of
+from unitrain.manifest import Manifest, Metric
+from unitrain.publish import gates
+from unitrain.tensors import Signature, TensorSpec
+
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"y": self.layer(x)}
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    """A small exported model."""
+    return build_template(Net(), {"x": torch.randn(6, 3)}, opset=20, tolerance=Tolerance())
+
+
+def refusal(gate: str, call, *arguments, **options) -> str:
+    """The reason for which a gate refuses."""
+    with pytest.raises(PublishRefused) as caught:
+        call(*arguments, **options)
+    assert caught.value.gate == gate
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weight_that_is_no_number_is_refused(template: Template, value: float) -> None:
+    """The weight is named."""
+    weights = weights_of(template.served.module)
+    gates.finite_weights(weights)
+    weights["layer.bias"][1] = value
+    assert "layer.bias" in refusal("finite_weights", gates.finite_weights, weights)
+
+
+def test_graph_that_the_checker_refuses_is_refused(template: Template) -> None:
+    """A node that reads what nobody writes."""
+    gates.valid_onnx(template.model)
+    broken = onnx.ModelProto()
+    broken.CopyFrom(template.model)
+    broken.graph.node[0].input[0] = "nowhere"
+    assert "onnx.checker" in refusal("valid_onnx", gates.valid_onnx, broken)
+
+
+def test_graph_with_other_weights_than_torch_is_refused(template: Template) -> None:
+    """The output and the place are named; with the right weights the figures are small."""
+    weights = perturbed(weights_of(template.served.module), seed=5)
+    right = template.with_weights(weights).SerializeToString()
+    options = {"batch_sizes": (1, 2, 9), "tolerance": Tolerance()}
+    figures = gates.parity(template.served, right, template.sample, **options)
+    assert figures["y"]["max_abs"] < 1e-5
+    wrong = template.model.SerializeToString()
+    assert "y[0" in refusal("parity", gates.parity, template.served, wrong, template.sample, **options)
+
+
+def test_graph_that_onnxruntime_cannot_load_is_refused(template: Template) -> None:
+    """Truncated bytes."""
+    data = template.model.SerializeToString()[:100]
+    options = {"batch_sizes": (1,), "tolerance": Tolerance()}
+    assert "with 1 rows" in refusal("parity", gates.parity, template.served, data, template.sample, **options)
+
+
+def test_graph_of_another_signature_is_refused(template: Template) -> None:
+    """Both sides are shown."""
+    gates.expected_signature(template.model, template.signature)
+    other = Signature(template.signature.inputs, (TensorSpec("y", "FP32", (3,)),), batched=True)
+    reason = refusal("signature", gates.expected_signature, template.model, other)
+    assert "y: FP32[2]" in reason
+    assert "y: FP32[3]" in reason
+
+
+def manifest(value: float, *, name: str = "val_loss", fingerprint: str = "same") -> Manifest:
+    """The newest version's record."""
+    signature = Signature((), (), batched=True)
+    metric = Metric(name, value, "min")
+    return Manifest("m", 3, "now", "r", "/r", 1, 1, "ema", signature, "0", metric, fingerprint)
+
+
+def test_worse_metric_on_the_same_data_is_refused() -> None:
+    """Both values and the version are named; equal and better ones pass, in either mode."""
+    newest = manifest(1.0)
+    gates.improvement(Metric("val_loss", 1.0, "min"), "same", newest)
+    gates.improvement(Metric("val_loss", 0.5, "min"), "same", newest)
+    gates.improvement(Metric("val_loss", 2.0, "max"), "same", newest)
+    reason = refusal("improvement", gates.improvement, Metric("val_loss", 1.5, "min"), "same", newest)
+    assert "worse than version 3's 1" in reason
+    refusal("improvement", gates.improvement, Metric("val_loss", float("nan"), "min"), "same", newest)
+
+
+def test_metrics_that_cannot_be_compared_do_not_refuse() -> None:
+    """Another metric, other data, no version before."""
+    worse = Metric("val_loss", 9.0, "min")
+    gates.improvement(worse, "same", manifest(1.0, name="val_acc"))
+    gates.improvement(worse, "other", manifest(1.0))
+    gates.improvement(worse, "same", None)
+
+
+def test_integer_outputs_may_differ_in_a_thousandth(template: Template) -> None:
+    """An argmax of nearly equal values may fall either way; a real difference may not."""
+    from unitrain.export.parity import compare
+
+    want = np.zeros(10_000, np.int64)
+    few, many = want.copy(), want.copy()
+    few[:5], many[:50] = 1, 1
+    assert compare({"y": want}, {"y": few}, Tolerance()).failure is None
+    assert compare({"y": want}, {"y": many}, Tolerance()).failure is not None

@@ -1,0 +1,20 @@
+"""A signature, its configuration, and the smallest version, for the tests beside this."""
+
+from pathlib import Path
+
+from unitrain.repository import ModelConfig, model_config
+from unitrain.tensors import Signature, TensorSpec
+
+SIGNATURE = Signature(
+    inputs=(TensorSpec("x", "FP32", (6, -1)), TensorSpec("mask", "BOOL", (6,))),
+    outputs=(TensorSpec("code", "FP32", (24,)), TensorSpec("label", "INT64", ())),
+    batched=True,
+)
+
+
+def config_of(signature: Signature = SIGNATURE, name: str = "codes") -> ModelConfig:
+    return model_config(name, signature, max_batch_size=64, num_versions=2, max_queue_delay_microseconds=100)
+
+
+def fill(version_dir: Path, number: int) -> None:
+    (version_dir / "model.onnx").write_bytes(b"graph of %d" % number)

@@ -1,0 +1,196 @@
+"""`models`: the versions in a model repository and what each came from."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.errors import RepositoryError, UsageError
+
+_COLUMNS = ("model", "version", "when", "run", "step", "metric", "parity", "size")
+_RIGHT = ("version", "step", "parity", "size")
+
+
+@dataclass(frozen=True)
+class _Version:
+    model: str
+    version: int
+    path: Path
+    published_at: datetime
+    size_bytes: int
+    manifest: Any  # unitrain.manifest.Manifest | None
+    unreadable: str | None
+
+    @property
+    def parity(self) -> float | None:
+        """The largest absolute difference of onnxruntime from torch, over all outputs."""
+        errors = (self.manifest.parity if self.manifest else {}).values()
+        found = [value for output in errors for key, value in output.items() if key == "max_abs"]
+        return max(found, default=None)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "models",
+        "List the versions in a model repository, or show what one came from.",
+        usage="python -m unitrain models [[show] NAME [VERSION]] [options]",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[show] NAME [VERSION]",
+        help="show a version's manifest, the newest's without VERSION; nothing: list all",
+        default=[],
+    )
+    parser.add_argument(
+        "--model-repository", type=Path, default=Path("triton_repo"), metavar="DIR", help="its folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    from unitrain.repository import Repository
+
+    options = parse(_parser(), argv)
+    repository = Repository(options.model_repository)
+    words = options.words[1:] if options.words[:1] == ["show"] else options.words
+    if not words:
+        if options.words:
+            raise UsageError("models show: expected a model's name, got nothing; `models` lists them")
+        return _list(repository, as_json=options.json)
+    if len(words) > 2:  # noqa: PLR2004 - a name and a version
+        raise UsageError(f"models: expected a name and a version, got {' '.join(words)}")
+    return _show(repository, words[0], words[1] if words[1:] else None, as_json=options.json)
+
+
+def _list(repository: Any, *, as_json: bool) -> int:
+    from unitrain.commands.tables import print_json, print_table
+
+    found = [_read(repository, model, n) for model in repository.models() for n in repository.versions(model)]
+    versions = [version for version in found if version]
+    if as_json:
+        print_json([_as_json(version) for version in versions])
+        return 0
+    if versions:
+        print_table(_COLUMNS, [_row(version) for version in versions], right=_RIGHT)
+    else:
+        print(f"there is no version of any model in {repository.root}; `fit` publishes them")
+    for version in versions:
+        if version.unreadable:
+            print(f"note: {version.unreadable}", file=sys.stderr)
+    for model in (None, *repository.models()):
+        others = repository.foreign(model)
+        if others:
+            where = repository.root / model if model else repository.root
+            print(
+                f"note: left alone in {where}, as no versions or models: {', '.join(others)}", file=sys.stderr
+            )
+    return 0
+
+
+def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> int:
+    from unitrain.commands.tables import flat_fields, print_fields, print_json, text_of_bytes, text_of_time
+
+    version = _read(repository, model, _chosen(repository, model, number))
+    if version is None:
+        raise RepositoryError(
+            f"{model}: version {number} has just been removed; `models` lists those there are"
+        )
+    if version.unreadable:
+        raise RepositoryError(version.unreadable)
+    if as_json:
+        print_json(_as_json(version))
+        return 0
+    fields: list[tuple[str, Any]] = [
+        ("model", version.model),
+        ("version", version.version),
+        ("path", version.path),
+        ("size", text_of_bytes(version.size_bytes)),
+        ("published", text_of_time(version.published_at)),
+    ]
+    if version.manifest is None:
+        print_fields(fields)
+        print("it has no manifest: what it came from is not known")
+        return 0
+    told = version.manifest.to_json() | {"signature": str(version.manifest.signature)}
+    hidden = ("format", "model", "version")
+    print_fields(fields + flat_fields({key: value for key, value in told.items() if key not in hidden}))
+    return 0
+
+
+def _chosen(repository: Any, model: str, number: str | None) -> int:
+    numbers: list[int] = repository.versions(model)
+    if not numbers:
+        near = difflib.get_close_matches(model, repository.models(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "`models` lists those there are"
+        raise RepositoryError(f"there is no model {model} with a version in {repository.root}; {hint}")
+    if number is None:
+        return numbers[-1]
+    if number not in map(str, numbers):
+        raise RepositoryError(
+            f"{model} has no version {number} in {repository.root}; it has {', '.join(map(str, numbers))}"
+        )
+    return int(number)
+
+
+def _read(repository: Any, model: str, number: int) -> _Version | None:
+    """The version, or None where it was pruned in the meantime."""
+    from unitrain.manifest import read_manifest
+
+    path: Path = repository.version_dir(model, number)
+    manifest, unreadable = None, None
+    try:
+        manifest = read_manifest(path)
+    except RepositoryError as error:
+        unreadable = str(error)
+    try:
+        size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        published_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
+    if manifest is not None:
+        published_at = _time(manifest.published_at) or published_at
+    return _Version(model, number, path, published_at, size_bytes, manifest, unreadable)
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _row(version: _Version) -> list[str]:
+    from unitrain.commands.tables import NOTHING, text_of, text_of_bytes, text_of_time
+
+    manifest = version.manifest
+    metric = manifest.metric if manifest else None
+    return [
+        version.model,
+        str(version.version),
+        text_of_time(version.published_at),
+        manifest.run if manifest else NOTHING,
+        text_of(manifest.step if manifest else None),
+        f"{metric.name} {text_of(metric.value)}" if metric else NOTHING,
+        NOTHING if version.parity is None else f"{version.parity:.1e}",
+        text_of_bytes(version.size_bytes),
+    ]
+
+
+def _as_json(version: _Version) -> dict[str, Any]:
+    return {
+        "model": version.model,
+        "version": version.version,
+        "path": str(version.path),
+        "published_at": version.published_at.isoformat(),
+        "size_bytes": version.size_bytes,
+        "parity": version.parity,
+        "manifest": version.manifest.to_json() if version.manifest else None,
+    }
