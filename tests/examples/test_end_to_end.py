@@ -1,0 +1,113 @@
+"""The examples' whole way: settings, training, a real Triton, and the example's own client."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from triton_server import TritonServer
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVE = ROOT / "examples" / "curve_fitting" / "settings.yaml"
+
+
+def unitrain(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "unitrain", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of all running processes, but this one, that hold `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if text in words and int(path.parent.name) != os.getpid():
+            found.append(words)
+    return found
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the examples in a project of its own, with nothing trained."""
+    root = tmp_path / "project"
+    for name in ("models", "datamodules", "examples"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.mark.slow
+def test_served_curve_follows_the_true_one(triton: TritonServer, tmp_path: Path) -> None:
+    """Fit, serve and predict by the shipped settings: an RMSE of 0.25 at most, and a plot."""
+    fit = unitrain(
+        "fit", "--config", str(CURVE), "--experiments_dir", str(tmp_path / "experiments"),
+        "--publish.repository", str(triton.repository), "--publish.every_n_validations", "1000",
+    )  # fmt: skip
+    assert fit.returncode == 0, fit.stdout + fit.stderr
+    triton.wait_for("curve_fitting", 1)
+    predict = unitrain(
+        "predict", "curve_fitting", "--url", triton.url, "--config", str(CURVE),
+        "--io.plot", str(tmp_path / "served.png"), "--json",
+    )  # fmt: skip
+    assert predict.returncode == 0, predict.stdout + predict.stderr
+    rmse = float(predict.stdout.split("RMSE to the true curve ")[1].split()[0])
+    assert rmse <= 0.25
+    assert (tmp_path / "served.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_demo_fails_with_the_missed_target_and_leaves_nothing_running(project: Path) -> None:
+    """Two epochs are too few: exit 1, the figure that was missed is named, the table is printed all the same."""
+    path = project / "examples" / "signals_clustering" / "settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["trainer"]["max_epochs"] = 2
+    settings["data"]["init_args"]["repeats"] = 2
+    settings["publish"]["every_n_validations"] = 1
+    path.write_text(yaml.safe_dump(settings))
+    demo = subprocess.run(
+        [sys.executable, "-m", "examples.signals_clustering.demo"],
+        cwd=project, capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert demo.returncode == 1, demo.stdout + demo.stderr
+    assert "target missed: explained variance" in demo.stderr
+    assert "held-out 1-NN accuracy" in demo.stdout
+    assert not processes_naming(str(project))
+    (run_dir,) = (project / "experiments" / "signals_clustering").iterdir()
+    assert (run_dir / "signals.png").is_file()
+    assert json.loads((run_dir / "run.json").read_text())["published"]
+
+
+@pytest.mark.slow
+def test_demo_ended_by_a_signal_ends_its_children(project: Path) -> None:
+    """SIGTERM in the middle of the training: exit 143, and neither training nor server goes on."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "examples.signals_clustering.demo"],
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and demo.poll() is None:
+            if "exported" in (demo.stdout.readline() if demo.stdout else ""):
+                break
+        assert processes_naming(str(project)), "training and server run"
+        demo.send_signal(signal.SIGTERM)
+        demo.communicate(timeout=90)
+    finally:
+        if demo.poll() is None:
+            demo.kill()
+    assert demo.returncode == 143
+    assert not processes_naming(str(project))

@@ -1,0 +1,98 @@
+"""Small ONNX models, and their publication, for tests of the server and of the client."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from unitrain.repository import Repository, model_config
+from unitrain.tensors import DTYPES, Signature, TensorSpec
+
+OPSET, IR_VERSION = 20, 10
+Fill = Callable[[Path], None]
+
+
+def linear_signature(n: int | None = 3, dtype: str = "FP32") -> Signature:
+    """The signature of `linear_model`: `x` and `y`, [batch, n], or [batch] for n = None."""
+    dims = () if n is None else (n,)
+    return Signature((TensorSpec("x", dtype, dims),), (TensorSpec("y", dtype, dims),), batched=True)
+
+
+def linear_model(path: Path, scale: float = 2.0, n: int | None = 3, dtype: str = "FP32") -> Path:
+    """An ONNX file that answers y = scale * x for x of shape [batch, n]."""
+    row = DTYPES[dtype]
+    kind = getattr(TensorProto, row.onnx)
+    factor = onnx.numpy_helper.from_array(np.asarray(scale, dtype=row.numpy), "scale")
+    dims = ["batch"] if n is None else ["batch", n]
+    return save_graph(
+        path,
+        [helper.make_node("Mul", ["x", "scale"], ["y"])],
+        {"x": (kind, dims)},
+        {"y": (kind, dims)},
+        [factor],
+    )
+
+
+def save_graph(
+    path: Path,
+    nodes: list[Any],
+    inputs: Mapping[str, tuple[int, list[Any]]],
+    outputs: Mapping[str, tuple[int, list[Any]]],
+    initializers: list[Any] | None = None,
+) -> Path:
+    """An ONNX file of these nodes; inputs and outputs are (element type, dims) by name."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, *info) for name, info in inputs.items()],
+        [helper.make_tensor_value_info(name, *info) for name, info in outputs.items()],
+        initializers or [],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def publish_model(
+    root: Path,
+    name: str = "linear",
+    *,
+    scale: float = 2.0,
+    n: int | None = 3,
+    dtype: str = "FP32",
+    signature: Signature | None = None,
+    fill: Fill | None = None,
+    max_batch_size: int = 64,
+    num_versions: int = 2,
+    max_queue_delay_microseconds: int = 100,
+) -> int:
+    """The number of a new version of `name` in the repository at `root`: `linear_model`, or what `fill` writes.
+
+    `fill` gets the path of model.onnx; what it takes and gives is said by `signature`.
+    """
+
+    def write(version_dir: Path, _number: int) -> None:
+        path = version_dir / "model.onnx"
+        if fill is None:
+            linear_model(path, scale, n, dtype)
+        else:
+            fill(path)
+
+    config = model_config(
+        name,
+        signature or linear_signature(n, dtype),
+        max_batch_size=max_batch_size,
+        num_versions=num_versions,
+        max_queue_delay_microseconds=max_queue_delay_microseconds,
+    )
+    return Repository(root).publish(name, config, write)
+
+
+def publish_broken(root: Path, name: str = "linear", text: bytes = b"this is no graph") -> int:
+    """The number of a new version of `name` that no runtime can open."""
+    return publish_model(root, name, fill=lambda path: path.write_bytes(text) and None)

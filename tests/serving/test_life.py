@@ -1,0 +1,200 @@
+"""Triton is kept alive while `serve` runs, and is gone when it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+from asking import Load, answers, ask, group_members, shared_memory_of, stubs
+from onnx_models import publish_model
+from triton_server import TritonServer
+
+from unitrain.serving import runtime
+from unitrain.serving.distribution import find_triton
+from unitrain.serving.process import LOOPBACK, choose_ports
+
+
+def _serve(*options: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "unitrain", "serve", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def test_a_killed_stub_is_noticed_and_its_model_served_again(triton: TritonServer) -> None:
+    """Triton still calls such a model ready: only a real inference shows it."""
+    publish_model(triton.repository)
+    triton.wait_for("linear", 1)
+    triton_pid = triton.triton_pid
+    (stub,) = stubs(triton_pid)
+    seen = len(triton.events)
+    os.kill(stub, signal.SIGKILL)
+    triton.wait_for_event("unhealthy", after=seen)
+    triton.wait_for_event("loaded", after=seen)
+    assert answers(triton.url, within_s=5)
+    assert triton.triton_pid == triton_pid, "reloading is enough, a restart is not needed"
+
+
+def test_a_killed_triton_is_started_again_and_serves_what_it_served(triton: TritonServer) -> None:
+    """The same address answers again, with the newest versions."""
+    publish_model(triton.repository, scale=2)
+    publish_model(triton.repository, scale=3)
+    triton.wait_for("linear", 2)
+    seen = len(triton.events)
+    os.kill(triton.triton_pid, signal.SIGKILL)
+    triton.wait_for_event("restarting", after=seen)
+    triton.wait_for_event("loaded", after=seen)
+    assert ask(triton.url, np.ones((1, 3)))[1] == 2
+
+
+def _pass(result: object, error: object) -> None:
+    """Take an answer and do nothing with it."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_streams_open_and_leaves_nothing(
+    triton_wheel: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Exit 0 within the grace and five seconds; no process, shared memory or record stays."""
+    triton = TritonServer(tmp_path / "repository", log=tmp_path / "log").start()
+    publish_model(triton.repository)
+    triton.wait_for("linear", 1)
+    record = runtime.find_server(triton.url)
+    assert record is not None
+    assert record.pid == triton.pid
+    assert shared_memory_of(triton.pid)
+    group = triton.triton_pid
+    with triton_grpc.InferenceServerClient(triton.url) as client:
+        client.start_stream(callback=_pass)
+        began = time.monotonic()
+        assert triton.stop(number) == 0
+        assert time.monotonic() - began < 5 + 5
+        client.stop_stream(cancel_requests=True)
+    assert triton.events[-1]["event"] == "stopped"
+    assert group_members(group) == []
+    assert shared_memory_of(triton.pid) == []
+    assert runtime.find_server(triton.url) is None
+    assert not list(runtime.runtime_dir().glob(f"*_{triton.url.rpartition(':')[2]}.json"))
+
+
+def test_triton_dies_with_a_killed_serve_and_the_next_one_sweeps_up(
+    triton: TritonServer, tmp_path: Path
+) -> None:
+    """Even kill -9 leaves no orphan; what it left lying is removed by the next start."""
+    publish_model(triton.repository)
+    triton.wait_for("linear", 1)
+    group = triton.triton_pid
+    os.kill(triton.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while group_members(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert group_members(group) == []
+    assert runtime.find_server(triton.url) is None
+    other = TritonServer(tmp_path / "other", log=tmp_path / "other.log").start()
+    other.stop()
+    assert shared_memory_of(triton.pid) == []
+
+
+def test_a_taken_port_is_told_in_one_sentence(triton_wheel: Path, tmp_path: Path) -> None:
+    """Before Triton is started at all."""
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = _serve("--model-repository", str(tmp_path / "repository"), "--grpc-port", port)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: --grpc-port {port} can't be used")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::"])  # noqa: S104 - refused
+def test_any_address_but_loopback_is_refused_with_the_way_out(host: str, tmp_path: Path) -> None:
+    """This Triton is too old for a network; NVIDIA's container is named."""
+    ended = _serve("--host", host, "--model-repository", str(tmp_path / "repository"))
+    assert ended.returncode == 1
+    assert "loopback" in ended.stderr
+    assert "nvcr.io/nvidia/tritonserver, 25.07 or newer" in ended.stderr
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--allow-http=true", "--metrics_address=0.0.0.0"])
+def test_flags_that_would_open_the_server_are_refused(flag: str, tmp_path: Path) -> None:
+    """What follows `--` can't undo what keeps it safe."""
+    ended = _serve("--model-repository", str(tmp_path), "--", flag)
+    assert ended.returncode == 2
+    assert flag.partition("=")[0] in ended.stderr
+
+
+def test_only_loopback_is_listened_on(triton: TritonServer) -> None:
+    """A socket bound to every address would answer at another one too; neither gRPC nor metrics does."""
+    for url in (triton.url, triton.metrics):
+        port = int(url.rpartition(":")[2])
+        socket.create_connection((LOOPBACK, port), timeout=5).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+def test_a_flag_that_triton_does_not_know_is_told_and_leaves_nothing(
+    triton_wheel: Path, tmp_path: Path
+) -> None:
+    """Triton's own words, its log named, exit 1."""
+    log = tmp_path / "triton.log"
+    ports = ("--grpc-port", "0", "--metrics-port", "0", "--log-file", str(log))
+    ended = _serve(*ports, "--model-repository", str(tmp_path / "repository"), "--", "--no-such-flag")
+    assert ended.returncode == 1
+    assert "no-such-flag" in ended.stderr
+    assert str(log) in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("way", ["plain", "--poll"])
+def test_the_same_repository_is_served_by_plain_polling(way: str, triton_wheel: Path, tmp_path: Path) -> None:
+    """No watcher is needed: Triton itself finds and swaps the versions."""
+    repository = tmp_path / "repository"
+    publish_model(repository, scale=2)
+    if way == "--poll":
+        server = TritonServer(repository, log=tmp_path / "log", options=("--poll",)).start()
+        url, stop = server.url, server.stop
+    else:
+        url, stop = _plain_triton(repository, tmp_path / "log")
+    try:
+        assert answers(url, within_s=20)
+        with Load(url) as load:
+            publish_model(repository, scale=3)
+            deadline = time.monotonic() + 15
+            while 2 not in load.answered and time.monotonic() < deadline:
+                time.sleep(0.1)
+        assert load.errors == []
+        assert set(load.answered) == {1, 2}
+    finally:
+        stop()
+
+
+def _plain_triton(repository: Path, log: Path) -> tuple[str, object]:
+    distribution = find_triton()
+    port, _ = choose_ports(0, 0)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                distribution.program,
+                f"--model-repository={repository}",
+                "--model-control-mode=poll",
+                "--repository-poll-secs=1",
+                f"--backend-directory={distribution.backends_dir}",
+                f"--grpc-address={LOOPBACK}",
+                f"--grpc-port={port}",
+                "--allow-http=false",
+                "--allow-metrics=false",
+            ],
+            env=distribution.environment,
+            stdout=file,
+            stderr=file,
+        )
+
+    def stop() -> None:
+        process.terminate()
+        process.wait(40)
+
+    return f"{LOOPBACK}:{port}", stop

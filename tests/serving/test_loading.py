@@ -1,0 +1,202 @@
+"""What appears in the repository is served, whatever else lies there."""
+
+import os
+import shutil
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+from asking import Load, ask
+from onnx_models import linear_model, linear_signature, publish_broken, publish_model, save_graph
+from triton_server import TritonServer
+from tritonclient.utils import InferenceServerException
+
+from unitrain.repository import Repository
+from unitrain.tensors import Signature, TensorSpec
+
+
+def test_a_published_version_is_served_within_seconds(triton: TritonServer) -> None:
+    """A rename into the repository is all that it takes."""
+    version = publish_model(triton.repository, scale=2)
+    began = time.monotonic()
+    triton.wait_for("linear", version)
+    assert time.monotonic() - began < 3
+    rows = np.arange(6).reshape(2, 3)
+    answer, answered_by = ask(triton.url, rows)
+    np.testing.assert_allclose(answer, 2 * rows)
+    assert answered_by == version
+
+
+def test_ten_swaps_under_requests_fail_none_and_each_answer_names_its_version(triton: TritonServer) -> None:
+    """Requests go on without a failure while versions come and go."""
+    publish_model(triton.repository, scale=2)
+    triton.wait_for("linear", 1)
+    with Load(triton.url) as load:
+        for version in range(2, 12):
+            assert publish_model(triton.repository, scale=version + 1) == version
+            triton.wait_for("linear", version)
+        time.sleep(0.2)
+    assert load.errors == []
+    assert {1, 11} <= set(load.answered)
+    assert len(load.answered) >= 9
+
+
+def test_a_broken_version_is_told_once_and_does_not_block_a_later_good_one(triton: TritonServer) -> None:
+    """Good, broken, good: the third is served, the second is named with Triton's words and left alone."""
+    publish_model(triton.repository, scale=2)
+    triton.wait_for("linear", 1)
+    broken = publish_broken(triton.repository)
+    failed = triton.wait_for_event("failed")
+    assert (failed["model"], failed["version"]) == ("linear", broken)
+    assert f"linear/{broken}/model.onnx" in failed["reason"]
+    assert "Protobuf" in failed["reason"]
+    assert ask(triton.url, np.ones((1, 3)))[1] == 1
+    publish_model(triton.repository, scale=4)
+    assert triton.wait_for("linear", 3)["versions"] == [1, 3]
+    time.sleep(1)
+    assert len([event for event in triton.events if event["event"] == "failed"]) == 1
+
+
+def test_a_broken_version_is_tried_again_when_its_files_change(triton: TritonServer) -> None:
+    """A repair in place is noticed."""
+    broken = publish_broken(triton.repository)
+    triton.wait_for_event("failed")
+    linear_model(Repository(triton.repository).version_dir("linear", broken) / "model.onnx", 5)
+    triton.wait_for("linear", broken)
+    assert ask(triton.url, np.ones((1, 3)))[0][0, 0] == 5
+
+
+def test_a_version_overwritten_by_an_older_file_is_loaded_anew(triton: TritonServer) -> None:
+    """Triton compares times; what was copied with an old one is served all the same."""
+    publish_model(triton.repository, scale=2)
+    triton.wait_for("linear", 1)
+    seen = len(triton.events)
+    other = linear_model(triton.repository.parent / "other.onnx", 7)
+    os.utime(other, (1_000_000_000, 1_000_000_000))
+    other.replace(triton.repository / "linear" / "1" / "model.onnx")
+    triton.wait_for_event("loaded", after=seen)
+    assert ask(triton.url, np.ones((1, 3)))[0][0, 0] == 7
+
+
+def test_a_version_overwritten_by_a_broken_file_serves_on_as_loaded(triton: TritonServer) -> None:
+    """What was loaded answers until something good comes, which the broken file does not block."""
+    publish_model(triton.repository, scale=2)
+    triton.wait_for("linear", 1)
+    (triton.repository / "linear" / "1" / "model.onnx").write_bytes(b"this is no graph")
+    assert triton.wait_for_event("failed")["version"] == 1
+    assert ask(triton.url, np.ones((1, 3)))[0][0, 0] == 2
+    publish_model(triton.repository, scale=3)
+    triton.wait_for("linear", 2)
+    assert ask(triton.url, np.ones((1, 3)))[0][0, 0] == 3
+
+
+def test_an_unreadable_configuration_changes_nothing_until_it_is_mended(triton: TritonServer) -> None:
+    """It is told once, and what is served serves on."""
+    publish_model(triton.repository)
+    triton.wait_for("linear", 1)
+    config = Repository(triton.repository).config_path("linear")
+    text = config.read_text()
+    config.write_text("max_batch_size: what\n")
+    assert "config.pbtxt can't be read" in triton.wait_for_event("failed")["reason"]
+    assert ask(triton.url, np.ones((1, 3)))[1] == 1
+    config.write_text(text)
+    publish_model(triton.repository, scale=3)
+    triton.wait_for("linear", 2)
+    assert len([event for event in triton.events if event["event"] == "failed"]) == 1
+
+
+def test_a_changed_configuration_is_loaded_and_a_vanished_model_unloaded(triton: TritonServer) -> None:
+    """config.pbtxt and the folder itself are watched too."""
+    publish_model(triton.repository)
+    triton.wait_for("linear", 1)
+    seen = len(triton.events)
+    config = Repository(triton.repository).config_path("linear")
+    config.write_text(config.read_text().replace("max_batch_size: 64", "max_batch_size: 2"))
+    triton.wait_for_event("loaded", after=seen)
+    with pytest.raises(InferenceServerException, match="batch-size must be <= 2"):
+        ask(triton.url, np.ones((3, 3)))
+    shutil.rmtree(triton.repository / "linear")
+    assert triton.wait_for_event("unloaded")["model"] == "linear"
+    with pytest.raises(InferenceServerException, match="unknown model"):
+        ask(triton.url, np.ones((1, 3)))
+
+
+def test_the_admin_protocols_are_locked(triton: TritonServer) -> None:
+    """Without the secret nobody loads a model or registers shared memory."""
+    publish_model(triton.repository)
+    triton.wait_for("linear", 1)
+    with triton_grpc.InferenceServerClient(triton.url) as client:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.unload_model("linear")
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.get_system_shared_memory_status()
+    assert ask(triton.url, np.ones((1, 3)))[1] == 1
+
+
+def test_numbers_of_every_kind_come_back_right(triton: TritonServer) -> None:
+    """Values, not only shapes, survive the way through the stub."""
+    kinds = ["FP16", "FP64", "INT32", "INT64", "UINT64"]
+    for dtype in kinds:
+        publish_model(triton.repository, f"linear_{dtype}", dtype=dtype)
+    for dtype in kinds:
+        triton.wait_for(f"linear_{dtype}", 1)
+        rows = np.arange(6).reshape(2, 3).astype(linear_signature(3, dtype).inputs[0].numpy)
+        with triton_grpc.InferenceServerClient(triton.url) as client:
+            tensor = triton_grpc.InferInput("x", [2, 3], dtype)
+            tensor.set_data_from_numpy(rows)
+            answer = client.infer(f"linear_{dtype}", [tensor]).as_numpy("y")
+        np.testing.assert_array_equal(answer, 2 * rows)
+        assert answer.dtype == rows.dtype
+
+
+def _collect(done: list[object], result: object, error: object) -> None:
+    done.append(error or result)
+
+
+def test_a_bad_request_fails_alone_in_its_batch(triton: TritonServer) -> None:
+    """Requests that Triton batches are run together, and one by one where that fails."""
+    from onnx import TensorProto, helper
+
+    def indexed(path: object) -> None:
+        table = helper.make_tensor("table", TensorProto.FLOAT, [3], [10.0, 20.0, 30.0])
+        node = helper.make_node("Gather", ["table", "index"], ["value"])
+        shape = ["batch", 1]
+        ends = {"index": (TensorProto.INT64, shape)}, {"value": (TensorProto.FLOAT, shape)}
+        save_graph(path, [node], *ends, [table])
+
+    signature = Signature(
+        (TensorSpec("index", "INT64", (1,)),), (TensorSpec("value", "FP32", (1,)),), batched=True
+    )
+    delay = 300_000  # long enough that all ten lie in one batch
+    publish_model(
+        triton.repository, "table", signature=signature, fill=indexed, max_queue_delay_microseconds=delay
+    )
+    triton.wait_for("table", 1)
+    with triton_grpc.InferenceServerClient(triton.url) as client:
+        calls = []
+        for index in [0, 1, 2, 99, 0, 1, 2, 0, 1, 2]:
+            tensor = triton_grpc.InferInput("index", [1, 1], "INT64")
+            tensor.set_data_from_numpy(np.array([[index]]))
+            done: list[object] = []
+            handle = client.async_infer("table", [tensor], callback=partial(_collect, done))
+            calls.append((index, done, handle))
+        deadline = time.monotonic() + 10
+        while not all(done for _, done, _ in calls) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        batches = client.get_inference_statistics("table").model_stats[0].batch_stats
+    for index, done, _ in calls:
+        if index == 99:
+            assert isinstance(done[0], InferenceServerException)
+            assert "out of" in str(done[0])
+        else:
+            assert done[0].as_numpy("value")[0, 0] == 10 * (index + 1)
+    assert max(row.batch_size for row in batches) > 1
+
+
+def test_a_graph_that_is_not_what_its_configuration_says_is_refused(triton: TritonServer) -> None:
+    """The reason names the file and both types."""
+    publish_model(triton.repository, signature=linear_signature(3, "FP64"))
+    reason = triton.wait_for_event("failed")["reason"]
+    assert "linear/1/model.onnx: the input x is TYPE_FP64 in config.pbtxt, TYPE_FP32 in the graph" in reason

@@ -1,0 +1,160 @@
+"""A gRPC connection to a Triton server, its failures told in our own words."""
+
+import contextlib
+import difflib
+import ipaddress
+from collections.abc import Iterator
+from typing import Any, Self
+
+from unitrain.client.model import ModelInfo, model_info
+from unitrain.client.wire import MAX_MESSAGE_BYTES
+from unitrain.errors import ClientError, RequestError, UsageError
+
+_ASK_TIMEOUT_S = 10.0
+"""For metadata, which a server answers in milliseconds."""
+
+
+class Connection:
+    """One channel to one server.
+
+    Attributes:
+        url: `host:port`.
+        stub: the generated client of Triton's gRPC service.
+    """
+
+    def __init__(self, url: str) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2_grpc
+
+        self.url = check_url(url)
+        options: list[tuple[str, int]] = [
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # A new connection must not inherit the back-off of one that has just failed.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if _is_local(self.url):
+            options.append(("grpc.enable_http_proxy", 0))
+        self._channel = grpc.insecure_channel(self.url, options=options)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every call on it."""
+        self._channel.close()
+
+    def model(self, name: str, version: int | None = None) -> ModelInfo:
+        """What the server says of a model.
+
+        Raises:
+            ClientError: no server, or it has no such model or version.
+        """
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        asked = "" if version is None else str(version)
+        try:
+            metadata = self.stub.ModelMetadata(
+                service_pb2.ModelMetadataRequest(name=name, version=asked), timeout=_ASK_TIMEOUT_S
+            )
+            config = self.stub.ModelConfig(
+                service_pb2.ModelConfigRequest(name=name, version=asked), timeout=_ASK_TIMEOUT_S
+            ).config
+        except grpc.RpcError as error:
+            raise self._unknown(name, version, error) from error
+        return model_info(metadata, config, version, self.url)
+
+    def served(self) -> dict[str, list[int]]:
+        """Every model that the server has ready, with its versions, ascending.
+
+        Triton's statistics name them; its repository index is locked where the server is hardened.
+
+        Raises:
+            ClientError: no server.
+        """
+        from tritonclient.grpc import service_pb2
+
+        with self.telling():
+            answer = self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=_ASK_TIMEOUT_S)
+        found: dict[str, list[int]] = {}
+        for model in answer.model_stats:
+            found.setdefault(model.name, []).append(int(model.version))
+        return {name: sorted(versions) for name, versions in sorted(found.items())}
+
+    def is_ready(self, model: ModelInfo, timeout_s: float) -> bool:
+        """Whether the server answers and says that the model is ready."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        version = "" if model.version is None else str(model.version)
+        request = service_pb2.ModelReadyRequest(name=model.name, version=version)
+        try:
+            return bool(self.stub.ModelReady(request, timeout=timeout_s).ready)
+        except grpc.RpcError:
+            return False
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Turn gRPC's errors inside the block into ours."""
+        import grpc
+
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise request_error(error, self.url) from error
+
+    def _unknown(self, name: str, version: int | None, error: Any) -> ClientError:
+        import grpc
+
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            return request_error(error, self.url)
+        models = self.served()
+        if name in models and version is not None:
+            return ClientError(
+                f"{self.url}: model {name} has no version {version} ready; it has {', '.join(map(str, models[name]))}"
+            )
+        if not models:
+            return ClientError(f"{self.url}: there is no model {name}; the server has none ready yet")
+        near = difflib.get_close_matches(name, models, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return ClientError(f"{self.url}: there is no model {name}; the server has {', '.join(models)}{hint}")
+
+
+def check_url(url: str) -> str:
+    """`url` as `host:port`, gRPC's scheme taken off.
+
+    Raises:
+        UsageError: it is none.
+    """
+    address = url.removeprefix("grpc://")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16 or "/" in address:
+        raise UsageError(f"url: expected `host:port` of Triton's gRPC endpoint, got `{url}`")
+    return address
+
+
+def request_error(error: Any, url: str) -> ClientError:
+    """Our error for a gRPC one."""
+    import grpc
+
+    code, details = error.code(), " ".join(str(error.details()).split())
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return ClientError(
+            f"{url}: no server answers ({details}); start one with `python -m unitrain serve` or name it with --url"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return RequestError(f"{url}: the server did not answer in time", kind="deadline")
+    return RequestError(f"{url}: {details} ({code.name})")
+
+
+def _is_local(url: str) -> bool:
+    host = url.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,206 @@
+"""What brings samples to a model and takes its answers; a person's own class may take its place."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unitrain.client.arrays import Array
+from unitrain.client.model import ModelInfo
+from unitrain.client.sinks import Sink, open_sink
+from unitrain.client.sources import Note, golden_arrays, open_samples, rows_of
+from unitrain.errors import ClientError, DataError, SettingsError
+
+
+class ClientIO:
+    """Samples in, answers out, for `predict --io CLASS`. Subclass it; numpy is all it needs.
+
+    Options are the further arguments of `__init__`: `--io.noise 0.2` fills `noise: float`.
+
+    Attributes:
+        model: what the server says of the model.
+
+    Example:
+        >>> class Doubles(ClientIO):
+        ...     def __init__(self, model, rows: int = 3):
+        ...         super().__init__(model)
+        ...         self.rows = rows
+        ...
+        ...     def inputs(self):
+        ...         for i in range(self.rows):
+        ...             yield {"x": np.full(3, i, np.float32)}
+        ...
+        ...     def decode(self, index, outputs, version):
+        ...         print(index, outputs["y"], version)
+    """
+
+    def __init__(self, model: ModelInfo) -> None:
+        self.model = model
+
+    def inputs(self) -> Iterator[Mapping[str, Any] | ClientError]:
+        """Samples by input name, one row each (no batch axis); endless is fine. Read by a thread of its own.
+
+        A `ClientError` in place of a sample becomes that sample's error.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `inputs`")
+
+    def decode(self, index: int, outputs: dict[str, Array], version: int) -> None:
+        """Take one sample's answer; called in the samples' order.
+
+        Args:
+            index: the sample's place, from 0.
+            outputs: by output name, one row (no batch axis).
+            version: that answered.
+        """
+
+    def failed(self, index: int, error: ClientError) -> None:
+        """Take one sample's error in place of its answer, in the samples' order."""
+
+    def finalize(self) -> None:
+        """Close and write what is left; called once, on errors and Ctrl-C too."""
+
+
+class FileIO(ClientIO):
+    """Files, standard input and output, or random samples: what `--input` and `--output` name."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        source: str,
+        target: str | None,
+        output_name: str | None,
+        count: int | None,
+        note: Note,
+    ) -> None:
+        super().__init__(model)
+        self._samples = open_samples(source, model, count, note)
+        self._sink: Sink | None = None if target is None else open_sink(target, model, output_name)
+
+    def inputs(self) -> Iterator[Mapping[str, Any] | ClientError]:
+        return self._samples
+
+    def decode(self, index: int, outputs: dict[str, Array], version: int) -> None:
+        if self._sink is not None:
+            self._sink.write(index, outputs, version)
+
+    def failed(self, index: int, error: ClientError) -> None:
+        if self._sink is not None:
+            self._sink.write_error(index, error)
+
+    def finalize(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+
+class GoldenIO(ClientIO):
+    """A version's golden samples, its answers compared with those that it was published with.
+
+    Attributes:
+        checked: samples compared.
+        largest: the largest difference met.
+        wrong: samples beyond the tolerance.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        repository: Path,
+        version: int,
+        sink: Sink | None = None,
+        *,
+        absolute_tolerance: float = 1e-4,
+        relative_tolerance: float = 1e-3,
+    ) -> None:
+        super().__init__(model)
+        inputs, self._expected = golden_arrays(model, repository, version)
+        self._where = f"golden samples of {model.name} version {version}"
+        self._samples = rows_of(inputs, model, self._where)
+        self._sink = sink
+        self._tolerances = absolute_tolerance, relative_tolerance
+        self.checked = self.wrong = 0
+        self.largest = 0.0
+
+    def inputs(self) -> Iterator[Mapping[str, Any] | ClientError]:
+        return self._samples
+
+    def decode(self, index: int, outputs: dict[str, Array], version: int) -> None:
+        self.checked += 1
+        good = True
+        for name, rows in self._expected.items():
+            expected = rows[index] if self.model.signature.batched else rows
+            good &= name in outputs and self._close(outputs[name], expected)
+        self.wrong += not good
+        if self._sink is not None:
+            self._sink.write(index, outputs, version)
+
+    def failed(self, index: int, error: ClientError) -> None:
+        if self._sink is not None:
+            self._sink.write_error(index, error)
+
+    def finalize(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+    def _close(self, got: Array, expected: Array) -> bool:
+        if got.shape != expected.shape:
+            return False
+        if expected.dtype.kind not in "fiu":
+            return bool(np.all(got.astype(expected.dtype) == expected))
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        if difference.size:
+            self.largest = max(self.largest, float(np.nanmax(difference, initial=0.0)))
+        absolute, relative = self._tolerances
+        return bool(np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True))
+
+
+def build_io(kind: type, model: ModelInfo, options: Mapping[str, Any], texts: Mapping[str, str]) -> ClientIO:
+    """A person's ClientIO, its options checked against its signature.
+
+    Args:
+        kind: the class.
+        model: handed to it first.
+        options: from a settings file, typed there.
+        texts: from the command line, typed by the signature; they win.
+
+    Raises:
+        SettingsError: it is no ClientIO, or an option is unknown, missing or of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    where = f"{kind.__module__}.{kind.__qualname__}"
+    wanted = ("inputs", "decode", "finalize")
+    if not all(callable(getattr(kind, name, None)) for name in wanted):
+        raise SettingsError(f"--io: {where} must be a unitrain.client.ClientIO with {', '.join(wanted)}")
+    if not list(inspect.signature(kind).parameters):
+        raise SettingsError(f"--io: {where}.__init__ must take the model first")
+    parser = ArgumentParser(exit_on_error=False, parser_mode="yaml")
+    parser.add_class_arguments(kind, "io", skip={1}, fail_untyped=False, sub_configs=False)
+    known = [name.removeprefix("io.") for name in parser.get_defaults().keys() if name.startswith("io.")]  # noqa: SIM118
+    for name in (*options, *texts):
+        if name not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise SettingsError(f"--io: {where} has no option {name}; {has}")
+    try:
+        config = parser.parse_object({"io": dict(options)}) if options else None
+        arguments = [f"--io.{name}={value}" for name, value in texts.items()]
+        parsed = parser.parse_args(arguments, namespace=config)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise SettingsError(f"--io: {where}: {' '.join(str(error).split())}") from error
+    values = dict(parsed.io.items()) if "io" in parsed else {}
+    io = kind(model, **values)
+    if not isinstance(io, ClientIO) and not hasattr(io, "failed"):
+        io.failed = lambda _index, _error: None
+    return io  # type: ignore[no-any-return]
+
+
+def golden_verdict(io: GoldenIO) -> DataError | None:
+    """What is wrong with the golden samples' answers; None where nothing is."""
+    if not io.wrong:
+        return None
+    return DataError(
+        f"golden: {io.wrong} of {io.checked} samples differ from what was published, by up to {io.largest:.3g}"
+    )

@@ -1,0 +1,299 @@
+"""The streaming engine: a bounded window of requests in flight, every sample answered once and in order.
+
+Requests go over one gRPC stream. Its answers carry the request's id; one without is the oldest's, since a
+stream answers first in, first out. A server that dies ends the stream: a new one is opened, after a
+growing pause, and what is unanswered is sent again.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from unitrain.client.connection import Connection
+from unitrain.client.intake import Intake, Sample, join, rows_a_request
+from unitrain.client.link import Event, Link
+from unitrain.client.model import ModelInfo
+from unitrain.client.request import Request, Result, StreamOptions
+from unitrain.client.wire import decode_response, encode_request
+from unitrain.errors import ClientError, DataError, RequestError
+
+_POLL_S = 0.25
+"""How often a stop that was asked for is looked for when nothing else happens."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+"""Between attempts at a server or model that is away; doubled each time."""
+
+_READY_TIMEOUT_S = 1.0
+
+_SOURCE_END_S = 0.5
+"""How long a source that is stopped half-way may take to end."""
+
+_PASSING = (
+    "unknown model",  # between unloading and loading, or while a server that was restarted still loads
+    "no available versions",
+    "not ready",
+    "not at ready state",
+    "not healthy",  # the stub process died: the server's supervisor restarts it
+    "stopping",
+    "stopped accepting",
+    "unavailable",
+)
+"""What a server says of failures that pass; a stream's errors come as text alone."""
+
+_LASTING = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "DATA_LOSS")
+"""gRPC's codes that end a stream because of the request that is its oldest."""
+
+
+class Stream:
+    """One source's way through one model; iterate `results()` once."""
+
+    def __init__(self, model: ModelInfo, samples: Iterable[Sample], options: StreamOptions) -> None:
+        self._model = model
+        self._options = options
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._link: Link | None = None
+        self._order: deque[Request] = deque()  # as the results will come
+        self._unsent: deque[Request] = deque()  # to be sent, or sent again, before anything new
+        self._in_flight: deque[Request] = deque()  # as they were sent on this link
+        self._last_number = 0
+        self._resume_at_s = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._failing_since_s: float | None = None
+        self._heard_s = time.monotonic()
+        self._given_up: ClientError | None = None
+        self._intake = Intake(
+            samples, model, rows_a_request(model, options.batch_rows), wake=lambda: self._events.put(None)
+        )
+
+    def results(self) -> Iterator[Result]:
+        """Results in the source's order, each as soon as those before it are there.
+
+        Raises:
+            ClientError: the server or the model was away for too long; what was in flight came first, as errors.
+            Exception: what the source raised, after the results of what came before.
+        """
+        self._intake.start()
+        try:
+            while True:
+                self._send_what_fits()
+                while self._order and self._order[0].done():
+                    request = self._order.popleft()
+                    self._send_what_fits()
+                    yield from request.results()
+                if not self._order and (self._intake.exhausted or self._stopping()):
+                    break
+                if not (self._order and self._order[0].done()):
+                    self._wait()
+        finally:
+            self._intake.close()
+            self._drop_link()
+            self._intake.join(_SOURCE_END_S)
+        self._intake.raise_failure()
+        if self._given_up is not None:
+            raise self._given_up
+
+    # --- sending
+
+    def _send_what_fits(self) -> None:
+        now = time.monotonic()
+        if self._stopping():
+            self._intake.close()
+            if self._link is None:
+                self._fail_all(RequestError("stopped before the server answered", kind="stopped"))
+        while len(self._in_flight) < self._options.window and now >= self._resume_at_s:
+            if not self._unsent and not self._take(now):
+                return
+            if self._link is None and not self._connect():
+                return
+            self._send(self._unsent.popleft(), now)
+        self._intake.idle()
+
+    def _take(self, now: float) -> bool:
+        """Put the intake's next request in line; whether there was one."""
+        # Results may wait behind a request that is being sent again: no more of them than a window holds.
+        while len(self._order) < 2 * self._options.window and self._given_up is None:
+            items = self._intake.take(now)
+            if items is None:
+                return False
+            request = Request(items)
+            self._order.append(request)
+            if self._encode(request):
+                self._unsent.append(request)
+                return True
+        return False
+
+    def _encode(self, request: Request) -> bool:
+        """Make its message; False where there is nothing to send, since all of it is refused here."""
+        where = f"sample {request.items[0].index}"
+        try:
+            arrays = join(request.items, self._model, allow_nan=self._options.allow_nan)
+            if arrays:
+                self._last_number += 1
+                request.message = encode_request(self._model, arrays, self._last_number, where)
+                return True
+            request.error = ClientError("refused before sending")  # each item has its own
+        except DataError as error:
+            request.error = error
+        return False
+
+    def _send(self, request: Request, now: float) -> None:
+        request.sent_s = now
+        request.first_sent_s = request.first_sent_s or now
+        self._in_flight.append(request)
+        if self._link is not None:
+            self._link.send(request.message)
+
+    # --- receiving
+
+    def _wait(self) -> None:
+        """Wait until something happens or is due, and handle all that has happened."""
+        now = time.monotonic()
+        due = [now + _POLL_S]
+        if self._in_flight:
+            due.append(self._in_flight[0].sent_s + self._options.timeout_s)
+        if self._resume_at_s > now:
+            due.append(self._resume_at_s)
+        linger = self._intake.due_at()
+        if linger is not None and len(self._in_flight) < self._options.window:
+            due.append(linger)
+        try:
+            event = self._events.get(timeout=max(0.0, min(due) - now))
+            while True:
+                if event is not None and event.link is self._link:
+                    self._handle(event)
+                event = self._events.get_nowait()
+        except Empty:
+            pass
+        self._expire(time.monotonic())
+
+    def _handle(self, event: Event) -> None:
+        if event.response is None:
+            self._lost(event.ending)
+            return
+        self._heard_s = event.time_s
+        answer = event.response.infer_response
+        request = self._answered(answer.id)
+        if request is None or request.done():  # its time had run out
+            return
+        request.latency_ms = (event.time_s - request.first_sent_s) * 1e3
+        if event.response.error_message:
+            self._refused(request, event.response.error_message)
+            return
+        try:
+            request.outputs, request.version = decode_response(answer)
+        except RequestError as error:
+            request.error = error
+        request.message = None
+        self._failing_since_s, self._pause_s = None, _FIRST_PAUSE_S
+
+    def _answered(self, number: str) -> Request | None:
+        """The request that an answer belongs to, taken from those in flight."""
+        if not self._in_flight:
+            return None
+        oldest = self._in_flight.popleft()
+        if not number or oldest.message is None or oldest.message.id == number:
+            return oldest
+        self._in_flight.appendleft(oldest)
+        for request in self._in_flight:
+            if request.message is not None and request.message.id == number:
+                self._in_flight.remove(request)
+                return request
+        return None
+
+    def _refused(self, request: Request, message: str) -> None:
+        text = " ".join(message.split())
+        if any(words in text.lower() for words in _PASSING):
+            self._unsent.append(request)
+            self._pause(f"model {self._model.name} is not ready: {text}")
+            return
+        good = [item for item in request.items if item.error is None]
+        if len(good) == 1:
+            request.error = RequestError(f"sample {good[0].index}: {self._model.url} refused it: {text}")
+            return
+        # One bad row must not take the others with it.
+        middle = len(request.items) // 2
+        request.halves = [Request(request.items[:middle]), Request(request.items[middle:])]
+        for half in reversed(request.halves):
+            half.first_sent_s = request.first_sent_s
+            if self._encode(half):
+                self._unsent.appendleft(half)
+
+    # --- trouble
+
+    def _connect(self) -> bool:
+        connection = Connection(self._model.url)
+        if not connection.is_ready(self._model, _READY_TIMEOUT_S):
+            connection.close()
+            self._pause(f"no server answers, or model {self._model.name} is not ready")
+            return False
+        self._link = Link(connection, self._events)
+        self._heard_s = time.monotonic()
+        return True
+
+    def _lost(self, ending: Any) -> None:
+        """The stream has ended by itself: what is unanswered is to be sent again."""
+        code = ending.code().name if ending is not None else "OK"
+        details = (
+            " ".join(str(ending.details()).split()) if ending is not None else "the server closed the stream"
+        )
+        if code in _LASTING and self._in_flight:
+            oldest = self._in_flight.popleft()
+            if not oldest.done():
+                oldest.error = RequestError(
+                    f"sample {oldest.items[0].index}: {self._model.url} refused its request: {details} ({code})"
+                )
+        self._drop_link()
+        self._pause(f"no server answers: {details} ({code})")
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        again = [request for request in self._in_flight if not request.done()]
+        self._in_flight.clear()
+        self._unsent.extendleft(reversed(again))
+
+    def _pause(self, why: str) -> None:
+        """Send nothing for a while; after retry_for_s without an answer, give up."""
+        now = time.monotonic()
+        if now < self._resume_at_s:
+            return  # one pause for all that failed together
+        if self._failing_since_s is None:
+            self._failing_since_s = now
+        if now - self._failing_since_s >= self._options.retry_for_s:
+            waited = f"{self._options.retry_for_s:g} s (--retry-for)"
+            self._given_up = ClientError(f"{self._model.url}: gave up after {waited}: {why}")
+            self._intake.close()
+            self._drop_link()
+            self._fail_all(
+                RequestError(f"{self._model.url}: no answer within {waited}: {why}", kind="unavailable")
+            )
+            return
+        left = self._failing_since_s + self._options.retry_for_s - now
+        self._resume_at_s = now + min(self._pause_s, left)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _expire(self, now: float) -> None:
+        """Give up requests whose time has run out; a stream that has been silent for as long is dropped."""
+        timeout_s = self._options.timeout_s
+        expired = [r for r in self._in_flight if now - r.sent_s >= timeout_s and not r.done()]
+        for request in expired:
+            request.error = RequestError(
+                f"sample {request.items[0].index}: {self._model.url} did not answer its request within "
+                f"{timeout_s:g} s (--timeout)",
+                kind="deadline",
+            )
+        if expired and now - self._heard_s >= timeout_s:
+            self._drop_link()
+
+    def _fail_all(self, error: ClientError) -> None:
+        for request in (*self._unsent, *self._in_flight):
+            if not request.done():
+                request.error = error
+        self._unsent.clear()
+        self._in_flight.clear()
+
+    def _stopping(self) -> bool:
+        return self._options.stop is not None and self._options.stop.is_set()

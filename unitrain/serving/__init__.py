@@ -1,0 +1,1 @@
+"""Serving: a Triton server that is installed, started, fed and kept alive here."""

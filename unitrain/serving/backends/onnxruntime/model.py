@@ -1,0 +1,209 @@
+"""A Triton backend for ONNX models over pip's onnxruntime, for a Triton that has no native one.
+
+Triton starts it for every model whose config.pbtxt says `backend: "onnxruntime"`. Parameters have the
+native backend's names.
+
+The wheel's stub was built for numpy 1: under numpy 2 its arrays have strides of 0, and the tensors that it
+makes of arrays 0 bytes. Tensors go by DLPack therefore; a BYTES request, which has no DLPack, kills the
+stub, so that a model with strings is refused when it is loaded.
+
+This file is copied into a backends folder and runs inside Triton's Python stub,
+so it imports nothing of unitrain.
+"""
+
+import ctypes
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+_CONFIG_TYPE = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+}
+_GRAPH_LEVEL = {
+    "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "2": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+"""config.pbtxt's `optimization { graph { level } }` as the native backend reads it."""
+_ORT_ERRORS_ONLY = 3
+
+
+class TritonPythonModel:
+    """One instance of one version of a model."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the version's graph and hold it against config.pbtxt.
+
+        Raises:
+            TritonModelException: the file can't be opened, or is not what config.pbtxt says; it names
+                the file and the cause.
+        """
+        config = json.loads(args["model_config"])
+        file_name = config.get("default_model_filename") or "model.onnx"
+        path = Path(args["model_repository"], args["model_version"], file_name)
+        try:
+            self._session = ort.InferenceSession(
+                path, _session_options(config), providers=_providers(args["model_instance_kind"])
+            )
+            _check_tensors("input", config["input"], self._session.get_inputs())
+            _check_tensors("output", config["output"], self._session.get_outputs())
+        except Exception as error:
+            raise pb_utils.TritonModelException(f"{path}: {_one_line(error)}") from error
+        self._batched = int(config.get("max_batch_size", 0)) > 0
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._outputs = [tensor["name"] for tensor in config["output"]]
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """A response for each request, in order; a request that can't be answered fails alone."""
+        responses: list[Any] = [None] * len(requests)
+        feeds: dict[int, Arrays] = {}
+        for index, request in enumerate(requests):
+            try:
+                feeds[index] = self._feed(request)
+            except (ValueError, pb_utils.TritonModelException) as error:
+                responses[index] = _failure(error)
+        for group in self._groups(feeds):
+            outputs = self._answer([feeds[index] for index in group])
+            for index, answer in zip(group, outputs, strict=True):
+                responses[index] = self._response(requests[index], answer)
+        return responses
+
+    def finalize(self) -> None:
+        """Let go of the graph."""
+        del self._session
+
+    def _feed(self, request: Any) -> Arrays:
+        feed: Arrays = {}
+        for name in self._inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is None:
+                continue  # an optional input
+            feed[name] = np.from_dlpack(tensor)
+        return feed
+
+    def _groups(self, feeds: Mapping[int, Arrays]) -> Iterable[list[int]]:
+        """Requests that one run can answer: equal names, types and shapes but for the batch axis."""
+        groups: dict[Any, list[int]] = {}
+        for index, feed in feeds.items():
+            key: Any = index
+            if self._batched:
+                key = tuple((name, array.dtype.char, array.shape[1:]) for name, array in feed.items())
+            groups.setdefault(key, []).append(index)
+        return groups.values()
+
+    def _answer(self, feeds: list[Arrays]) -> "list[Arrays | Exception]":
+        if len(feeds) > 1:
+            together = self._answer_together(feeds)
+            if together is not None:
+                return together
+        return [self._run_or_error(feed) for feed in feeds]
+
+    def _answer_together(self, feeds: list[Arrays]) -> "list[Arrays | Exception] | None":
+        """The answers by one run, or None where they must be run one by one."""
+        rows = [len(next(iter(feed.values()))) for feed in feeds]
+        joined = self._run_or_error(
+            {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+        )
+        if isinstance(joined, Exception):
+            return None
+        if any(array.ndim == 0 or len(array) != sum(rows) for array in joined.values()):
+            return None
+        ends = np.cumsum(rows)
+        return [
+            {name: array[end - count : end] for name, array in joined.items()}
+            for end, count in zip(ends, rows, strict=True)
+        ]
+
+    def _run_or_error(self, feed: Arrays) -> "Arrays | Exception":
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own; it becomes the answer
+            return error
+
+    def _response(self, request: Any, answer: "Arrays | Exception") -> Any:
+        if isinstance(answer, Exception):
+            return _failure(answer)
+        asked = set(request.requested_output_names())
+        return pb_utils.InferenceResponse(
+            [_tensor(name, array) for name, array in answer.items() if name in asked]
+        )
+
+
+def _session_options(config: Mapping[str, Any]) -> Any:
+    parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
+    options = ort.SessionOptions()
+    options.log_severity_level = _ORT_ERRORS_ONLY
+    for key, value in parameters.items():
+        if key == "intra_op_thread_count":
+            options.intra_op_num_threads = int(value)
+        elif key == "inter_op_thread_count":
+            options.inter_op_num_threads = int(value)
+        elif key == "execution_mode":
+            parallel = int(value) == 1
+            modes = ort.ExecutionMode
+            options.execution_mode = modes.ORT_PARALLEL if parallel else modes.ORT_SEQUENTIAL
+        elif key == "enable_mem_arena":
+            options.enable_cpu_mem_arena = int(value) == 1
+        elif key == "enable_mem_pattern":
+            options.enable_mem_pattern = int(value) == 1
+        elif key.startswith("session."):
+            options.add_session_config_entry(key, value)
+    level = str(config.get("optimization", {}).get("graph", {}).get("level", "0"))
+    if level in _GRAPH_LEVEL:
+        options.graph_optimization_level = _GRAPH_LEVEL[level]
+    return options
+
+
+def _providers(instance_kind: str) -> list[str]:
+    cuda = "CUDAExecutionProvider"
+    on_gpu = instance_kind == "GPU" and cuda in ort.get_available_providers()
+    return [cuda, "CPUExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
+
+
+def _check_tensors(kind: str, expected: Sequence[Mapping[str, Any]], present: Sequence[Any]) -> None:
+    types = {tensor.name: _CONFIG_TYPE.get(tensor.type, tensor.type) for tensor in present}
+    for tensor in expected:
+        name, wanted = tensor["name"], tensor["data_type"]
+        if name not in types:
+            raise ValueError(f"config.pbtxt has the {kind} {name}, the graph has {', '.join(types)}")
+        if wanted == "TYPE_STRING":
+            raise ValueError(f"the {kind} {name} is TYPE_STRING, which only a native Triton serves")
+        if types[name] != wanted:
+            raise ValueError(f"the {kind} {name} is {wanted} in config.pbtxt, {types[name]} in the graph")
+
+
+def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
+    capsule = np.ascontiguousarray(array).reshape(array.shape).__dlpack__()
+    # The stub marks a capsule as used by a name that numpy does not know, so numpy would print a
+    # traceback for every answer; the stub frees the memory itself.
+    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+    return pb_utils.Tensor.from_dlpack(name, capsule)
+
+
+def _failure(error: Exception) -> Any:
+    # What the request held is the request's fault; onnxruntime's InvalidArgument says the same.
+    invalid = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgument"
+    code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(_one_line(error), code))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

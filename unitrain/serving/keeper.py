@@ -1,0 +1,262 @@
+"""One model, kept served as its folder says: the newest good versions, whatever else lies there."""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from unitrain.errors import RepositoryError
+from unitrain.repository import Repository, read_config
+from unitrain.serving.admin import Admin, Refused
+from unitrain.serving.probe import probe_request
+from unitrain.serving.report import Reporter
+from unitrain.serving.scan import ModelFiles, Stamp, scan_model
+
+PROBE_EVERY_S = 1.0
+PROBE_TIMEOUT_S = 10.0
+_PROBE_SHARE = 20
+"""A probe is repeated no sooner than this many times what it took."""
+_RELOADS = 3
+_BROKEN_VERSION = re.compile(r"version (\d+) is at UNAVAILABLE state: (.*?)(?=; *version \d+ is at |; *$|$)")
+_PYTHON_PLACE = re.compile(r" +At: +\S+\.py\(\d+\): \w+")
+"""What the stub adds to a Python exception: the place in our backend, which helps nobody."""
+_DEAD_STUB = "is not healthy"
+
+
+class RestartNeeded(Exception):  # noqa: N818 - a request to the supervisor
+    """Reloading did not bring a model back; only a new Triton may."""
+
+
+@dataclass
+class _Served:
+    """A version that Triton serves: its files as they were loaded, and how its probes went."""
+
+    stamp: Stamp
+    request: Any | None
+    due_s: float = 0.0
+    answered: bool = False
+    failures: int = 0
+
+
+class ModelKeeper:
+    """Brings what Triton serves of one model in line with its folder.
+
+    What could not be loaded is remembered by its files, and not tried again until they change.
+    """
+
+    def __init__(self, name: str, repository: Repository, reporter: Reporter) -> None:
+        self.name = name
+        self._repository = repository
+        self._reporter = reporter
+        self._config: Any = None
+        self._config_stamp: Stamp | None = None
+        self._served: dict[int, _Served] = {}
+        self._broken: dict[int, tuple[Stamp, Stamp]] = {}
+        self._refused: tuple[Stamp, dict[int, Stamp]] | None = None
+        self._generation = 0
+        self._reloads = 0
+
+    @property
+    def versions(self) -> list[int]:
+        """The versions that Triton serves, ascending."""
+        return sorted(self._served)
+
+    def forget_served(self) -> None:
+        """Triton has been restarted: it serves nothing now."""
+        self._served = {}
+        self._config_stamp = None
+        self._reloads = 0
+
+    def reconcile(self, files: ModelFiles | None, admin: Admin) -> None:
+        """Load or unload what the folder asks for; nothing where it is served already.
+
+        Raises:
+            ServerGone: no server; what was under way is tried again next time.
+        """
+        if files is None:
+            self._unload(admin, "its folder has gone")
+            return
+        while True:
+            config = self._config if files.config == self._config_stamp else self._read_config(files)
+            if config is None:
+                return
+            wanted = self._wanted(files, config)
+            if not wanted:
+                self._unload(admin, "no version of it is left")
+                return
+            current = {version: served.stamp for version, served in self._served.items()}
+            if wanted == current and files.config == self._config_stamp:
+                return
+            if self._refused == (files.config, wanted):
+                return
+            if self._load(files, config, wanted, admin):
+                return
+
+    def probe(self, admin: Admin) -> None:
+        """Ask each served version that is due for an answer, and reload the model when one is dead.
+
+        Raises:
+            RestartNeeded: reloading has not helped.
+            ServerGone: no server.
+        """
+        for version, served in list(self._served.items()):
+            if served.request is None or time.monotonic() < served.due_s:
+                continue
+            reason = self._failure(admin, served)
+            if reason is not None:
+                self._revive(admin, version, reason)
+                return
+            self._reloads = 0
+
+    def _failure(self, admin: Admin, served: _Served) -> str | None:
+        """Why a version must be thought dead, or None."""
+        began = time.monotonic()
+        reason = None
+        try:
+            admin.infer(served.request, PROBE_TIMEOUT_S)
+        except Refused as error:
+            # A graph may refuse zeros: only what answered before, and no longer does, is ill. A
+            # server that is busy is not.
+            if _DEAD_STUB in str(error):
+                reason = str(error)
+            elif served.answered and error.status != "DEADLINE_EXCEEDED":
+                served.failures += 1
+                reason = str(error) if served.failures > 1 else None
+        else:
+            served.answered, served.failures = True, 0
+        took = time.monotonic() - began
+        served.due_s = time.monotonic() + max(PROBE_EVERY_S, _PROBE_SHARE * took)
+        return reason
+
+    def _revive(self, admin: Admin, version: int, reason: str) -> None:
+        self._reporter.tell(
+            "unhealthy",
+            f"{self.name} version {version} does not answer and is reloaded: {reason}",
+            model=self.name,
+            version=version,
+            reason=reason,
+        )
+        self._reloads += 1
+        if self._reloads > _RELOADS:
+            raise RestartNeeded(f"{self.name} does not answer after {_RELOADS} reloads")
+        self._generation += 1
+        stamps = {number: served.stamp for number, served in self._served.items()}
+        try:
+            admin.load(self.name, self._override(self._config, list(stamps)))
+        except Refused as error:
+            raise RestartNeeded(f"{self.name} can't be reloaded: {error}") from error
+        self._serve(stamps, self._config)
+        self._tell_loaded()
+
+    def _read_config(self, files: ModelFiles) -> Any | None:
+        try:
+            config = read_config(self._repository.config_path(self.name))
+        except RepositoryError as error:
+            if self._refused != (files.config, {}):
+                self._refused = (files.config, {})
+                self._tell_failed(None, str(error))
+            return None
+        config.name = config.name or self.name
+        return config
+
+    def _wanted(self, files: ModelFiles, config: Any) -> dict[int, Stamp]:
+        """The versions to serve, with the files they are served from."""
+        candidates = {}
+        for version, stamp in files.versions.items():
+            if self._broken.get(version) != (files.config, stamp):
+                candidates[version] = stamp
+            elif version in self._served:  # overwritten by something broken: what was loaded serves on
+                candidates[version] = self._served[version].stamp
+        policy = config.version_policy
+        if policy.HasField("specific"):
+            chosen = sorted(set(policy.specific.versions) & set(candidates))
+        elif policy.HasField("all"):
+            chosen = sorted(candidates)
+        else:
+            chosen = sorted(candidates)[-max(policy.latest.num_versions, 1) :]
+        return {version: candidates[version] for version in chosen}
+
+    def _load(self, files: ModelFiles, config: Any, wanted: dict[int, Stamp], admin: Admin) -> bool:
+        """Whether the matter is settled; False: look again, some version is known as broken now."""
+        changed = files.config != self._config_stamp or any(
+            served.stamp != wanted.get(version, served.stamp) for version, served in self._served.items()
+        )
+        if self._served and changed:
+            self._generation += (
+                1  # Triton compares times: what is older than what it knows, it takes for known
+            )
+        try:
+            admin.load(self.name, self._override(config, list(wanted)))
+        except Refused as error:
+            return self._note_failure(files, wanted, str(error))
+        self._refused = None
+        self._config_stamp = files.config
+        self._serve(wanted, config)
+        self._tell_loaded()
+        return True
+
+    def _note_failure(self, files: ModelFiles, wanted: dict[int, Stamp], words: str) -> bool:
+        now = scan_model(self._repository, self.name)
+        if now != files:
+            return True  # it changed while it was read: look at it afresh
+        blamed = {int(n): why for n, why in _BROKEN_VERSION.findall(words) if int(n) in wanted}
+        if not blamed:
+            fresh = [version for version in wanted if version not in self._served]
+            if len(fresh) == 1:
+                blamed = {fresh[0]: words}
+        for version, why in blamed.items():
+            self._broken[version] = (files.config, files.versions[version])
+            self._tell_failed(version, why)
+            if version in self._served and self._served[version].stamp == wanted[version]:
+                del self._served[version]  # it could not even be loaded again
+        if not blamed:
+            self._refused = (files.config, wanted)
+            self._tell_failed(None, words)
+        return not blamed
+
+    def _unload(self, admin: Admin, reason: str) -> None:
+        if self._served:
+            admin.unload(self.name)
+            self._served = {}
+            self._config_stamp = None
+            self._reporter.tell(
+                "unloaded", f"{self.name} is no longer served: {reason}", model=self.name, reason=reason
+            )
+
+    def _serve(self, wanted: dict[int, Stamp], config: Any) -> None:
+        def request(version: int) -> Any | None:
+            golden_path = self._repository.version_dir(self.name, version) / "golden.npz"
+            return probe_request(config, version, golden_path)
+
+        self._config = config
+        self._served = {version: _Served(stamp, request(version)) for version, stamp in wanted.items()}
+
+    def _override(self, config: Any, versions: list[int]) -> dict[str, Any]:
+        """The configuration that loads just these versions: one that is broken must not hold up the rest."""
+        from google.protobuf import json_format
+
+        fields: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+        fields["version_policy"] = {"specific": {"versions": sorted(versions)}}
+        if self._generation:
+            parameters = fields.setdefault("parameters", {})
+            parameters["unitrain_generation"] = {"string_value": str(self._generation)}
+        return fields
+
+    def _tell_loaded(self) -> None:
+        shown = ", ".join(map(str, self.versions))
+        plural = "s" if len(self._served) > 1 else ""
+        self._reporter.tell(
+            "loaded", f"{self.name} serves version{plural} {shown}", model=self.name, versions=self.versions
+        )
+
+    def _tell_failed(self, version: int | None, reason: str) -> None:
+        reason = _PYTHON_PLACE.sub("", reason).strip()
+        what = self.name if version is None else f"{self.name} version {version}"
+        still = f"; still serving {', '.join(map(str, self.versions))}" if self._served else ""
+        self._reporter.tell(
+            "failed",
+            f"{what} can't be loaded: {reason}{still}",
+            model=self.name,
+            version=version,
+            reason=reason,
+        )

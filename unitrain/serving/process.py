@@ -1,0 +1,174 @@
+"""One Triton process: its flags, its start and its certain end."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unitrain.errors import ServingError, UsageError
+from unitrain.serving.distribution import Distribution
+
+LOOPBACK = "127.0.0.1"
+_ADMIN_PROTOCOLS = "shared-memory,model-repository,trace,logging"
+_OWN_FLAGS = (
+    "--model-repository", "--model-store", "--model-control-mode", "--load-model", "--allow-grpc",
+    "--grpc-address", "--grpc-port", "--grpc-restricted-protocol", "--reuse-grpc-port", "--allow-http",
+    "--http-address", "--http-port", "--reuse-http-port", "--http-restricted-api", "--metrics-address",
+    "--metrics-port", "--backend-directory", "--exit-timeout-secs", "--repository-poll-secs",
+    "--allow-vertex-ai", "--allow-sagemaker", "--vertex-ai-port", "--sagemaker-port",
+)  # fmt: skip
+_KILLED_WITHIN_S = 3.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a Triton is started with.
+
+    Attributes:
+        grpc_port, metrics_port: real ports, never 0.
+        grace_s: seconds for the requests in flight after it was asked to end.
+        secret: opens the admin protocols.
+        shm_prefix: what the names of its shared-memory regions begin with.
+        poll: whether Triton polls the repository itself, rather than being told what to load.
+        flags: the person's own, at the end.
+    """
+
+    distribution: Distribution
+    repository: Path
+    grpc_port: int
+    metrics_port: int
+    log_path: Path
+    grace_s: int = 5
+    poll: bool = False
+    flags: tuple[str, ...] = ()
+    secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    shm_prefix: str = field(default_factory=lambda: f"unitrain_{os.getpid()}_{secrets.token_hex(4)}_")
+
+    def command(self) -> list[str]:
+        """The command line."""
+        flags = {
+            "model-repository": self.repository,
+            "model-control-mode": "poll" if self.poll else "explicit",
+            "exit-on-error": "false",
+            "strict-readiness": "false",
+            "allow-http": "false",
+            "grpc-address": LOOPBACK,
+            "grpc-port": self.grpc_port,
+            "grpc-restricted-protocol": f"{_ADMIN_PROTOCOLS}:admin-key={self.secret}",
+            "metrics-address": LOOPBACK,
+            "metrics-port": self.metrics_port,
+            "exit-timeout-secs": self.grace_s,
+        }
+        if self.poll:
+            flags["repository-poll-secs"] = 1
+        words = [str(self.distribution.program), *(f"--{name}={value}" for name, value in flags.items())]
+        words.append("--disable-auto-complete-config")
+        if self.distribution.backends_dir is not None:
+            words.append(f"--backend-directory={self.distribution.backends_dir}")
+            words += [
+                f"--backend-config={name},shm-region-prefix-name={self.shm_prefix}"
+                for name in ("python", "onnxruntime")
+            ]
+        return [*words, *self.flags]
+
+
+def check_flags(flags: list[str]) -> None:
+    """Return when none of the person's flags for tritonserver is one that keeps the server safe.
+
+    Raises:
+        UsageError: one is.
+    """
+    for flag in flags:
+        if flag.partition("=")[0].replace("_", "-") in _OWN_FLAGS:
+            raise UsageError(
+                f"serve: {flag.partition('=')[0]} after `--` is set by serve itself; leave it out, or start "
+                "tritonserver yourself"
+            )
+
+
+def choose_ports(grpc_port: int, metrics_port: int) -> tuple[int, int]:
+    """Both ports, a free one in place of 0, and each seen to be free.
+
+    Raises:
+        ServingError: a port that was asked for is taken.
+    """
+    with contextlib.ExitStack() as held:
+        grpc = _bound_port(held, "--grpc-port", grpc_port)
+        return grpc, _bound_port(held, "--metrics-port", metrics_port)
+
+
+def _bound_port(held: contextlib.ExitStack, flag: str, port: int) -> int:
+    listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    # As servers do: the connections of a server that has just ended do not keep its port.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+        listener.listen()
+    except OSError as error:
+        raise ServingError(
+            f"{flag} {port} can't be used ({error.strerror}); end what listens there, or choose another port "
+            f"({flag} 0: a free one)"
+        ) from error
+    return int(listener.getsockname()[1])
+
+
+class TritonProcess:
+    """A started Triton, in a process group of its own, that dies with this process.
+
+    Start it in the main thread: the kernel ends it when the thread that started it ends.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid())]
+        try:
+            with launch.log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [*launcher, *launch.command()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=launch.distribution.environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ServingError(f"{launch.distribution.program} can't be started: {error}") from error
+        self._grace_s = launch.grace_s
+
+    @property
+    def pid(self) -> int:
+        """Of tritonserver; its process group has the same number."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended, as subprocess tells it; None while it runs."""
+        return self._process.poll()
+
+    def ask_to_end(self) -> None:
+        """Ask it to answer what is in flight and end."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, after waiting for it."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it and all that it started, now; returns when they are gone."""
+        deadline = time.monotonic() + _KILLED_WITHIN_S
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self.pid, signal.SIGKILL)
+                self._process.poll()  # takes in the leader, which would be found as a zombie for ever
+                time.sleep(0.02)
+        self._process.wait()
