@@ -33,6 +33,7 @@ WRONG = {
     "name with a slash": ({"publish.model": "a/b"}, "name"),
     "name of dots": ({"publish.model": ".."}, "name"),
     "experiment with a slash": ({"experiment": "../up"}, "experiment"),
+    "unknown key of the client": ({"client": {"class": "a.B"}}, "there is no setting `client.class`"),
     "accelerator": ({"trainer.accelerator": "abacus"}, "abacus"),
 }
 

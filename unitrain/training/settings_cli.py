@@ -67,6 +67,9 @@ class SettingsCLI(LightningCLI):
         for name, kind in SECTIONS.items():
             default = None if kind is sections.Client else kind()
             allowed = kind if kind is sections.Monitor else kind | None
+            if kind is sections.Client:
+                # To jsonargparse a mapping with a class_path is a subclass of the type, never the type itself.
+                allowed = dict[str, Any] | None
             summary = (kind.__doc__ or "").strip().splitlines()[0]
             parser.add_argument(f"--{name}", type=allowed, default=default, help=summary)
         for source, target in (self._raw.get("links") or {}).items():
@@ -75,6 +78,11 @@ class SettingsCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; `args` is all there is, whatever sys.argv holds."""
         self.config = parser.parse_args(args)
+        unknown = set(self.config.client or ()) - {f.name for f in dataclasses.fields(sections.Client)}
+        if unknown:
+            raise SettingsError(
+                f"client: there is no setting `client.{min(unknown)}`; it has class_path and init_args"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return self._make_trainer(self, {**self._get(self.config_init, "trainer", default={}), **kwargs})

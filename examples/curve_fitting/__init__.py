@@ -1,0 +1,1 @@
+"""A curve learned from noisy points."""

@@ -1,0 +1,1 @@
+"""Multichannel signals compressed to codes in which their classes lie apart."""

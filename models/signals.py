@@ -1,0 +1,134 @@
+"""Multichannel signals compressed to a short code and back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection, R2Score
+
+from unitrain.module import ServableModule, Tensors
+
+N_SHOWN = 4
+
+
+class SignalsAutoencoder(ServableModule):
+    """A convolutional autoencoder of multichannel signals.
+
+    Serves `signals`, float32 [batch, n_channels, n_steps] in the sensors' units →
+
+    - `code`, float32 [batch, code_size];
+    - `reconstruction`, float32 [batch, n_channels, n_steps], in the sensors' units again.
+
+    Standardisation by channel is part of the graph: `forward` sees standardised signals and gives
+    standardised reconstructions. A batch is a mapping with `signals` and, for looking at the codes,
+    `label`, int64 [batch].
+
+    Args:
+        channel_means: of each channel over the training signals, in the sensors' units.
+        channel_stds: the standard deviations, likewise.
+        n_channels: channels of a signal.
+        n_steps: steps of a signal; a multiple of 4.
+        code_size: values of a code.
+        width: channels after the first convolution; the deeper ones have twice as many.
+        code_weight: weight of the codes' mean square in the loss, which keeps their scale near 1.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+        class_names: what the labels stand for; None: the numbers themselves are shown.
+
+    Raises:
+        ValueError: n_steps is no multiple of 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel_means: Sequence[float],
+        channel_stds: Sequence[float],
+        n_channels: int = 6,
+        n_steps: int = 100,
+        code_size: int = 24,
+        width: int = 32,
+        code_weight: float = 1e-3,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if n_steps % 4:
+            raise ValueError(f"SignalsAutoencoder: expected n_steps to be a multiple of 4, got {n_steps}")
+        self.save_hyperparameters()
+        self.code_weight = code_weight
+        self.class_names = class_names
+        self.means: Tensor
+        self.stds: Tensor
+        self.register_buffer("means", torch.tensor(channel_means).reshape(n_channels, 1))
+        self.register_buffer("stds", torch.tensor(channel_stds).reshape(n_channels, 1))
+        deep, quarter = 2 * width, n_steps // 4
+        eighth = -(-quarter // 2)
+        self.encoder = nn.Sequential(
+            nn.Conv1d(n_channels, width, 7, stride=2, padding=3), nn.GELU(),
+            nn.Conv1d(width, deep, 5, stride=2, padding=2), nn.GELU(),
+            nn.Conv1d(deep, deep, 5, stride=2, padding=2), nn.GELU(),
+            nn.Flatten(), nn.Linear(deep * eighth, code_size),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Linear(code_size, deep * quarter), nn.Unflatten(1, (deep, quarter)), nn.GELU(),
+            nn.Conv1d(deep, deep, 5, padding=2), nn.GELU(),
+            nn.ConvTranspose1d(deep, width, 6, stride=2, padding=2), nn.GELU(),
+            nn.ConvTranspose1d(width, n_channels, 6, stride=2, padding=2),
+        )  # fmt: skip
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        return {"signals": (inputs["signals"] - self.means) / self.stds}
+
+    def forward(self, signals: Tensor) -> Tensors:
+        code = self.encoder(signals)
+        return {"code": code, "reconstruction": self.decoder(code)}
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        return {
+            "code": outputs["code"],
+            "reconstruction": outputs["reconstruction"] * self.stds + self.means,
+        }
+
+    def loss(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensors:
+        return {
+            "reconstruction": nn.functional.mse_loss(outputs["reconstruction"], inputs["signals"]),
+            "code": self.code_weight * outputs["code"].square().mean(),
+        }
+
+    def metrics(self) -> MetricCollection:
+        # Of all values together. torchmetrics' ExplainedVariance would forgive a constant error; R² does not.
+        return MetricCollection({"explained_variance": R2Score()})
+
+    def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Tensor, Tensor]:
+        return outputs["reconstruction"].flatten(), inputs["signals"].flatten()
+
+    def labels(self, batch: Any) -> Mapping[str, Sequence[Any] | Tensor]:
+        label = batch["label"]
+        if self.class_names is None:
+            return {"class": label}
+        return {"class": [self.class_names[i] for i in label.tolist()]}
+
+    def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
+        from matplotlib.figure import Figure
+
+        shown = min(N_SHOWN, len(inputs["signals"]))
+        figure = Figure(figsize=(10, 2 * shown), layout="constrained")
+        rows = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
+        names = self.labels(batch)["class"]
+        for i, axes in enumerate(rows):
+            for channel, (signal, reconstruction) in enumerate(
+                zip(inputs["signals"][i].cpu(), outputs["reconstruction"][i].detach().cpu(), strict=True)
+            ):
+                axes.plot(signal.numpy(), color=f"C{channel}", alpha=0.4)
+                axes.plot(reconstruction.numpy(), color=f"C{channel}")
+            axes.set_ylabel(str(names[i]))
+        rows[-1].set_xlabel("step (pale: standardised signal, bold: reconstruction)")
+        return {"reconstruction": figure}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
