@@ -30,7 +30,9 @@ def main() -> int:
     """Run it and print the figures; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="how long requests are sent")
-    parser.add_argument("--versions", type=int, default=10, help="versions to be published meanwhile, at least")
+    parser.add_argument(
+        "--versions", type=int, default=10, help="versions to be published meanwhile, at least"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +51,10 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
     repository = folder / "repository"
     serve = [sys.executable, "-m", "unitrain", "serve", "--model-repository", str(repository)]
     server = subprocess.Popen(
-        [*serve, "--grpc-port", "0", "--metrics-port", "0", "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [*serve, "--grpc-port", "0", "--metrics-port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     training = None
     try:
