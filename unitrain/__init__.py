@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO
     from unitrain.module import ServableModule
-    from unitrain.training import RunResult, fit
+    from unitrain.training import RunResult, fit, resume
 
 __version__ = "0.1.0"
-__all__ = ["Client", "ClientIO", "RunResult", "ServableModule", "__version__", "fit"]
+__all__ = ["Client", "ClientIO", "RunResult", "ServableModule", "__version__", "fit", "resume"]
 
 _HOMES = {
     "Client": "unitrain.client",
@@ -21,6 +21,7 @@ _HOMES = {
     "RunResult": "unitrain.training",
     "ServableModule": "unitrain.module",
     "fit": "unitrain.training",
+    "resume": "unitrain.training",
 }
 
 

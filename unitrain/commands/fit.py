@@ -3,19 +3,29 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unitrain.errors import UsageError
 
+if TYPE_CHECKING:
+    from unitrain.training.result import RunResult
+
 USAGE = """usage: python -m unitrain fit --config F [--json] [--SETTING VALUE ...]
+       python -m unitrain fit --resume RUN [--SETTING VALUE ...]
 
 Train by a settings file, and publish versions of the model while doing so.
 
   --config F             the settings file
+  --resume RUN           go on with a run in its own folder: a folder, a name, or `last`, the newest
+                         unfinished one (of --config's experiment, if given)
+  --init-from RUN        begin a new run with another's weights: its best checkpoint's, else its last
+  --init-weights KIND    of these the averaged ones (ema, the default) or the raw ones
   --SECTION.NAME VALUE   any setting, in the place of the file's: --trainer.max_epochs 40, --publish null
   --json                 print the result as one JSON object
   --quiet                tell nothing but warnings
   --debug                show the traceback of an error
 """
+OWN_OPTIONS = ("config", "resume", "init_from", "init_weights")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,31 +37,73 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         _print_settings()
         return 0
-    config, rest = _take_config(words)
-    from unitrain.training.fitting import Fit
-    from unitrain.training.settings_cli import read_settings
-
-    result = Fit(config, read_settings(config), rest, quiet=flags["--quiet"]).run()
+    own, rest = _take_own(words)
+    result = (
+        _resume(own, rest, quiet=flags["--quiet"])
+        if "resume" in own
+        else _start(own, rest, quiet=flags["--quiet"])
+    )
     if flags["--json"]:
         print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
     return result.exit_code
 
 
-def _take_config(words: list[str]) -> tuple[Path, list[str]]:
-    rest, config = [], None
+def _start(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
+    if "config" not in own:
+        raise UsageError("fit: --config F is required: the settings file to train by (see fit --help)")
+    weights = own.get("init_weights", "ema")
+    if weights not in ("ema", "raw") or ("init_weights" in own and "init_from" not in own):
+        raise UsageError("fit: --init-weights is ema or raw, and goes with --init-from RUN")
+    from unitrain.training.fitting import Fit
+    from unitrain.training.settings_cli import read_settings
+
+    path = Path(own["config"])
+    start_from = (own["init_from"], weights) if "init_from" in own else None
+    return Fit(path, read_settings(path), rest, start_from=start_from, quiet=quiet).run()
+
+
+def _resume(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
+    if "init_from" in own:
+        raise UsageError(
+            "fit: --resume goes on with a run, --init-from begins a new one; give one of the two"
+        )
+    from unitrain.project import project_root
+    from unitrain.training.console import Console
+    from unitrain.training.flags import absolute
+    from unitrain.training.settings_cli import read_settings
+    from unitrain.training.starting import resume_by_flags
+
+    experiment, root, folder = None, project_root(Path.cwd()), "experiments"
+    if "config" in own:
+        config = Path(own["config"])
+        raw = read_settings(config)
+        root = project_root(config.absolute().parent)
+        experiment = str(raw.get("experiment") or config.absolute().parent.name)
+        folder = str(raw.get("experiments_dir") or folder)
+    pairs = absolute(rest)
+    for pair in pairs:
+        if pair[0] == "--experiments_dir" and len(pair) > 1:
+            folder = pair[1]
+    changed = [word for pair in pairs if pair[0] != "--experiments_dir" for word in pair]
+    return resume_by_flags(own["resume"], changed, root / folder, experiment, Console(quiet=quiet))
+
+
+def _take_own(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own options, and the settings that are left."""
+    own: dict[str, str] = {}
+    rest = []
     iterator = iter(words)
     for word in iterator:
         name, equals, value = word.partition("=")
-        if name in ("--config", "-c"):
+        key = "config" if name == "-c" else name.removeprefix("--").replace("-", "_")
+        if name.startswith("-") and key in OWN_OPTIONS:
             value = value if equals else next(iterator, "")
-            if config is not None or not value:
-                raise UsageError("fit: --config takes one settings file, once (see fit --help)")
-            config = Path(value)
+            if key in own or not value or value.startswith("--"):
+                raise UsageError(f"fit: {name} takes one value, once (see fit --help)")
+            own[key] = value
         else:
             rest.append(word)
-    if config is None:
-        raise UsageError("fit: --config F is required: the settings file to train by (see fit --help)")
-    return config, rest
+    return own, rest
 
 
 def _print_settings() -> None:

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from unitrain.durable import replacing
+from unitrain.errors import RunError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -19,8 +20,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
-            torch.save(checkpoint, file)
+        try:
+            with replacing(target) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise RunError(f"{target} can't be written: {reason}; the earlier one is whole") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True

@@ -13,8 +13,10 @@ from unitrain.runs import RunFolder
 from unitrain.training.console import Console, progress
 from unitrain.training.ema import EMA
 from unitrain.training.embeddings import EmbeddingSnapshots
+from unitrain.training.endings import Endings
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
+from unitrain.training.seeding import StepSeeding
 from unitrain.training.summaries import TensorBoardSummaries
 
 
@@ -37,7 +39,7 @@ def compose(
     model_name: str,
     lineage: Lineage,
     console: Console,
-    quiet: bool,
+    seed: int | None,
 ) -> Stack:
     """All callbacks of a training.
 
@@ -48,6 +50,7 @@ def compose(
         section: gives a section of the settings by its name, None where it is off.
         theirs: `trainer.callbacks`.
         trainer_arguments: the progress bar's switch in it is set to what the callbacks say.
+        seed: of every step's random numbers; None: they are not seeded.
     """
     monitor, stopping, publish = section("monitor"), section("early_stopping"), section("publish")
     ema = EMA(**vars(section("ema"))) if section("ema") else None
@@ -60,7 +63,7 @@ def compose(
         checkpoints = False
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
-    ours: list[Callback] = [record]
+    ours: list[Callback] = [record] if seed is None else [StepSeeding(seed), record]
     if section("summaries"):
         ours.append(TensorBoardSummaries(section("summaries"), ema=ema, console=console))
     if section("embeddings"):
@@ -80,9 +83,10 @@ def compose(
     if stopping:
         kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
         ours.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
-    ours += _bar(theirs, trainer_arguments, console, quiet=quiet)
+    ours += _bar(theirs, trainer_arguments, console)
     if ema:
         ours.append(ema)
+    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=checkpoints))
     if checkpoints:
         ours += [
             _checkpoint(run, "best", monitor.metric, monitor.mode),
@@ -91,10 +95,8 @@ def compose(
     return Stack([*theirs, *ours], record, publishing)
 
 
-def _bar(
-    theirs: list[Callback], trainer_arguments: dict[str, Any], console: Console, *, quiet: bool
-) -> list[Callback]:
-    if quiet or trainer_arguments.get("enable_progress_bar") is False:
+def _bar(theirs: list[Callback], trainer_arguments: dict[str, Any], console: Console) -> list[Callback]:
+    if console.quiet or trainer_arguments.get("enable_progress_bar") is False:
         trainer_arguments["enable_progress_bar"] = False
         return []
     if any(isinstance(callback, ProgressBar) for callback in theirs):
@@ -111,8 +113,8 @@ def _checkpoint(run: RunFolder, name: str, monitor: str | None, mode: str) -> Mo
         monitor=monitor,
         mode=mode,
         save_top_k=1,
-        # The best is found in validation; where there is none, there is no best.
-        save_on_train_epoch_end=False if monitor else None,
+        # The best is found in validation; the last is what a run goes on from: whole epochs.
+        save_on_train_epoch_end=monitor is None,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )

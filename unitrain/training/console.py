@@ -15,11 +15,11 @@ class Console:
     """Lines for people, on standard error, above the progress bar where there is one."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+        self.quiet = quiet
 
     def say(self, text: str) -> None:
         """Tell what happens."""
-        if not self._quiet:
+        if not self.quiet:
             self._print(text)
 
     def warn(self, text: str) -> None:

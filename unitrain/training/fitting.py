@@ -1,12 +1,10 @@
 """`fit`: settings in, a run folder and published versions out."""
 
-import hashlib
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,78 +20,20 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from unitrain.durable import write_text
 from unitrain.errors import RunError, SettingsError, UnitrainError, UsageError
 from unitrain.project import project_root
-from unitrain.publish import Lineage
 from unitrain.repository import check_model_name
-from unitrain.runs import RunFolder, check_experiment
+from unitrain.runs import RunFolder, check_experiment, find_run
 from unitrain.training.checkpoint import DurableCheckpointIO
 from unitrain.training.complaints import explained, own_error
 from unitrain.training.composition import compose
 from unitrain.training.console import Console
-from unitrain.training.flags import absolute, slug
-from unitrain.training.provenance import copy_sources, environment, git_state
+from unitrain.training.endings import SignalStop
+from unitrain.training.flags import absolute
+from unitrain.training.opening import begin_run, continue_run, lineage_of
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
-from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings, read_settings
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a training ended.
-
-    Attributes:
-        run_dir: the run's folder.
-        status: finished, stopped (early, by its own rule), interrupted or failed.
-        reason: in words.
-        metrics: the last values of everything logged.
-        best: the monitored metric's best `value`, with its `step` and `epoch`; None if it was never measured.
-        best_checkpoint: None if there is none; likewise `last_checkpoint`.
-        published: the versions published, in order.
-        exit_code: what the command line's process ends with.
-    """
-
-    run_dir: Path
-    status: str
-    reason: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    best: dict[str, Any] | None = None
-    best_checkpoint: Path | None = None
-    last_checkpoint: Path | None = None
-    published: list[int] = field(default_factory=list)
-    exit_code: int = 0
-
-
-def fit(
-    settings: str | Path | Mapping[str, Any],
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    quiet: bool = False,
-) -> RunResult:
-    """Train by a settings file, as `python -m unitrain fit` does.
-
-    Args:
-        settings: a settings file's path, or its content.
-        overrides: settings that take the place of the file's, by dotted name:
-            `{"model.init_args.hidden": 32, "publish": None}`.
-        quiet: tell nothing but warnings, and show no progress bar.
-
-    Raises:
-        UsageError: the settings are wrong, or the model can't be trained or published with them; nothing is
-            left behind.
-        UnitrainError: the training failed; its run folder tells why.
-
-    Example:
-        ::
-
-            result = unitrain.fit("examples/curve_fitting/settings.yaml", {"trainer.max_epochs": 10})
-            print(result.best, result.published)
-    """
-    argv = []
-    for name, value in (overrides or {}).items():
-        text = "null" if value is None else yaml.safe_dump(value, default_flow_style=True).strip()
-        argv += [f"--{name}", text.removesuffix("\n...").strip()]
-    if isinstance(settings, Mapping):
-        return Fit(None, dict(settings), argv, quiet=quiet).run()
-    return Fit(Path(settings), read_settings(Path(settings)), argv, quiet=quiet).run()
+from unitrain.training.result import RunResult, checkpoint_if_there
+from unitrain.training.resuming import ResumePoint, take_weights
+from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
 
 
 class Fit:
@@ -103,15 +43,31 @@ class Fit:
         path: the settings file; None where the settings came from Python.
         raw: its content.
         argv: further settings, as flags.
+        resume_point: where a run that was interrupted goes on.
+        start_from: another run, and which of its weights ("ema" or "raw") to begin with.
     """
 
-    def __init__(self, path: Path | None, raw: dict[str, Any], argv: Sequence[str], *, quiet: bool) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        raw: dict[str, Any],
+        argv: Sequence[str],
+        *,
+        quiet: bool,
+        resume_point: ResumePoint | None = None,
+        start_from: tuple[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.raw = raw
         self.argv = [word for pair in absolute(argv) for word in pair]
-        self.root = project_root(path.absolute().parent if path else Path.cwd())
+        self.resume_point = resume_point
+        self.start_from = start_from
+        self.root = (
+            resume_point.root
+            if resume_point
+            else project_root(path.absolute().parent if path else Path.cwd())
+        )
         self.console = Console(quiet=quiet)
-        self.quiet = quiet
         self._run: RunFolder | None = None
         self.record: RunRecord | None = None
         self.publishing: Publishing | None = None
@@ -124,30 +80,32 @@ class Fit:
         """
         cli = self._parse()
         self.console.say(f"run {self.folder.path}")
-        status, reason, exit_code = "finished", "the training came to its end", 0
+        exit_code = 0
         try:
             with warnings.catch_warnings():
                 _silence_lightning()
-                cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+                checkpoint = str(self.resume_point.checkpoint) if self.resume_point else None
+                cli.trainer.fit(
+                    cli.model,
+                    datamodule=cli.datamodule,
+                    ckpt_path=checkpoint,
+                    weights_only=True if checkpoint else None,
+                )
             status, reason = _why_ended(cli.trainer)
+        except SignalStop as stop:
+            status, reason, exit_code = "interrupted", signal.Signals(stop.number).name, 128 + stop.number
         except SIGTERMException:
             status, reason, exit_code = "interrupted", "SIGTERM", 128 + signal.SIGTERM
-        except KeyboardInterrupt:
-            status, reason, exit_code = "interrupted", "Ctrl-C", 128 + signal.SIGINT
-        except SystemExit as error:
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                self._fail(error)
-                raise
-            # Lightning ends the process on Ctrl-C, and ignores any further one from then on.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            status, reason, exit_code = "interrupted", "Ctrl-C", 128 + signal.SIGINT
-        except UsageError:
-            self._refuse(cli.trainer)
+        except UsageError as error:
+            self._refuse(cli.trainer, error)
             raise
         except MisconfigurationException as error:
-            self._refuse(cli.trainer)
+            self._refuse(cli.trainer, error)
             raise SettingsError(" ".join(str(error).split())) from error
-        except Exception as error:
+        except UnitrainError as error:
+            self._close("failed", str(error))
+            raise
+        except BaseException as error:
             self._fail(error)
             raise
         self._close(status, reason)
@@ -187,32 +145,31 @@ class Fit:
         except UsageError as error:
             raise SettingsError(f"publish.model: {error}") from error
         resolved = cli.resolved()
-        try:
-            run = RunFolder.create(self.root / cli.config.experiments_dir, experiment, slug(self.argv))
-        except RunError as error:
-            raise SettingsError(str(error)) from error
+        if self.resume_point:
+            run = continue_run(self.resume_point, resolved, self.argv, self.console)
+        else:
+            experiments_dir = self.root / cli.config.experiments_dir
+            run = begin_run(
+                experiments_dir,
+                experiment,
+                resolved,
+                root=self.root,
+                seed=cli.config.seed_everything,
+                config=self.path,
+                argv=self.argv,
+            )
         self._run = run
-        try:
-            write_text(run.settings_path, resolved)
-            sources_sha256 = copy_sources(self.root, run.sources_dir)
-        except OSError as error:
-            raise RunError(f"the run folder {run.path} can't be written: {error.strerror}") from error
-        git = git_state(self.root)
-        run.update(
-            root=str(self.root),
-            seed=cli.config.seed_everything,
-            git=git,
-            sources_sha256=sources_sha256,
-            command=["python", "-m", "unitrain", "fit", "--config", str(self.path or ""), *self.argv],
-            **environment(),
-        )
-        lineage = Lineage(
-            run=f"{experiment}/{run.name}",
-            run_dir=str(run.path),
-            settings_sha256=hashlib.sha256(resolved.encode()).hexdigest(),
-            sources_sha256=sources_sha256,
-            git_commit=git["commit"] if git else None,
-        )
+        if self.start_from:
+            found = find_run(self.start_from[0], run.path.parent.parent)
+            kept = [
+                path
+                for path in (found / "checkpoints" / f"{n}.ckpt" for n in ("best", "last"))
+                if path.is_file()
+            ]
+            if not kept:
+                raise SettingsError(f"--init-from: {found} has no checkpoint")
+            take_weights(cli.model, kept[0], self.start_from[1], self.console)
+            run.update(init_from={"checkpoint": str(kept[0]), "weights": self.start_from[1]})
         theirs = arguments.pop("callbacks", None) or []
         theirs = list(theirs) if isinstance(theirs, Sequence) else [theirs]
         stack = compose(
@@ -222,14 +179,20 @@ class Fit:
             run=run,
             root=self.root,
             model_name=model_name,
-            lineage=lineage,
+            lineage=lineage_of(run, resolved),
             console=self.console,
-            quiet=self.quiet,
+            seed=int(cli.config.seed_everything) if cli.config.step_seeding else None,
         )
         self.record, self.publishing = stack.record, stack.publishing
         arguments["callbacks"] = stack.callbacks
         if arguments.get("logger") in (None, True):
-            arguments["logger"] = TensorBoardLogger(run.path.parent, name="", version=run.name)
+            arguments["logger"] = TensorBoardLogger(
+                run.path.parent,
+                name="",
+                version=run.name,
+                # What the interrupted process logged after its checkpoint will be logged again.
+                purge_step=self.resume_point.step if self.resume_point else None,
+            )
         plugins = arguments.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -239,14 +202,14 @@ class Fit:
         arguments["enable_model_summary"] = bool(arguments.get("enable_model_summary"))
         return Trainer(**arguments)
 
-    def _refuse(self, trainer: Trainer) -> None:
+    def _refuse(self, trainer: Trainer, error: Exception) -> None:
         """Leave nothing of a training that never began; keep what one left that did."""
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and not self.resume_point:
             if isinstance(trainer.logger, TensorBoardLogger):
                 trainer.logger.experiment.close()
             self._discard()
         else:
-            self._close("failed", "the settings do not fit the model")
+            self._close("failed", str(error))
 
     def _discard(self) -> None:
         if self._run is not None:
@@ -268,15 +231,15 @@ class Fit:
             self.console.warn(str(error))
 
     def _result(self, status: str, reason: str, exit_code: int) -> RunResult:
-        checkpoints = {name: self.folder.checkpoints_dir / f"{name}.ckpt" for name in ("best", "last")}
+        folder = self.folder
         return RunResult(
-            run_dir=self.folder.path,
+            run_dir=folder.path,
             status=status,
             reason=reason,
             metrics=self.record.metrics if self.record else {},
             best=self.record.best if self.record else None,
-            best_checkpoint=checkpoints["best"] if checkpoints["best"].is_file() else None,
-            last_checkpoint=checkpoints["last"] if checkpoints["last"].is_file() else None,
+            best_checkpoint=checkpoint_if_there(folder.checkpoints_dir / "best.ckpt"),
+            last_checkpoint=checkpoint_if_there(folder.checkpoints_dir / "last.ckpt"),
             published=self.publishing.published if self.publishing else [],
             exit_code=exit_code,
         )

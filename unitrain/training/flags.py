@@ -1,7 +1,10 @@
 """The flags of `fit`: any setting by its dotted name."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from unitrain.errors import SettingsError
 
@@ -36,3 +39,12 @@ def slug(argv: Sequence[str]) -> str:
         if name[2:].startswith(("model.", "data.", "optimizer", "lr_scheduler", "ema", "seed_everything"))
     ]
     return "_".join(parts)[:60]
+
+
+def as_flags(overrides: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted name, as the command line has them."""
+    flags = []
+    for name, value in overrides.items():
+        text = "null" if value is None else yaml.safe_dump(value, default_flow_style=True).strip()
+        flags += [f"--{name}", text.removesuffix("\n...").strip()]
+    return flags

@@ -49,6 +49,9 @@ class Publishing(EveryNValidations):
         self._console = console
         self._worker: Worker | None = None
         self._failure: Exception | None = None
+        self._steps = {
+            entry["step"] for entry in run.record().get("published") or ()
+        }  # before it was resumed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -70,7 +73,7 @@ class Publishing(EveryNValidations):
         self._worker = Worker(publisher, self._report)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._worker is None:
+        if self._worker is None or trainer.global_step in self._steps:
             return
         self._raise_if_strict()
         value = trainer.callback_metrics.get(self._monitor.metric)

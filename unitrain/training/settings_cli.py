@@ -59,6 +59,12 @@ class SettingsCLI(LightningCLI):
             "--experiments_dir", type=str, default="experiments", help="Folder of the runs, by experiment."
         )
         parser.add_argument(
+            "--step_seeding",
+            type=bool,
+            default=True,
+            help="Seed every step by seed, epoch and batch, so that a resumed run draws the same random numbers.",
+        )
+        parser.add_argument(
             "--links",
             type=dict[str, str],
             default={},
@@ -155,7 +161,7 @@ def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> No
 
 def known_settings() -> list[str]:
     """Every setting by its dotted name, but for those of a person's own classes."""
-    top = ["experiment", "experiments_dir", "seed_everything", "trainer", "model", "data", "links", "optimizer",
+    top = ["experiment", "experiments_dir", "seed_everything", "step_seeding", "trainer", "model", "data", "links", "optimizer",
            "lr_scheduler", *SECTIONS]  # fmt: skip
     inner = [f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
     return top + inner + trainer_settings()

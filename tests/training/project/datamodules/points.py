@@ -50,3 +50,17 @@ class NoValidation(Points):
     """Training data only."""
 
     val_dataloader = LightningDataModule.val_dataloader
+
+
+class DictPoints(Points):
+    """The same batches from torch's own DataLoader, which shuffles and can't be resumed in mid-epoch."""
+
+    def __init__(self, num_workers: int = 0) -> None:
+        super().__init__()
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        rows = [
+            {k: torch.from_numpy(v[i]) for k, v in self.train.items()} for i in range(len(self.train["x"]))
+        ]
+        return DataLoader(rows, batch_size=32, shuffle=True, num_workers=self.num_workers)

@@ -1,0 +1,353 @@
+"""A run that was interrupted and goes on ends as if it had not been."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import unitrain
+from unitrain.errors import RunError, UnitrainError
+from unitrain.training.resuming import unsound
+
+OFF = {"publish": None, "embeddings": None, "summaries": None}
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees of plain data and tensors are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def state(path: Path | None) -> dict[str, Any]:
+    """All of a checkpoint that must not depend on an interruption."""
+    assert path is not None
+    content = torch.load(path, weights_only=True)
+    kept = (
+        "state_dict",
+        "current_model_state",
+        "optimizer_states",
+        "lr_schedulers",
+        "averaging_state",
+        "global_step",
+        "epoch",
+    )
+    callbacks = {
+        name: {k: v for k, v in value.items() if not k.endswith(("path", "dirpath", "best_k_models"))}
+        for name, value in content["callbacks"].items()
+    }
+    return {key: content[key] for key in kept if key in content} | {"callbacks": callbacks}
+
+
+def interrupt_after(module_source: str, batches: int) -> str:
+    """The model's source with a signal to itself after so many batches of its first life."""
+    return module_source + (
+        "\n\nclass Interrupted(Curve):\n"
+        "    def on_train_batch_end(self, outputs, batch, batch_idx):\n"
+        "        import os, pathlib, signal\n"
+        "        mark = pathlib.Path(__file__).with_name('was-interrupted')\n"
+        f"        if self.trainer.fit_loop.total_batch_idx + 1 == {batches} and not mark.exists():\n"
+        "            mark.touch()\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+
+
+CASES = {
+    "in the middle of an epoch": (13, {}),
+    "at an epoch's end": (16, {}),
+    "at the first step": (1, {}),
+    "with gradient accumulation": (13, {"trainer.accumulate_grad_batches": 3}),
+    "with validation in mid-epoch": (13, {"trainer.val_check_interval": 0.5}),
+    "at a validation in mid-epoch": (12, {"trainer.val_check_interval": 0.5}),
+    "with a scheduler by epoch": (
+        13,
+        {
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}},
+            "lr_scheduler": {
+                "class_path": "torch.optim.lr_scheduler.StepLR",
+                "init_args": {"step_size": 1, "gamma": 0.5},
+            },
+        },
+    ),
+    "with torch's own loader that shuffles": (
+        13,
+        {"data.class_path": "datamodules.points.DictPoints"},
+    ),
+    "with torch's own loader and workers": (
+        13,
+        {"data.class_path": "datamodules.points.DictPoints", "data.init_args.num_workers": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_and_resumed_run_equals_the_uninterrupted(
+    case: str, settings: Path, project: Path
+) -> None:
+    """Weights, average, optimizer, scheduler, early stopping's counter, best score and metrics, to the bit."""
+    batches, overrides = CASES[case]
+    source = project / "models" / "small.py"
+    source.write_text(interrupt_after(source.read_text(), batches))
+    overrides = OFF | overrides | {"model.class_path": "models.small.Interrupted", "trainer.max_epochs": 3}
+    if "data.class_path" in overrides:
+        settings.write_text(settings.read_text().replace("links:", "# links:"))
+    first = unitrain.fit(settings, overrides, quiet=True)
+    assert (first.status, first.exit_code) == ("interrupted", 143)
+    second = unitrain.resume(first.run_dir, quiet=True)
+    assert second.status == "finished"
+    assert second.run_dir == first.run_dir
+    whole = unitrain.fit(settings, overrides, quiet=True)  # the mark is there: it runs through
+    assert whole.status == "finished"
+    a, b = state(second.last_checkpoint), state(whole.last_checkpoint)
+    assert [key for key in a if not equal(a[key], b[key])] == []
+    a, b = state(second.best_checkpoint), state(whole.best_checkpoint)
+    assert [key for key in a if not equal(a[key], b[key])] == []
+    assert second.metrics == whole.metrics
+    assert second.best == whole.best
+    record = json.loads((second.run_dir / "run.json").read_text())
+    assert record["resumes_from"] == ("epoch end" if "torch's own" in case else "mid-epoch")
+    assert len(record["resumed"]) == 1
+
+
+def test_resume_with_more_epochs_extends_a_finished_run(settings: Path) -> None:
+    """As if it had been as long from the beginning."""
+    short = unitrain.fit(settings, OFF | {"trainer.max_epochs": 2}, quiet=True)
+    extended = unitrain.resume(short.run_dir, {"trainer.max_epochs": 4}, quiet=True)
+    long = unitrain.fit(settings, OFF | {"trainer.max_epochs": 4}, quiet=True)
+    a, b = state(extended.last_checkpoint), state(long.last_checkpoint)
+    assert [key for key in a if not equal(a[key], b[key])] == []
+    assert yaml.safe_load((short.run_dir / "settings.yaml").read_text())["trainer"]["max_epochs"] == 4
+
+
+def test_finished_run_is_said_to_be_so(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing happens, and the exit code is 0."""
+    done = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, quiet=True)
+    again = unitrain.resume(done.run_dir)
+    assert (again.exit_code, again.status) == (0, "finished")
+    assert "has come to its end" in capsys.readouterr().err
+
+
+def test_damaged_last_checkpoint_is_passed_over_for_the_best(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One flipped bit in a tensor is found by its checksum; the run says what it goes on from."""
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 2}, quiet=True)
+    assert run.last_checkpoint is not None
+    data = bytearray(run.last_checkpoint.read_bytes())
+    weight = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]["net.0.weight"]
+    data[data.index(weight.numpy().tobytes())] ^= 1
+    run.last_checkpoint.write_bytes(data)
+    assert unsound(run.last_checkpoint) is not None
+    resumed = unitrain.resume(run.run_dir, {"trainer.max_epochs": 3})
+    said = capsys.readouterr().err
+    assert "last.ckpt is damaged" in said
+    assert "resumes from best.ckpt" in said
+    assert resumed.status == "finished"
+    assert unsound(run.last_checkpoint) is None
+
+
+def test_nothing_to_resume_is_an_error(settings: Path, project: Path) -> None:
+    """No run at all, and a run without a whole checkpoint, never a fresh start."""
+    with pytest.raises(RunError, match="there is no run"):
+        unitrain.resume("last", experiments_dir=project / "experiments")
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, quiet=True)
+    shutil.rmtree(run.run_dir / "checkpoints")
+    with pytest.raises(RunError, match="nothing to resume"):
+        unitrain.resume(run.run_dir)
+
+
+def test_drift_of_the_sources_is_shown(
+    settings: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The changed file is named, and the run goes on."""
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, quiet=True)
+    source = project / "models" / "small.py"
+    source.write_text(source.read_text() + "\n# changed\n")
+    unitrain.resume(run.run_dir, {"trainer.max_epochs": 2})
+    assert "changed since the run began: models/small.py" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # the checkpoint is another run's
+def test_resumed_run_goes_on_in_its_curve(settings: Path) -> None:
+    """TensorBoard shows each step once, though the killed process had logged beyond its checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 3, "trainer.log_every_n_steps": 1}, quiet=True)
+    assert run.last_checkpoint is not None
+    assert run.best_checkpoint is not None
+    first = unitrain.fit(
+        settings, OFF | {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1}, quiet=True
+    )
+    shutil.copy(
+        first.last_checkpoint, run.last_checkpoint
+    )  # as if killed after three epochs, saved after one
+    time.sleep(1.1)  # TensorBoard orders files by the second in their names
+    unitrain.resume(run.run_dir, {"trainer.max_epochs": 3}, quiet=True)
+    events = EventAccumulator(str(run.run_dir))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train_loss")] == list(range(24))
+    assert [e.step for e in events.Scalars("val_loss")] == [7, 15, 23]
+
+
+def test_new_run_begins_with_anothers_weights(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Averaged or raw ones; what does not fit is listed, and a model of which nothing fits is refused."""
+    old = unitrain.fit(settings, OFF | {"trainer.max_epochs": 2}, quiet=True)
+    frozen = {
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}},
+        "trainer.max_epochs": 1,
+    }
+    saved = torch.load(old.best_checkpoint, weights_only=True)
+    for kind, key in (("ema", "state_dict"), ("raw", "current_model_state")):
+        new = unitrain.fit(settings, OFF | frozen, init_from=old.run_dir, init_weights=kind, quiet=True)
+        begun = torch.load(new.last_checkpoint, weights_only=True)["current_model_state"]
+        assert torch.equal(begun["net.0.weight"], saved[key]["net.0.weight"])
+        assert new.run_dir != old.run_dir
+    capsys.readouterr()
+    unitrain.fit(settings, OFF | frozen | {"model.init_args.hidden": 8}, init_from=old.run_dir)
+    said = capsys.readouterr().err
+    assert "net.0.weight" in said
+    assert "of another shape" in said
+
+
+def start(settings: Path, *flags: str) -> subprocess.Popen[str]:
+    """A training in a process of its own."""
+    command = [sys.executable, "-m", "unitrain", "fit", "--config", str(settings), *flags]
+    off = [word for name in OFF for word in (f"--{name}", "null")]
+    return subprocess.Popen([*command, *off], stderr=subprocess.PIPE, text=True, cwd=settings.parent)
+
+
+def wait_until_it_trains(project: Path, timeout_s: float = 60.0) -> Path:
+    """The run's folder, once a checkpoint is there."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = list(project.glob("experiments/points/*/checkpoints/last.ckpt"))
+        if found:
+            return found[0].parents[1]
+        time.sleep(0.05)
+    raise TimeoutError("the training did not begin")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
+def test_signal_ends_with_a_checkpoint_and_its_exit_code(
+    number: int, code: int, settings: Path, project: Path
+) -> None:
+    """The run is interrupted, says by what, and can be resumed."""
+    process = start(settings, "--trainer.max_epochs", "100000", "--early_stopping", "null")
+    run_dir = wait_until_it_trains(project)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    record = json.loads((run_dir / "run.json").read_text())
+    assert (record["status"], record["reason"]) == ("interrupted", signal.Signals(number).name)
+    done = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    epochs = done // 8 + 2
+    resumed = unitrain.resume(run_dir, {"trainer.max_epochs": epochs}, quiet=True)
+    assert torch.load(resumed.last_checkpoint, weights_only=True)["global_step"] == 8 * epochs
+    assert "Traceback" not in said
+
+
+def test_killed_run_is_recognised_and_resumed_as_the_last(settings: Path, project: Path) -> None:
+    """Kill -9 leaves no word, but a whole checkpoint; a second resume meanwhile is refused by name."""
+    process = start(settings, "--trainer.max_epochs", "100000", "--early_stopping", "null")
+    run_dir = wait_until_it_trains(project)
+    with pytest.raises(RunError, match=str(process.pid)):
+        unitrain.resume(run_dir, {"trainer.max_epochs": 1}, quiet=True)
+    process.kill()
+    process.communicate(timeout=60)
+    from unitrain.runs import list_runs
+
+    assert [run.status for run in list_runs(project / "experiments")] == ["killed"]
+    assert unsound(run_dir / "checkpoints/last.ckpt") is None
+    done = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] // 8
+    resumed = unitrain.resume(
+        "last", {"trainer.max_epochs": done + 1}, experiments_dir=project / "experiments", quiet=True
+    )
+    assert resumed.run_dir == run_dir
+
+
+def test_loss_that_is_no_number_stops_the_run_and_keeps_the_best(settings: Path, project: Path) -> None:
+    """Exit code 1, the checkpoints of before, nothing published of it."""
+    source = project / "models" / "small.py"
+    source.write_text(
+        source.read_text() + "\n\nclass Diverges(Curve):\n"
+        "    def loss(self, inputs, outputs, batch):\n"
+        "        bad = self.training and self.trainer.current_epoch == 2\n"
+        "        return super().loss(inputs, outputs, batch)['mse'] * (float('nan') if bad else 1.0)\n"
+    )
+    with pytest.raises(UnitrainError, match=r"the loss of Diverges is nan at epoch 2") as caught:
+        unitrain.fit(settings, {"model.class_path": "models.small.Diverges"}, quiet=True)
+    assert caught.value.exit_code == 1
+    [run] = (project / "experiments/points").iterdir()
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "nan" in record["reason"]
+    assert [entry["step"] for entry in record["published"]] == [16]
+    for name in ("best", "last"):
+        saved = torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)
+        assert all(torch.isfinite(w).all() for w in saved["state_dict"].values() if w.is_floating_point())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on a process of its own")
+def test_full_disk_keeps_the_earlier_checkpoint(settings: Path, project: Path) -> None:
+    """A checkpoint that can't be written ends the run with the reason, and the one before is whole."""
+    first = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, quiet=True)
+    assert first.last_checkpoint is not None
+    limit = first.last_checkpoint.stat().st_size // 2
+    code = (
+        "import resource, signal, sys, unitrain\n"
+        "from unitrain.errors import UnitrainError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try:\n"
+        "    unitrain.resume(sys.argv[1], {'trainer.max_epochs': 3, 'trainer.logger': False}, quiet=True)\n"
+        "except UnitrainError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(first.run_dir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "can't be written" in done.stdout
+    assert unsound(first.last_checkpoint) is None
+    assert torch.load(first.last_checkpoint, weights_only=True)["global_step"] == 8
+    assert not list(first.run_dir.rglob("*.tmp"))
+
+
+def test_command_line_resumes_the_last_run(settings: Path, project: Path) -> None:
+    """`--resume last` names the run that it takes; `--config` with it only tells the experiment."""
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, quiet=True)
+    command = [sys.executable, "-m", "unitrain", "fit", "--config", str(settings), "--resume", "last"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=project.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--resume last is {run.run_dir}" in done.stderr
+    assert "has come to its end" in done.stderr
+    longer = subprocess.run(
+        [*command, "--trainer.max_epochs", "2", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert longer.returncode == 0, longer.stderr
+    assert json.loads(longer.stdout)["run_dir"] == str(run.run_dir)
+    assert json.loads((run.run_dir / "run.json").read_text())["epoch"] == 2

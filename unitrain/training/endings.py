@@ -1,0 +1,132 @@
+"""How a training ends early: by a signal, at a batch after which it can go on, or by a loss that is no number."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from unitrain.errors import UnitrainError
+from unitrain.runs import RunFolder
+from unitrain.training.console import Console
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, an orderly end, and the warning of a batch system (SLURM's --signal=USR1@60) that time is up."""
+CHECK_EVERY_N_STEPS_ON_GPU = 50
+"""Looking at a loss waits for the device; on the CPU it costs microseconds, and every step is looked at."""
+
+
+class SignalStop(UnitrainError):  # noqa: N818 - an ending, not a fault
+    """A signal asked the training to stop, and it has."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class NonFiniteLossError(UnitrainError):
+    """The loss is NaN or infinite."""
+
+
+class Endings(Callback):
+    """Stops on signals with a checkpoint to go on from, and on a loss that is no number.
+
+    The first signal lets the batch in hand end, writes `last.ckpt` and stops; the second ends the process at
+    once. It comes after the average and before the checkpoints: what it saves is complete.
+
+    In the middle of an epoch a checkpoint is written only where the training loader can go on from there;
+    otherwise the last epoch's end is what a resumed run begins with.
+    """
+
+    def __init__(self, run: RunFolder, last_path: Path, console: Console, *, checkpoints: bool) -> None:
+        self._run = run
+        self._last_path = last_path
+        self._console = console
+        self._checkpoints = checkpoints
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._resumable = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._resumable = resumable_in_an_epoch(trainer)
+        how = "mid-epoch" if self._resumable else "epoch end"
+        if trainer.is_global_zero:
+            self._run.update(resumes_from=how)
+        self._stop_where_asked()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_signals()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_signals()
+        self._stop_where_asked()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._check_loss(trainer, pl_module, outputs, batch_idx)
+        if self._received is None:
+            return
+        due = trainer.val_check_batch or 0
+        validates = trainer.is_last_batch or (due and (batch_idx + 1) % due == 0)
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if self._resumable and (validates or accumulates):
+            return  # it is neither the end of a step nor of a validation: the next one is
+        if self._resumable and self._checkpoints:
+            trainer.save_checkpoint(self._last_path)
+        self._stop_where_asked()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _take_signals(self) -> None:
+        """Lightning puts handlers of its own in the place of ours when a training begins."""
+        if self._previous:
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._received is None:
+            self._received = number
+            self._console.warn(f"{name}: stopping after this step; a second signal quits at once")
+            return
+        try:
+            self._run.update(status="interrupted", reason=f"two signals, {name} last")
+        finally:
+            os._exit(128 + number)
+
+    def _stop_where_asked(self) -> None:
+        if self._received is not None:
+            raise SignalStop(self._received)
+
+    def _check_loss(self, trainer: Trainer, module: LightningModule, outputs: Any, batch_idx: int) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor):
+            return
+        if loss.device.type != "cpu" and (batch_idx + 1) % CHECK_EVERY_N_STEPS_ON_GPU:
+            return
+        if not bool(torch.isfinite(loss).all()):
+            raise NonFiniteLossError(
+                f"the loss of {type(module).__name__} is {float(loss.detach().float().mean())} at epoch "
+                f"{trainer.current_epoch}, step {trainer.global_step}; lower the learning rate or clip the gradients "
+                "(trainer.gradient_clip_val)"
+            )
+
+
+def resumable_in_an_epoch(trainer: Trainer) -> bool:
+    """Whether every training loader keeps its position, so that a run can go on in the middle of an epoch."""
+    loaders = trainer.fit_loop._combined_loader  # noqa: SLF001 - Lightning has no public name for it
+    flat = [] if loaders is None else loaders.flattened
+    return bool(flat) and all(hasattr(x, "state_dict") and hasattr(x, "load_state_dict") for x in flat)

@@ -1,0 +1,100 @@
+"""How a run's folder is begun, or opened again: settings, sources, provenance."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from unitrain.durable import write_text
+from unitrain.errors import RunError, SettingsError
+from unitrain.publish import Lineage
+from unitrain.runs import RunFolder
+from unitrain.training.console import Console
+from unitrain.training.flags import slug
+from unitrain.training.provenance import copy_sources, environment, git_state
+from unitrain.training.resuming import ResumePoint, changed_sources
+
+
+def begin_run(
+    experiments_dir: Path,
+    experiment: str,
+    resolved: str,
+    *,
+    root: Path,
+    seed: int,
+    config: Path | None,
+    argv: Sequence[str],
+) -> RunFolder:
+    """A new run's folder with its resolved settings, the project's sources and all that tells where it came from.
+
+    Raises:
+        SettingsError: no folder can be made there.
+        RunError: the disk refused.
+    """
+    try:
+        run = RunFolder.create(experiments_dir, experiment, slug(argv))
+    except RunError as error:
+        raise SettingsError(str(error)) from error
+    try:
+        write_text(run.settings_path, resolved)
+        run.update(
+            root=str(root),
+            seed=seed,
+            git=git_state(root),
+            sources_sha256=copy_sources(root, run.sources_dir),
+            command=["python", "-m", "unitrain", "fit", "--config", str(config or ""), *argv],
+            **environment(),
+        )
+    except OSError as error:
+        run.discard()
+        raise RunError(f"the run folder {run.path} can't be written: {error.strerror}") from error
+    except RunError:
+        run.discard()
+        raise
+    return run
+
+
+def continue_run(point: ResumePoint, resolved: str, argv: Sequence[str], console: Console) -> RunFolder:
+    """A run's folder, owned again, with what it goes on from in its record.
+
+    Raises:
+        RunError: another process owns it, or the disk refused.
+    """
+    run = RunFolder.open(point.run_dir, own=True)
+    now = environment()
+    before = run.record()
+    changed = changed_sources(point.root, run.sources_dir)
+    if changed:
+        console.warn(
+            f"changed since the run began: {', '.join(changed)}; it goes on with the code as it is now"
+        )
+    if before.get("threads") not in (None, now["threads"]):
+        console.warn(
+            f"the run began with {before['threads']} threads and goes on with {now['threads']}: its results will not "
+            "be equal to the bit"
+        )
+    run.append(
+        "resumed",
+        {"step": point.step, "epoch": point.epoch, "checkpoint": point.checkpoint.name, "argv": list(argv)}
+        | {"changed_sources": changed, **now},
+    )
+    run.update(status="starting", reason=None, ended_at=None)
+    try:
+        write_text(run.settings_path, resolved)
+    except OSError as error:
+        run.close("failed", "its settings can't be written")
+        raise RunError(f"{run.settings_path} can't be written: {error.strerror}") from error
+    console.say(f"resumes from {point.checkpoint.name}: epoch {point.epoch}, step {point.step}")
+    return run
+
+
+def lineage_of(run: RunFolder, resolved: str) -> Lineage:
+    """What a run's versions will say of where they came from."""
+    record = run.record()
+    git = record.get("git") or {}
+    return Lineage(
+        run=f"{run.experiment}/{run.name}",
+        run_dir=str(run.path),
+        settings_sha256=hashlib.sha256(resolved.encode()).hexdigest(),
+        sources_sha256=record.get("sources_sha256"),
+        git_commit=git.get("commit"),
+    )

@@ -1,0 +1,155 @@
+"""What a run goes on from: its folder, its newest sound checkpoint, its sources as they were."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitrain.errors import RunError, SettingsError
+from unitrain.runs import find_run, list_runs, read_summary
+from unitrain.training.console import Console
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    Attributes:
+        run_dir: the run's folder.
+        checkpoint: its newest sound checkpoint.
+        root: the project root that it was started from.
+        finished: whether it has come to its end already.
+        step: optimizer steps done.
+        epoch: whole epochs done.
+    """
+
+    run_dir: Path
+    checkpoint: Path
+    root: Path
+    finished: bool
+    step: int
+    epoch: int
+
+
+def find_resume_point(
+    text: str, experiments_dir: Path, experiment: str | None, console: Console
+) -> ResumePoint:
+    """The run that a person means by `--resume`, and the checkpoint to go on from.
+
+    Args:
+        text: a folder, a run's name, or `last`: the newest unfinished run.
+        experiments_dir: where names are looked for.
+        experiment: for `last`, look at that experiment only.
+        console: told which run it is, and which checkpoints were passed over.
+
+    Raises:
+        RunError: there is no such run, or it has no checkpoint that is whole.
+    """
+    if text == "last":
+        runs = list_runs(experiments_dir, experiment)
+        unfinished = [run for run in runs if run.unfinished]
+        if not runs:
+            of = f" of {experiment}" if experiment else ""
+            raise RunError(
+                f"--resume last: there is no run{of} in {experiments_dir}; start one without --resume"
+            )
+        summary = (unfinished or runs)[-1]
+        console.say(f"--resume last is {summary.path}")
+    else:
+        summary = read_summary(find_run(text, experiments_dir))
+    path = summary.path
+    for name in ("last", "best"):
+        checkpoint = path / "checkpoints" / f"{name}.ckpt"
+        if not checkpoint.is_file():
+            continue
+        fault = unsound(checkpoint)
+        if fault is None:
+            content = read_checkpoint(checkpoint)
+            root = Path(str(summary.record.get("root") or path.parent.parent.parent))
+            done = int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+            return ResumePoint(
+                path,
+                checkpoint,
+                root,
+                summary.status in ("finished", "stopped"),
+                int(content["global_step"]),
+                done,
+            )
+        console.warn(f"{checkpoint} is damaged ({fault}); looking for an earlier one")
+    raise RunError(
+        f"{path} has no whole checkpoint, so there is nothing to resume; start a new run without --resume"
+    )
+
+
+def unsound(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint file, None where it is whole.
+
+    torch writes zip files, which have a checksum (CRC-32) of every tensor; each is verified.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None if broken is None else f"the checksum of {broken} is wrong"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU, never anything that could run code.
+
+    Raises:
+        RunError: it holds something else than plain data.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RunError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    return content
+
+
+def changed_sources(root: Path, sources_dir: Path) -> list[str]:
+    """The files of a run's own code that are no longer as they were, relative to the project root."""
+    copies = sorted(p for p in sources_dir.rglob("*.py") if p.is_file())
+    changed = []
+    for copy in copies:
+        relative = copy.relative_to(sources_dir)
+        try:
+            same = (root / relative).read_bytes() == copy.read_bytes()
+        except OSError:
+            same = False
+        if not same:
+            changed.append(str(relative))
+    return changed
+
+
+def take_weights(module: nn.Module, checkpoint: Path, kind: str, console: Console) -> None:
+    """Begin with the weights of another run's checkpoint, as far as they fit.
+
+    Args:
+        kind: "ema" or "raw".
+        console: told of every name that is missing, left over, or of another shape.
+
+    Raises:
+        SettingsError: none of them fits.
+    """
+    content = read_checkpoint(checkpoint)
+    weights = (
+        content["state_dict"] if kind == "ema" else content.get("current_model_state", content["state_dict"])
+    )
+    own = module.state_dict()
+    fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
+    if not fitting:
+        raise SettingsError(
+            f"--init-from: none of the weights of {checkpoint} fits this model; it is another one"
+        )
+    module.load_state_dict(fitting, strict=False)
+    for what, names in (
+        ("stay as they were initialised", own.keys() - fitting.keys()),
+        ("are not in this model, or of another shape", weights.keys() - fitting.keys()),
+    ):
+        if names:
+            console.warn(f"--init-from: {', '.join(sorted(names))} {what}")
+    console.say(f"begins with {len(fitting)} of {len(own)} weights ({kind}) of {checkpoint}")

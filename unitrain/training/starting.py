@@ -1,0 +1,97 @@
+"""The ways to start a training: by settings, or by a run that was interrupted."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from unitrain.runs import read_summary
+from unitrain.training.console import Console
+from unitrain.training.fitting import Fit
+from unitrain.training.flags import as_flags
+from unitrain.training.result import RunResult, checkpoint_if_there
+from unitrain.training.resuming import find_resume_point
+from unitrain.training.settings_cli import read_settings
+
+
+def fit(
+    settings: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    init_from: str | Path | None = None,
+    init_weights: Literal["ema", "raw"] = "ema",
+    quiet: bool = False,
+) -> RunResult:
+    """Train by a settings file, as `python -m unitrain fit` does.
+
+    Args:
+        settings: a settings file's path, or its content.
+        overrides: settings that take the place of the file's, by dotted name:
+            `{"model.init_args.hidden": 32, "publish": None}`.
+        init_from: a run, whose best weights (else its last) the new one begins with.
+        init_weights: its averaged or its raw ones.
+        quiet: tell nothing but warnings, and show no progress bar.
+
+    Raises:
+        UsageError: the settings are wrong, or the model can't be trained or published with them; nothing is
+            left behind.
+        UnitrainError: the training failed; its run folder tells why.
+
+    Example:
+        ::
+
+            result = unitrain.fit("examples/curve_fitting/settings.yaml", {"trainer.max_epochs": 10})
+            print(result.best, result.published)
+    """
+    path = None if isinstance(settings, Mapping) else Path(settings)
+    raw = dict(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
+    start = None if init_from is None else (str(init_from), init_weights)
+    return Fit(path, raw, as_flags(overrides or {}), start_from=start, quiet=quiet).run()
+
+
+def resume(
+    run: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    experiments_dir: str | Path = "experiments",
+    experiment: str | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """Go on with a run in its own folder, as if it had not been interrupted.
+
+    Args:
+        run: its folder, its name, or `last`: the newest unfinished one.
+        overrides: settings that change: `{"trainer.max_epochs": 400}` extends it.
+        experiments_dir: where names are looked for.
+        experiment: for `last`, look at that experiment only.
+        quiet: tell nothing but warnings, and show no progress bar.
+
+    Raises:
+        RunError: there is nothing to resume, or another process owns the run.
+        UnitrainError: as `fit` says.
+    """
+    flags = as_flags(overrides or {})
+    return resume_by_flags(str(run), flags, Path(experiments_dir), experiment, Console(quiet=quiet))
+
+
+def resume_by_flags(
+    text: str, argv: Sequence[str], experiments_dir: Path, experiment: str | None, console: Console
+) -> RunResult:
+    """`resume`, with the changed settings as flags."""
+    point = find_resume_point(text, experiments_dir, experiment, console)
+    if point.finished and not argv:
+        summary = read_summary(point.run_dir)
+        console.say(
+            f"{point.run_dir} has come to its end ({summary.reason}); --trainer.max_epochs N extends it"
+        )
+        return RunResult(
+            run_dir=point.run_dir,
+            status=summary.status,
+            reason=summary.reason or "",
+            metrics=dict(summary.record.get("metrics") or {}),
+            best=summary.best,
+            best_checkpoint=checkpoint_if_there(point.run_dir / "checkpoints" / "best.ckpt"),
+            last_checkpoint=checkpoint_if_there(point.run_dir / "checkpoints" / "last.ckpt"),
+            published=summary.published,
+        )
+    path = point.run_dir / "settings.yaml"
+    return Fit(path, read_settings(path), argv, resume_point=point, quiet=console.quiet).run()
