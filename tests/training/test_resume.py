@@ -289,13 +289,13 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_best(settings: Path,
         "        bad = self.training and self.trainer.current_epoch == 2\n"
         "        return super().loss(inputs, outputs, batch)['mse'] * (float('nan') if bad else 1.0)\n"
     )
-    with pytest.raises(UnitrainError, match=r"the loss of Diverges is nan at epoch 2") as caught:
+    with pytest.raises(UnitrainError, match=r"the loss of Diverges is NaN or infinite at epoch 2") as caught:
         unitrain.fit(settings, {"model.class_path": "models.small.Diverges"}, quiet=True)
     assert caught.value.exit_code == 1
     [run] = (project / "experiments/points").iterdir()
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "failed"
-    assert "nan" in record["reason"]
+    assert "NaN" in record["reason"]
     assert [entry["step"] for entry in record["published"]] == [16]
     for name in ("best", "last"):
         saved = torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)

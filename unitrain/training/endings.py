@@ -20,6 +20,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CHECK_EVERY_N_STEPS_ON_GPU = 50
 """Looking at a loss waits for the device; on the CPU it costs microseconds, and every step is looked at."""
 
+_LOSS = 1000
+"""What a process says to the others of a loss that is no number; of a signal it says its number."""
+
 
 class SignalStop(UnitrainError):  # noqa: N818 - an ending, not a fault
     """A signal asked the training to stop, and it has."""
@@ -73,7 +76,11 @@ class Endings(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._check_loss(trainer, pl_module, outputs, batch_idx)
+        if self._agree(trainer, _LOSS if self._is_bad(outputs, batch_idx) else 0) == _LOSS:
+            raise NonFiniteLossError(
+                f"the loss of {type(pl_module).__name__} is NaN or infinite at epoch {trainer.current_epoch}, step "
+                f"{trainer.global_step}; lower the learning rate or clip the gradients (trainer.gradient_clip_val)"
+            )
         if self._received is None:
             return
         due = trainer.val_check_batch or 0
@@ -111,18 +118,25 @@ class Endings(Callback):
         if self._received is not None:
             raise SignalStop(self._received)
 
-    def _check_loss(self, trainer: Trainer, module: LightningModule, outputs: Any, batch_idx: int) -> None:
+    @staticmethod
+    def _is_bad(outputs: Any, batch_idx: int) -> bool:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):
-            return
+            return False
         if loss.device.type != "cpu" and (batch_idx + 1) % CHECK_EVERY_N_STEPS_ON_GPU:
-            return
-        if not bool(torch.isfinite(loss).all()):
-            raise NonFiniteLossError(
-                f"the loss of {type(module).__name__} is {float(loss.detach().float().mean())} at epoch "
-                f"{trainer.current_epoch}, step {trainer.global_step}; lower the learning rate or clip the gradients "
-                "(trainer.gradient_clip_val)"
-            )
+            return False
+        return not bool(torch.isfinite(loss).all())
+
+    def _agree(self, trainer: Trainer, word: int) -> int:
+        """The loudest word of all processes: one that stopped alone would leave the others waiting."""
+        word = max(word, self._received or 0)
+        if trainer.world_size > 1:
+            said = torch.tensor(word, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+            word = int(said)
+        if 0 < word < _LOSS and self._received is None:
+            self._received = word
+        return word
 
 
 def resumable_in_an_epoch(trainer: Trainer) -> bool:

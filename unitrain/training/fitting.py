@@ -28,7 +28,8 @@ from unitrain.training.composition import compose
 from unitrain.training.console import Console
 from unitrain.training.endings import SignalStop
 from unitrain.training.flags import absolute
-from unitrain.training.opening import begin_run, continue_run, lineage_of
+from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
+from unitrain.training.processes import process_rank
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
 from unitrain.training.result import RunResult, checkpoint_if_there
@@ -67,7 +68,7 @@ class Fit:
             if resume_point
             else project_root(path.absolute().parent if path else Path.cwd())
         )
-        self.console = Console(quiet=quiet)
+        self.console = Console(quiet=quiet or process_rank() > 0)
         self._run: RunFolder | None = None
         self.record: RunRecord | None = None
         self.publishing: Publishing | None = None
@@ -145,10 +146,13 @@ class Fit:
         except UsageError as error:
             raise SettingsError(f"publish.model: {error}") from error
         resolved = cli.resolved()
-        if self.resume_point:
+        experiments_dir = self.root / cli.config.experiments_dir
+        run: RunFolder
+        if process_rank():
+            run = FollowersFolder(experiments_dir, experiment)
+        elif self.resume_point:
             run = continue_run(self.resume_point, resolved, self.argv, self.console)
         else:
-            experiments_dir = self.root / cli.config.experiments_dir
             run = begin_run(
                 experiments_dir,
                 experiment,
@@ -160,7 +164,7 @@ class Fit:
             )
         self._run = run
         if self.start_from:
-            found = find_run(self.start_from[0], run.path.parent.parent)
+            found = find_run(self.start_from[0], experiments_dir)
             kept = [
                 path
                 for path in (found / "checkpoints" / f"{n}.ckpt" for n in ("best", "last"))

@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unitrain.durable import write_text
 from unitrain.errors import RunError, SettingsError
+from unitrain.lock import FileLock
 from unitrain.publish import Lineage
 from unitrain.runs import RunFolder
 from unitrain.training.console import Console
@@ -51,6 +53,33 @@ def begin_run(
         run.discard()
         raise
     return run
+
+
+class FollowersFolder(RunFolder):
+    """What the other processes of a distributed training have in the place of the run's folder: nothing is written.
+
+    The main process alone owns the folder; Lightning tells the others where checkpoints lie.
+    """
+
+    def __init__(self, experiments_dir: Path, experiment: str) -> None:
+        path = experiments_dir / experiment / "of-the-main-process"
+        super().__init__(path, {"experiment": experiment}, FileLock(path / "run.lock"))
+
+    def record(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def update(self, **fields: Any) -> None:
+        """Nothing: the main process keeps the record."""
+
+    def append(self, field: str, entry: Any) -> None:
+        """Nothing: the main process keeps the record."""
+
+    def close(self, status: str, reason: str) -> None:
+        """Nothing: the main process closes the run."""
+
+    def discard(self) -> None:
+        """Nothing: there is nothing to remove."""
 
 
 def continue_run(point: ResumePoint, resolved: str, argv: Sequence[str], console: Console) -> RunFolder:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pytorch_lightning import LightningModule, Trainer
 
-from unitrain.errors import PublishRefused, UnitrainError
+from unitrain.errors import PublishRefused, SettingsError, UnitrainError, UsageError
 from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker
@@ -54,8 +54,19 @@ class Publishing(EveryNValidations):
         }  # before it was resumed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        refused: UsageError | None = None
+        if trainer.is_global_zero:
+            try:
+                self._prepare(trainer, pl_module)
+            except UsageError as error:
+                refused = error
+        # The other processes of a distributed training must not wait for one that has given up.
+        reason = trainer.strategy.broadcast(None if refused is None else str(refused))
+        if reason is not None:
+            raise refused or SettingsError(reason)
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the graph, hold the repository against it, and start the worker."""
         started = time.monotonic()
         batch = first_batch(trainer, pl_module)
         publisher = Publisher.prepare(

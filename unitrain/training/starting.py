@@ -1,16 +1,22 @@
 """The ways to start a training: by settings, or by a run that was interrupted."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from unitrain.errors import SettingsError
 from unitrain.runs import read_summary
 from unitrain.training.console import Console
 from unitrain.training.fitting import Fit
 from unitrain.training.flags import as_flags
+from unitrain.training.processes import process_rank
 from unitrain.training.result import RunResult, checkpoint_if_there
 from unitrain.training.resuming import find_resume_point
 from unitrain.training.settings_cli import read_settings
+
+RESUMED_RUN = "UNITRAIN_RESUMED_RUN"
+"""Tells the processes that Lightning starts for a distributed training which run `last` is."""
 
 
 def fit(
@@ -77,7 +83,14 @@ def resume_by_flags(
     text: str, argv: Sequence[str], experiments_dir: Path, experiment: str | None, console: Console
 ) -> RunResult:
     """`resume`, with the changed settings as flags."""
+    if process_rank() and text == "last":
+        text = os.environ.get(RESUMED_RUN, "")
+        if not text:
+            raise SettingsError(
+                "--resume last: processes started one by one may not agree on it; name the run's folder"
+            )
     point = find_resume_point(text, experiments_dir, experiment, console)
+    os.environ[RESUMED_RUN] = str(point.run_dir)
     if point.finished and not argv:
         summary = read_summary(point.run_dir)
         console.say(
