@@ -1,36 +1,141 @@
-"""Loaders that are fast on data in memory and can go on in the middle of an epoch.
+"""Loaders that are fast on data in memory, and that can go on in the middle of an epoch.
 
 torch's DataLoader fetches samples one by one and collates them, and one that shuffles can't be resumed
-to the bit; for arrays in memory, slicing whole batches by a permutation that is a function of seed
-and epoch is both faster and resumable.
+to the bit. Here an epoch's order is a function of seed and epoch, and the position is part of a checkpoint.
+torchdata's StatefulDataLoader keeps the state of its generators instead, which ties a checkpoint to the
+number of workers.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from unitrain.errors import HookError
 
 Transform = Callable[[Any, torch.Generator], Any]
 
 
-class ArrayLoader:
-    """Batches of arrays that are in memory.
+class MapDataset(Protocol):
+    """A data set whose samples are asked for by their number."""
 
-    Epoch e's order is a permutation drawn from (seed, e) alone, so a run that goes on after a failure
-    sees the batches that it would have seen. Lightning tells the epoch and keeps the position.
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+class ResumableLoader:
+    """What the loaders have in common: order, position, sharding by process.
+
+    Epoch e's order is a permutation drawn from (seed, e) alone, so a run that goes on after a failure sees
+    the batches that it would have seen. Lightning tells the epoch and keeps the position. In a distributed
+    training every process has its share of each epoch, of the same number of batches.
+
+    Args:
+        n_samples: of the data.
+        batch_size: samples a batch (a process).
+        shuffle: a new order each epoch.
+        repeats: passes over the data that make one epoch, each in an order of its own.
+        drop_last: leave out a last batch that is not full.
+        seed: of the order; default: `seed_everything`'s.
+
+    Raises:
+        HookError: no samples, or a batch_size or repeats below 1.
+    """
+
+    batch_sampler = None  # Lightning looks for one wherever there is a sampler
+
+    def __init__(
+        self,
+        n_samples: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        repeats: int,
+        drop_last: bool,
+        seed: int | None,
+    ) -> None:
+        if n_samples < 1 or batch_size < 1 or repeats < 1:
+            raise HookError(
+                f"{type(self).__name__}: samples, batch_size and repeats must be at least 1, got {n_samples}, "
+                f"{batch_size} and {repeats}"
+            )
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.repeats = repeats
+        self.drop_last = drop_last
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.epoch = 0
+        self._position = 0  # batches of this epoch already given
+        self._start = 0  # where the next iteration begins
+
+    @property
+    def sampler(self) -> "ResumableLoader":
+        """Itself: Lightning calls `set_epoch` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration has."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        per_process = -(-self.n_samples * self.repeats // _world()[1])
+        return per_process // self.batch_size if self.drop_last else -(-per_process // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        # The body of a generator begins at the first batch: after Lightning has told epoch and position.
+        start, self._start = self._start, 0
+        for index, batch in enumerate(self._batches(start), start=start + 1):
+            self._position = index
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, for a checkpoint."""
+        return {"epoch": self.epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position; at an epoch's end the next iteration begins a new one."""
+        self.epoch = state["epoch"]
+        self._start = self._position = state["position"] if state["position"] < len(self) else 0
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        """This epoch's batches from the `start`-th on."""
+        raise NotImplementedError
+
+    def _order(self) -> Tensor | None:
+        """This process's samples in this epoch's order, int64; None for all of them as they lie."""
+        rank, world = _world()
+        if self.shuffle:
+            generator = seeded_generator(self.seed, self.epoch)
+            order = torch.cat(
+                [torch.randperm(self.n_samples, generator=generator) for _ in range(self.repeats)]
+            )
+        elif world == 1 and self.repeats == 1:
+            return None
+        else:
+            order = torch.arange(self.n_samples).repeat(self.repeats)
+        if world > 1:
+            # Every process needs as many batches as the others: the last ones are filled from the front.
+            order = torch.cat([order, order[: -len(order) % world]])[rank::world]
+        return order
+
+
+class ArrayLoader(ResumableLoader):
+    """Batches of arrays that are in memory.
 
     Args:
         data: arrays or tensors of one length, [sample, ...]: a mapping or a tuple of them, or one; the
             batches have the same form. Arrays become tensors that share their memory.
         batch_size: samples a batch.
         shuffle: a new order each epoch.
-        repeats: passes over the data that make one epoch, each in an order of its own; more than one is
-            for small data with a `transform` that augments it.
+        repeats: passes over the data that make one epoch; more than one is for small data with a
+            `transform` that augments it.
         transform: `transform(batch, generator)` returns the batch as it is handed on; all its randomness
             must come from the generator, which is seeded by (seed, epoch, batch).
         drop_last: leave out a last batch that is not full.
@@ -59,87 +164,145 @@ class ArrayLoader:
         self._single = not isinstance(data, Mapping | tuple | list)
         self._columns = [torch.as_tensor(column) for column in columns]
         lengths = {len(column) for column in self._columns}
-        if len(lengths) != 1 or 0 in lengths:
-            raise HookError(
-                f"ArrayLoader: expected arrays of one length above 0, got lengths {sorted(lengths)}"
-            )
-        if batch_size < 1 or repeats < 1:
-            raise HookError(
-                f"ArrayLoader: batch_size and repeats must be at least 1, got {batch_size} and {repeats}"
-            )
-        self.n_samples = lengths.pop()
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.repeats = repeats
+        if len(lengths) != 1:
+            raise HookError(f"ArrayLoader: expected arrays of one length, got lengths {sorted(lengths)}")
+        super().__init__(
+            lengths.pop(),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            repeats=repeats,
+            drop_last=drop_last,
+            seed=seed,
+        )
         self.transform = transform
-        self.drop_last = drop_last
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        self.epoch = 0
-        self._position = 0  # batches of this epoch already given
-        self._start = 0  # where the next iteration begins
 
-    batch_sampler = None  # Lightning looks for one wherever there is a sampler
-
-    @property
-    def sampler(self) -> "ArrayLoader":
-        """Itself: Lightning calls `set_epoch` on a loader's sampler."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        per_rank = -(-self.n_samples * self.repeats // _world()[1])
-        return per_rank // self.batch_size if self.drop_last else -(-per_rank // self.batch_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        order = self._order()
-        start, self._start = self._start, 0
+    def _batches(self, start: int) -> Iterator[Any]:
+        order, size, transform = self._order(), self.batch_size, self.transform
         for index in range(start, len(self)):
-            rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            batch = self._slice(rows if order is None else order[rows])
-            if self.transform is not None:
-                batch = self.transform(batch, self._generator(self.epoch, index + 1))
-            self._position = index + 1
+            first = index * size
+            if order is None:
+                columns = [column[first : first + size] for column in self._columns]
+            else:
+                rows = order[first : first + size]
+                columns = [column.index_select(0, rows) for column in self._columns]
+            batch = self._form(columns)
+            if transform is not None:
+                batch = transform(batch, seeded_generator(self.seed, self.epoch, index + 1))
             yield batch
-        self._position = len(self)
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, for a checkpoint."""
-        return {"epoch": self.epoch, "position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a position; at an epoch's end the next iteration begins a new one."""
-        self.epoch = state["epoch"]
-        self._start = self._position = state["position"] if state["position"] < len(self) else 0
-
-    def _generator(self, *keys: int) -> torch.Generator:
-        seed = np.random.SeedSequence((self.seed, *keys)).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(seed) >> 1)
-
-    def _order(self) -> Tensor | None:
-        """The samples' indices in this epoch's order; None for all of them as they lie."""
-        rank, world = _world()
-        if self.shuffle:
-            generator = self._generator(self.epoch)
-            order = torch.cat(
-                [torch.randperm(self.n_samples, generator=generator) for _ in range(self.repeats)]
-            )
-        elif world == 1 and self.repeats == 1:
-            return None
-        else:
-            order = torch.arange(self.n_samples).repeat(self.repeats)
-        if world > 1:
-            # Every rank needs as many batches as the others: the last ones are filled from the front.
-            order = torch.cat([order, order[: -len(order) % world]])[rank::world]
-        return order
-
-    def _slice(self, rows: Tensor | slice) -> Any:
-        columns = [column[rows] for column in self._columns]
+    def _form(self, columns: list[Tensor]) -> Any:
         if self._keys is not None:
             return dict(zip(self._keys, columns, strict=True))
         return columns[0] if self._single else tuple(columns)
+
+
+class DatasetLoader(ResumableLoader):
+    """Batches of a map-style data set, fetched sample by sample, by worker processes if wanted.
+
+    Before each sample is fetched, torch's, numpy's and Python's random numbers are seeded by (seed, epoch,
+    sample): augmentation is the same whatever the number of workers, and after a resume in mid-epoch. The
+    generators of the training process are left as they were.
+
+    Args:
+        dataset: has `__getitem__` and `__len__`.
+        batch_size: samples a batch.
+        shuffle: a new order each epoch.
+        num_workers: processes that fetch; 0: this one.
+        drop_last: leave out a last batch that is not full.
+        seed: of order and samples; default: `seed_everything`'s.
+        options: further ones of torch.utils.data.DataLoader: collate_fn, pin_memory, prefetch_factor, ...
+
+    Raises:
+        HookError: the data set is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: MapDataset,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            len(dataset), batch_size=batch_size, shuffle=shuffle, repeats=1, drop_last=drop_last, seed=seed
+        )
+        self._todo: list[list[tuple[int, int]]] = []
+        self._loader: DataLoader[Any] = DataLoader(
+            _SeededDataset(dataset, self.seed, in_worker=num_workers > 0),  # type: ignore[arg-type]
+            batch_sampler=_Todo(self._todo),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else every epoch would draw from the training's random numbers
+            **options,
+        )
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        order = self._order()
+        indices = list(range(self.n_samples)) if order is None else order.tolist()
+        size = self.batch_size
+        chosen = (indices[i * size : (i + 1) * size] for i in range(start, len(self)))
+        self._todo[:] = [[(self.epoch, index) for index in batch] for batch in chosen]
+        yield from self._loader
+
+
+class _Todo:
+    """The batches that are still to come, as a batch sampler."""
+
+    def __init__(self, todo: list[list[tuple[int, int]]]) -> None:
+        self._todo = todo
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self._todo)
+
+    def __len__(self) -> int:
+        return len(self._todo)
+
+
+class _SeededDataset:
+    """A data set asked by (epoch, index), whose samples' randomness is a function of both."""
+
+    def __init__(self, dataset: MapDataset, seed: int, *, in_worker: bool) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self._in_worker = in_worker
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        if self._in_worker:
+            _seed_all(self._seed, epoch, index)
+            return self._dataset[index]
+        before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - people's code draws from it
+        try:
+            _seed_all(self._seed, epoch, index)
+            return self._dataset[index]
+        finally:
+            torch.set_rng_state(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            random.setstate(before[2])
+
+
+def seeded_generator(*keys: int) -> torch.Generator:
+    """A generator whose numbers are a function of the keys."""
+    return torch.Generator().manual_seed(mixed_seed(keys))
+
+
+def mixed_seed(keys: Sequence[int]) -> int:
+    """A seed of 63 bits that is a function of the keys."""
+    return int(np.random.SeedSequence(tuple(keys)).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _seed_all(*keys: int) -> None:
+    seed = mixed_seed(keys)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that people's data sets draw from
+    random.seed(seed)
 
 
 def _world() -> tuple[int, int]:

@@ -82,6 +82,11 @@ CASES = {
             },
         },
     ),
+    "with our loader that fetches by sample": (13, {"data.class_path": "datamodules.points.SampledPoints"}),
+    "with our loader and workers": (
+        13,
+        {"data.class_path": "datamodules.points.SampledPoints", "data.init_args.num_workers": 2},
+    ),
     "with torch's own loader that shuffles": (
         13,
         {"data.class_path": "datamodules.points.DictPoints"},

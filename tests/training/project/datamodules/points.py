@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from unitrain.loaders import ArrayLoader
+from unitrain.loaders import ArrayLoader, DatasetLoader
 
 
 def _points(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,3 +64,24 @@ class DictPoints(Points):
             {k: torch.from_numpy(v[i]) for k, v in self.train.items()} for i in range(len(self.train["x"]))
         ]
         return DataLoader(rows, batch_size=32, shuffle=True, num_workers=self.num_workers)
+
+
+class _NoisySamples:
+    """Samples with a little noise that is drawn when they are fetched."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays["x"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = {key: torch.from_numpy(value[index]) for key, value in self.arrays.items()}
+        return sample | {"x": sample["x"] + 0.01 * torch.randn(1)}
+
+
+class SampledPoints(DictPoints):
+    """Fetched by sample, by our own loader."""
+
+    def train_dataloader(self):
+        return DatasetLoader(_NoisySamples(self.train), batch_size=32, shuffle=True, num_workers=self.num_workers)

@@ -71,12 +71,16 @@ class DependsOnData(Curve):
 
 
 class Explodes(Curve):
-    """Its weights turn to NaN after the second epoch, while its loss stays finite."""
+    """A weight of it turns to NaN after the second epoch, while its loss stays finite."""
+
+    def __init__(self, hidden: int = 16, scale: float = 1.0) -> None:
+        super().__init__(hidden, scale)
+        self.unused = nn.Parameter(torch.zeros(3))
 
     def on_train_epoch_end(self):
         if self.current_epoch == 1:
             with torch.no_grad():
-                self.net[0].bias.fill_(float("nan"))
+                self.unused.fill_(float("nan"))
 
 
 class Raises(Curve):
