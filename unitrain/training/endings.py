@@ -1,5 +1,6 @@
 """How a training ends early: by a signal, at a batch after which it can go on, or by a loss that is no number."""
 
+import math
 import os
 import signal
 import threading
@@ -121,11 +122,11 @@ class Endings(Callback):
     @staticmethod
     def _is_bad(outputs: Any, batch_idx: int) -> bool:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor):
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
             return False
         if loss.device.type != "cpu" and (batch_idx + 1) % CHECK_EVERY_N_STEPS_ON_GPU:
             return False
-        return not bool(torch.isfinite(loss).all())
+        return not math.isfinite(loss.item())
 
     def _agree(self, trainer: Trainer, word: int) -> int:
         """The loudest word of all processes: one that stopped alone would leave the others waiting."""
