@@ -83,7 +83,7 @@ def compose(
     if stopping:
         kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
         ours.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
-    ours += _bar(theirs, trainer_arguments, console)
+    ours += _bar(theirs, trainer_arguments, console, monitor.metric)
     if ema:
         ours.append(ema)
     ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=checkpoints))
@@ -95,13 +95,15 @@ def compose(
     return Stack([*theirs, *ours], record, publishing)
 
 
-def _bar(theirs: list[Callback], trainer_arguments: dict[str, Any], console: Console) -> list[Callback]:
+def _bar(
+    theirs: list[Callback], trainer_arguments: dict[str, Any], console: Console, metric: str
+) -> list[Callback]:
     if console.quiet or trainer_arguments.get("enable_progress_bar") is False:
         trainer_arguments["enable_progress_bar"] = False
         return []
     if any(isinstance(callback, ProgressBar) for callback in theirs):
         return []
-    shown = progress(console)
+    shown = progress(console, metric)
     trainer_arguments["enable_progress_bar"] = isinstance(shown, ProgressBar)
     return [shown]
 

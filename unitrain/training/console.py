@@ -31,11 +31,25 @@ class Console:
         print(text, file=sys.stderr, flush=True)
 
 
-def progress(console: Console) -> Callback:
-    """A rich progress bar on a terminal, otherwise a line for a validation now and then."""
+def progress(console: Console, metric: str) -> Callback:
+    """A rich progress bar with that metric on a terminal, otherwise a line for a validation now and then."""
     if sys.stderr.isatty() and sys.stdout.isatty():
-        return RichProgressBar(refresh_rate=REFRESHES_A_SECOND)
+        return MetricBar(metric)
     return ProgressLines(console)
+
+
+class MetricBar(RichProgressBar):
+    """Lightning's rich bar, with the training loss and the monitored metric beside it."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__(refresh_rate=REFRESHES_A_SECOND)
+        self._shown = dict.fromkeys(("train_loss", metric))
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        values = trainer.callback_metrics
+        return {name: f"{float(values[name]):.4g}" for name in self._shown if name in values}
 
 
 class ProgressLines(Callback):

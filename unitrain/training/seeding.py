@@ -65,7 +65,7 @@ class StepSeeding(Callback):
 def _seed_torch(seed: int) -> None:
     """`torch.manual_seed` for the devices that are in use: it looks for all there might be, at 200 µs a call."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
