@@ -132,7 +132,8 @@ class ServableModule(LightningModule):
         """Whether Lightning will write what this step logs: collecting it costs a small model a third of its time."""
         trainer = self.trainer
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001 - what Lightning itself looks at
-        return (stepped + 1) % max(1, trainer.log_every_n_steps) == 0 or trainer.is_last_batch
+        every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
+        return (stepped + 1) % every == 0 or trainer.is_last_batch
 
     def _metrics_of(self, stage: str) -> MetricCollection | None:
         """The stage's own collection, made when it is first needed: `metrics()` may read hyper-parameters."""
