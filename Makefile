@@ -24,7 +24,7 @@ demo: $(READY)  ## trains on real signals while a real Triton serves each new ve
 	$(BIN)/python -m examples.signals_clustering.demo
 
 test: $(READY)  ## every test, those against the real Triton too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
