@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -68,6 +69,10 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
              "--early_stopping", "null", "--embeddings", "null", "--quiet"],
             cwd=ROOT,
         )  # fmt: skip
+        for line in server.stdout:
+            if json.loads(line)["event"] == "loaded":
+                break
+        threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop the server
         return ask(url, Repository(repository), seconds)
     finally:
         for process in (training, server):
@@ -82,9 +87,8 @@ def ask(url: str, repository: Repository, seconds: float) -> dict[str, Any]:
     failed: Counter[str] = Counter()
     unnamed = 0
     with Client(url) as client:
-        next(iter(client.stream(MODEL, samples(1), retry_for_s=90)))
         first, start = repository.versions(MODEL)[-1], time.monotonic()
-        for result in client.stream(MODEL, samples(None, until_s=start + seconds)):
+        for result in client.stream(MODEL, samples(start + seconds)):
             if result.outputs is None:
                 failed[str(result.error)] += 1
             elif not result.version:
@@ -104,10 +108,10 @@ def ask(url: str, repository: Repository, seconds: float) -> dict[str, Any]:
     }
 
 
-def samples(count: int | None, until_s: float = float("inf")) -> Iterator[dict[str, np.ndarray]]:
+def samples(until_s: float) -> Iterator[dict[str, np.ndarray]]:
     """Points of the grid over and over."""
     grid = np.linspace(-4.5, 4.5, 1000, dtype=np.float32).reshape(-1, 1)
-    for index in range(count) if count else itertools.count():
+    for index in itertools.count():
         if time.monotonic() > until_s:
             return
         yield {"x": grid[index % len(grid)]}
