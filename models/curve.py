@@ -1,10 +1,12 @@
 """A function of one variable."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
+from unitrain.figures import truth_against_prediction
 from unitrain.module import ServableModule, Tensors
 
 
@@ -37,3 +39,6 @@ class CurveRegressor(ServableModule):
 
     def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Tensor, Tensor]:
         return outputs["y"], batch["y"]
+
+    def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
+        return {"fit": truth_against_prediction(outputs["y"], batch["y"], name="y")}

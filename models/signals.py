@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, R2Score
 
+from unitrain.figures import reconstructions
 from unitrain.module import ServableModule, Tensors
-
-N_SHOWN = 4
 
 
 class SignalsAutoencoder(ServableModule):
@@ -112,21 +111,8 @@ class SignalsAutoencoder(ServableModule):
         return {"class": [self.class_names[i] for i in label.tolist()]}
 
     def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
-        from matplotlib.figure import Figure
-
-        shown = min(N_SHOWN, len(inputs["signals"]))
-        figure = Figure(figsize=(10, 2 * shown), layout="constrained")
-        rows = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
-        names = self.labels(batch)["class"]
-        for i, axes in enumerate(rows):
-            for channel, (signal, reconstruction) in enumerate(
-                zip(inputs["signals"][i].cpu(), outputs["reconstruction"][i].detach().cpu(), strict=True)
-            ):
-                axes.plot(signal.numpy(), color=f"C{channel}", alpha=0.4)
-                axes.plot(reconstruction.numpy(), color=f"C{channel}")
-            axes.set_ylabel(str(names[i]))
-        rows[-1].set_xlabel("step (pale: standardised signal, bold: reconstruction)")
-        return {"reconstruction": figure}
+        names = list(self.labels(batch)["class"])
+        return {"reconstruction": reconstructions(inputs["signals"], outputs["reconstruction"], names)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(

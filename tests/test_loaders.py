@@ -1,12 +1,13 @@
 """The loaders: order by seed and epoch, position, sharding, and the same samples whatever the workers."""
 
 import random
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import unitrain.loaders
 from unitrain.errors import HookError
@@ -174,3 +175,64 @@ def test_unfit_data_is_refused(data: Any, options: dict[str, int]) -> None:
     """Lengths, batch size and repeats are named."""
     with pytest.raises(HookError, match="ArrayLoader"):
         ArrayLoader(data, **({"batch_size": 2} | options))
+
+
+def test_transform_in_place_leaves_the_data_alone() -> None:
+    """A batch that is handed to a transform is its own, also where nothing is shuffled."""
+    data = torch.zeros(12)
+    loader = ArrayLoader(data, batch_size=4, transform=lambda batch, _generator: batch.add_(1))
+    assert [batch.tolist() for batch in loader] == [[1.0] * 4] * 3
+    assert not data.any()
+
+
+def test_another_epoch_begins_at_its_first_batch() -> None:
+    """A position belongs to its epoch: one that was broken off is not gone on with in the next."""
+    loader = ArrayLoader(torch.arange(12), batch_size=4)
+    loader.load_state_dict({"epoch": 0, "position": 2})
+    loader.set_epoch(0)
+    assert loader.state_dict()["position"] == 2
+    loader.set_epoch(1)
+    assert len(rows(loader)) == 12
+
+
+def test_fewer_samples_than_processes_still_give_each_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one would wait for the others for ever."""
+    for rank in range(5):
+        monkeypatch.setattr(unitrain.loaders, "_world", lambda rank=rank: (rank, 5))
+        loader = ArrayLoader(torch.arange(2), batch_size=4, shuffle=True, seed=0)
+        assert len(rows(loader)) == len(loader) == 1
+
+
+def test_large_batches_come_one_by_one() -> None:
+    """Rows are put in order for several batches at once only as far as they are small; none is lost at the seams."""
+    wide = torch.arange(100_000.0).reshape(100, 1000)
+    loader = ArrayLoader(wide, batch_size=7, shuffle=True, seed=2)
+    narrow = ArrayLoader(wide[:, :1], batch_size=7, shuffle=True, seed=2)
+    batches = list(loader)
+    assert [len(batch) for batch in batches] == [7] * 14 + [2]
+    assert all(torch.equal(a[:, :1], b) for a, b in zip(batches, narrow, strict=True))
+
+
+def test_array_loader_is_many_times_faster_than_fetching_by_sample() -> None:
+    """At least ten times, and no slower than slicing by hand with half as much again; benchmarks/loaders.py has figures."""
+    x, y = torch.randn(6400, 8), torch.randn(6400, 1)
+    ways = {
+        "ours": ArrayLoader((x, y), batch_size=64, shuffle=True),
+        "torch's": DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True),
+    }
+    took_s: dict[str, list[float]] = {name: [] for name in (*ways, "slicing")}
+    for _ in range(7):
+        for name, loader in ways.items():
+            begun = time.perf_counter()
+            for _batch in loader:
+                pass
+            took_s[name].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        order = torch.randperm(6400)
+        for first in range(0, 6400, 64):
+            chosen = order[first : first + 64]
+            _pair = x[chosen], y[chosen]
+        took_s["slicing"].append(time.perf_counter() - begun)
+    best = {name: min(times) for name, times in took_s.items()}
+    assert best["torch's"] > 10 * best["ours"]
+    assert best["ours"] < 1.5 * best["slicing"]

@@ -11,13 +11,18 @@ from unitrain.errors import UnitrainError
 
 COMMANDS = {
     "fit": ("unitrain.commands.fit", "train, and publish versions of the model while doing so"),
+    "validate": ("unitrain.commands.evaluate:validate", "measure a run's checkpoint on the validation data"),
+    "test": ("unitrain.commands.evaluate:test", "measure a run's checkpoint on the test data"),
+    "check": ("unitrain.commands.check", "all that is wrong with a settings file, and a dry run"),
+    "doctor": ("unitrain.commands.doctor", "look at this machine, and tell what to do"),
+    "export": ("unitrain.commands.export", "publish a run's checkpoint by hand, through the same gates"),
     "serve": ("unitrain.commands.serve", "start Triton on a model repository and load what appears in it"),
     "predict": ("unitrain.commands.predict", "ask a served model, one sample or a stream"),
     "models": ("unitrain.commands.models", "list the versions in a model repository"),
     "runs": ("unitrain.commands.runs", "list the runs of the experiments"),
     "tensorboard": ("unitrain.commands.tensorboard", "open TensorBoard on the experiments"),
 }
-"""Name → (module with `main(argv) -> exit code`, what it does)."""
+"""Name → (module with `main(argv) -> exit code`, or `module:function`; what it does)."""
 
 
 def _help() -> str:
@@ -59,8 +64,8 @@ def _run(name: str, arguments: list[str]) -> int:
     if debug:
         arguments.remove("--debug")
     try:
-        command = import_module(COMMANDS[name][0])
-        return int(command.main(arguments))
+        module, _, function = COMMANDS[name][0].partition(":")
+        return int(getattr(import_module(module), function or "main")(arguments))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

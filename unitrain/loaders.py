@@ -13,12 +13,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unitrain.errors import HookError
 
 Transform = Callable[[Any, torch.Generator], Any]
+Planned = tuple[tuple[int, ...], list[int]]
+"""What the random numbers of a batch are a function of, and its samples."""
+
+GATHERED_BYTES = 1 << 17
+"""Rows are put in order for several batches at once, which makes a batch cheaper; as many as a cache holds."""
 
 
 class MapDataset(Protocol):
@@ -81,8 +87,10 @@ class ResumableLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
-        self.epoch = epoch
+        """Choose the epoch whose order the next iteration has; one that is new begins at its first batch."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._position = self._start = 0
 
     def __len__(self) -> int:
         per_process = -(-self.n_samples * self.repeats // _world()[1])
@@ -122,7 +130,8 @@ class ResumableLoader:
             order = torch.arange(self.n_samples).repeat(self.repeats)
         if world > 1:
             # Every process needs as many batches as the others: the last ones are filled from the front.
-            order = torch.cat([order, order[: -len(order) % world]])[rank::world]
+            short = -len(order) % world
+            order = torch.cat([order, order.repeat(-(-short // len(order)))[:short]])[rank::world]
         return order
 
 
@@ -131,7 +140,8 @@ class ArrayLoader(ResumableLoader):
 
     Args:
         data: arrays or tensors of one length, [sample, ...]: a mapping or a tuple of them, or one; the
-            batches have the same form. Arrays become tensors that share their memory.
+            batches have the same form. Arrays become tensors that share their memory, and so do the batches
+            where there is neither shuffle nor transform: don't change those in place.
         batch_size: samples a batch.
         shuffle: a new order each epoch.
         repeats: passes over the data that make one epoch; more than one is for small data with a
@@ -177,31 +187,42 @@ class ArrayLoader(ResumableLoader):
         self.transform = transform
 
     def _batches(self, start: int) -> Iterator[Any]:
-        order, size, transform = self._order(), self.batch_size, self.transform
-        for index in range(start, len(self)):
-            first = index * size
-            if order is None:
-                columns = [column[first : first + size] for column in self._columns]
-            else:
-                rows = order[first : first + size]
-                columns = [column.index_select(0, rows) for column in self._columns]
+        transform, generator = self.transform, torch.Generator()
+        for index, columns in enumerate(self._slices(start), start=start + 1):
             batch = self._form(columns)
             if transform is not None:
-                batch = transform(batch, seeded_generator(self.seed, self.epoch, index + 1))
+                batch = transform(batch, generator.manual_seed(mixed_seed((self.seed, self.epoch, index))))
             yield batch
 
-    def _form(self, columns: list[Tensor]) -> Any:
+    def _slices(self, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """The columns of this epoch's batches from the `start`-th on."""
+        order, size, stop = self._order(), self.batch_size, len(self)
+        if order is None and self.transform is not None:
+            order = torch.arange(self.n_samples)  # it may change a batch in place: not the data themselves
+        sample_bytes = sum(column[:1].nbytes for column in self._columns)
+        at_once = max(1, GATHERED_BYTES // max(1, size * sample_bytes))
+        for first in range(start, stop, at_once):
+            rows = slice(first * size, min(first + at_once, stop) * size)
+            if order is None:
+                gathered = [column[rows] for column in self._columns]
+            else:
+                chosen = order[rows]
+                gathered = [column.index_select(0, chosen) for column in self._columns]
+            yield from zip(*(torch.split(column, size) for column in gathered), strict=True)
+
+    def _form(self, columns: tuple[Tensor, ...]) -> Any:
         if self._keys is not None:
             return dict(zip(self._keys, columns, strict=True))
-        return columns[0] if self._single else tuple(columns)
+        return columns[0] if self._single else columns
 
 
 class DatasetLoader(ResumableLoader):
     """Batches of a map-style data set, fetched sample by sample, by worker processes if wanted.
 
-    Before each sample is fetched, torch's, numpy's and Python's random numbers are seeded by (seed, epoch,
-    sample): augmentation is the same whatever the number of workers, and after a resume in mid-epoch. The
-    generators of the training process are left as they were.
+    Before each batch is fetched, torch's, numpy's and Python's random numbers are seeded by (seed, epoch,
+    batch): augmentation is the same whatever the number of workers, and after a resume in mid-epoch. The
+    generators of the training process are left as they were; one that the data set keeps for itself is its
+    own affair.
 
     Args:
         dataset: has `__getitem__` and `__len__`.
@@ -230,32 +251,34 @@ class DatasetLoader(ResumableLoader):
         super().__init__(
             len(dataset), batch_size=batch_size, shuffle=shuffle, repeats=1, drop_last=drop_last, seed=seed
         )
-        self._todo: list[list[tuple[int, int]]] = []
+        self._todo: list[Planned] = []
+        options = {"persistent_workers": num_workers > 0} | options
         self._loader: DataLoader[Any] = DataLoader(
-            _SeededDataset(dataset, self.seed, in_worker=num_workers > 0),  # type: ignore[arg-type]
-            batch_sampler=_Todo(self._todo),
+            _SeededDataset(dataset, in_worker=num_workers > 0),  # type: ignore[arg-type]
+            batch_sampler=_Todo(self._todo),  # type: ignore[arg-type]
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else every epoch would draw from the training's random numbers
             **options,
         )
 
     def _batches(self, start: int) -> Iterator[Any]:
-        order = self._order()
+        order, rank = self._order(), _world()[0]
         indices = list(range(self.n_samples)) if order is None else order.tolist()
         size = self.batch_size
-        chosen = (indices[i * size : (i + 1) * size] for i in range(start, len(self)))
-        self._todo[:] = [[(self.epoch, index) for index in batch] for batch in chosen]
+        self._todo[:] = [
+            ((self.seed, self.epoch, i + 1, rank), indices[i * size : (i + 1) * size])
+            for i in range(start, len(self))
+        ]
         yield from self._loader
 
 
 class _Todo:
     """The batches that are still to come, as a batch sampler."""
 
-    def __init__(self, todo: list[list[tuple[int, int]]]) -> None:
+    def __init__(self, todo: list[Planned]) -> None:
         self._todo = todo
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Planned]:
         return iter(self._todo)
 
     def __len__(self) -> int:
@@ -263,29 +286,36 @@ class _Todo:
 
 
 class _SeededDataset:
-    """A data set asked by (epoch, index), whose samples' randomness is a function of both."""
+    """A data set asked for whole batches, whose randomness is a function of what was planned for them."""
 
-    def __init__(self, dataset: MapDataset, seed: int, *, in_worker: bool) -> None:
+    def __init__(self, dataset: MapDataset, *, in_worker: bool) -> None:
         self._dataset = dataset
-        self._seed = seed
         self._in_worker = in_worker
+        self._bits = np.random.MT19937()  # numpy's global generator while a batch is fetched
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[index]
+
+    def __getitems__(self, planned: Planned) -> list[Any]:
+        keys, indices = planned
         if self._in_worker:
-            _seed_all(self._seed, epoch, index)
-            return self._dataset[index]
-        before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - people's code draws from it
+            return self._fetch(keys, indices)
+        before = torch.get_rng_state(), random.getstate(), get_bit_generator()
         try:
-            _seed_all(self._seed, epoch, index)
-            return self._dataset[index]
+            set_bit_generator(self._bits)  # far cheaper than numpy's get_state and set_state
+            return self._fetch(keys, indices)
         finally:
             torch.set_rng_state(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-            random.setstate(before[2])
+            random.setstate(before[1])
+            set_bit_generator(before[2])
+
+    def _fetch(self, keys: tuple[int, ...], indices: list[int]) -> list[Any]:
+        _seed_all(*keys)
+        whole = getattr(self._dataset, "__getitems__", None)  # some of torch's data sets have it
+        return list(whole(indices)) if whole else [self._dataset[index] for index in indices]
 
 
 def seeded_generator(*keys: int) -> torch.Generator:

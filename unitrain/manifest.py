@@ -35,6 +35,9 @@ class Manifest:
         weights: "ema" or "raw".
         parity: by output, the largest absolute and relative difference of onnxruntime from torch.
         sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
+        files: SHA-256 of further files by name: weights that lie beside the graph.
+        previous: the version before and its metric, where it was measured on the same data.
+        rolled_back_from: the version that this one repeats, and the one that was the newest then.
         data_fingerprint: of the validation data that the metric was measured on.
     """
 
@@ -58,6 +61,32 @@ class Manifest:
     opset: int | None = None
     ir_version: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    previous: dict[str, Any] | None = None
+    rolled_back_from: dict[str, int] | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """The lineage as flat text, for the graph's own metadata_props.
+
+        Its own version and hash are left out: the folder's name is the version, and a file can't hold its hash.
+        """
+        told = {
+            "model": self.model,
+            "run": self.run,
+            "step": self.step,
+            "epoch": self.epoch,
+            "weights": self.weights,
+            "metric": f"{self.metric.name}={self.metric.value!r} ({self.metric.mode})"
+            if self.metric
+            else None,
+            "data_fingerprint": self.data_fingerprint,
+            "settings_sha256": self.settings_sha256,
+            "sources_sha256": self.sources_sha256,
+            "git_commit": self.git_commit,
+            "published_at": self.published_at,
+            **self.versions,
+        }
+        return {f"unitrain.{key}": str(value) for key, value in told.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""

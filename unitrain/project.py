@@ -101,14 +101,15 @@ def _import(module_name: str, class_path: str, root: Path) -> ModuleType:
             f"packages{_near(leaf, _modules_of(parent, root), f'{parent}.' if parent else '')}"
         ) from error
     except Exception as error:
-        where = _line_in_project(error, root)
+        where = line_in_project(error, root)
         text = " ".join(str(error).split())
         raise SettingsError(
             f"class path `{class_path}`: importing its module failed{where} with {type(error).__name__}: {text}"
         ) from error
 
 
-def _line_in_project(error: Exception, root: Path) -> str:
+def line_in_project(error: Exception, root: Path) -> str:
+    """` at file:line` of the person's own code that an error came from; empty where it came from none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}:{error.lineno}"
     where, traceback = "", error.__traceback__

@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 PROJECTOR_MAX_POINTS = 100_000
 
+Reduction = Literal["flatten", "mean", "first", "centre"]
+"""How a tensor becomes a point of the Projector."""
+
+_FLOATS = ("FP16", "FP32", "FP64")
+_PAIR = 2
+
 
 def _at_least(section: object, minimum: float, *names: str) -> None:
     for name in names:
@@ -65,14 +71,23 @@ class Embeddings:
     every_n_validations: int = 10
     """Take a snapshot each time that many validations have run, and always at the end."""
     max_points: int = 10_000
-    """Samples in a snapshot at most."""
+    """Samples in a snapshot at most: of more, the same ones each time, as many of each class as can be."""
+    max_bytes: int = 512 * 1024 * 1024
+    """Bytes of a snapshot's points in memory at most, which may mean fewer points; two are there at times."""
     max_width: int = 4096
     """Values a point at most; a wider tensor is left out, and the run says so."""
+    reduce: dict[str, Reduction] = field(default_factory=dict)
+    """By tensor, how it becomes a point: `mean` over space or time, `first` token, `centre` of a patch."""
+    thumbnail_px: int = 32
+    """Side of the small picture of the first input that is an image or a signal; 0: none."""
+    seed: int = 0
+    """Of the choice of samples, where there are more than max_points."""
     keep: int = 5
     """Newest snapshots kept."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "every_n_validations", "max_points", "max_width", "keep")
+        _at_least(self, 1, "every_n_validations", "max_points", "max_bytes", "max_width", "keep")
+        _at_least(self, 0, "thumbnail_px", "seed")
         if self.max_points > PROJECTOR_MAX_POINTS:
             raise ValueError(
                 f"embeddings.max_points must be at most {PROJECTOR_MAX_POINTS}, which is what the Projector's page "
@@ -85,7 +100,10 @@ class Summaries:
     """What TensorBoard shows beside the scalars that the module logs."""
 
     histograms_every_n_validations: int = 5
-    """Weight histograms each time that many validations have run; 0: none."""
+    """Weight histograms, and what the model's `summaries()` gives, each time that many validations have run and
+    at the end; 0: no histograms, and summaries at the end alone."""
+    gradient_norm: bool = True
+    """The gradients' norm over all parameters, before it is clipped, at each step that is logged."""
     graph: bool = True
     """The model's graph, once."""
 
@@ -113,22 +131,41 @@ class Publish:
     """Rows a request at most."""
     max_queue_delay_microseconds: int = 100
     """How long Triton may hold a request to batch it with others."""
+    warm_up: bool = False
+    """Let Triton run one request of zeros on each load, before a version is served."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of config.pbtxt that take the place of ours, by Triton's names: {instance_group: [{count: 2}]}."""
     golden: int = 4
     """Validation samples kept with their outputs in golden.npz, for checks; 0: none. They are deployed data."""
+    golden_max_bytes: int = 1_000_000
+    """Bytes that these samples may have, uncompressed; so many fewer are kept, or none."""
     opset: int = 20
     """ONNX operator set of the graph."""
     absolute_tolerance: float = 1e-4
     """Largest accepted difference of onnxruntime from torch, in the output's unit, beside the relative one."""
     relative_tolerance: float = 1e-3
     """Largest accepted difference of onnxruntime from torch, relative to torch's value."""
+    tolerances: dict[str, list[float]] = field(default_factory=lambda: {"FP16": [1e-2, 1e-2]})
+    """Other [absolute, relative] tolerances for outputs of a type, by Triton's name of it."""
+    integer_share: float = 1e-3
+    """Share of an integer or bool output's values that may differ: an argmax of nearly equal values."""
+    external_data_above_bytes: int = 1_800_000_000
+    """Weights of more bytes lie in a file beside the graph: an ONNX file can't pass 2 GB."""
     strict: bool = False
     """End the training with an error when a version can't be published."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "every_n_validations", "keep", "num_versions", "max_batch_size")
         _at_least(
-            self, 0, "max_queue_delay_microseconds", "golden", "absolute_tolerance", "relative_tolerance"
-        )
+            self, 0, "max_queue_delay_microseconds", "golden", "golden_max_bytes", "absolute_tolerance",
+            "relative_tolerance", "integer_share", "external_data_above_bytes",
+        )  # fmt: skip
+        for name, pair in self.tolerances.items():
+            if name not in _FLOATS or len(pair) != _PAIR or min(pair) < 0:
+                raise ValueError(
+                    f"publish.tolerances.{name}: expected [absolute, relative] of one of {', '.join(_FLOATS)}, "
+                    f"neither below 0, got {pair}"
+                )
 
 
 @dataclass(frozen=True)

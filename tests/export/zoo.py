@@ -180,6 +180,32 @@ class AnyLength(ServableModule):
         return {"mean": y.mean(2), "each": y}
 
 
+class Spectral(LightningModule):
+    """A Fourier layer: its complex weight is no initializer that a graph could hold as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 7, dtype=torch.cfloat))
+        self.out = nn.Linear(14, 2)
+
+    def forward(self, series):
+        spectrum, weight = torch.view_as_real(torch.fft.rfft(series)), torch.view_as_real(self.weight)
+        real = spectrum[..., 0] * weight[..., 0] - spectrum[..., 1] * weight[..., 1]
+        imaginary = spectrum[..., 0] * weight[..., 1] + spectrum[..., 1] * weight[..., 0]
+        return self.out(torch.cat([real, imaginary], 1))
+
+
+class HalfInside(LightningModule):
+    """float16 weights behind float32 inputs and outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).to(torch.float16)
+
+    def forward(self, x):
+        return self.layer(x.to(torch.float16)).float()
+
+
 def _ints(high: int, *shape: int) -> Tensor:
     return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(0))
 
@@ -205,5 +231,7 @@ ZOO = {
     "uint8 in and out, argmax, topk": (PixelClasses, {"image": _ints(256, 5, 3, 6, 6).to(torch.uint8)}),
     "grid_sample": (Sampler, {"image": _floats(5, 1, 6, 6), "shift": _floats(5, 2)}),
     "dataclass with a dict": (DataclassOutputs, {"x": _floats(5, 2)}),
+    "spectral layer with complex weights": (Spectral, {"series": _floats(5, 12)}),
+    "half precision inside": (HalfInside, {"x": _floats(5, 4)}),
     "a further axis of any length": (AnyLength, {"series": _floats(5, 2, 10)}),
 }

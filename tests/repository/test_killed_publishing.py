@@ -36,7 +36,7 @@ while True:
 """
 
 
-class _Reader(threading.Thread):
+class Reader(threading.Thread):
     """Looks at the repository all along and notes every version that is not whole."""
 
     def __init__(self, repository: Repository) -> None:
@@ -56,7 +56,7 @@ class _Reader(threading.Thread):
                 self.looks += 1
 
 
-def _kill_two_publishers(root: Path, after_s: float) -> list[int]:
+def kill_two_publishers(root: Path, after_s: float) -> list[int]:
     """The numbers that two publishers on one model told before both were killed."""
     publishers = [
         subprocess.Popen([sys.executable, "-c", PUBLISHER, root], stdout=subprocess.PIPE, text=True)
@@ -78,12 +78,12 @@ def test_killed_publishers_leave_only_whole_versions(tmp_path: Path) -> None:
     """Two publishers on one model, killed again and again: no half version, no number twice, nothing stale."""
     randomness = random.Random(7)
     repository = Repository(tmp_path / "repo")
-    reader = _Reader(repository)
+    reader = Reader(repository)
     reader.start()
     told: list[int] = []
     try:
         for _ in range(ROUNDS):
-            told += _kill_two_publishers(repository.root, randomness.uniform(0, 0.1))
+            told += kill_two_publishers(repository.root, randomness.uniform(0, 0.1))
     finally:
         reader.ended.set()
         reader.join()
@@ -92,6 +92,10 @@ def test_killed_publishers_leave_only_whole_versions(tmp_path: Path) -> None:
     assert len(told) == len(set(told))
     assert set(told) <= set(repository.versions("codes"))
     repository.check_writable()
-    assert {p.name for p in (repository.staging_dir / "codes").iterdir()} == {"lock", "counter"}
+    assert {p.name for p in (repository.staging_dir / "codes").iterdir()} == {
+        "lock",
+        "counter",
+        "config.pbtxt",
+    }
     largest = repository.versions("codes")[-1]
     assert repository.publish("codes", config_of(), fill) > largest

@@ -55,7 +55,7 @@ def test_models_lists_a_line_a_version(published: Path, capsys: pytest.CaptureFi
     """With run, step, metric and parity where a manifest tells them; a version without one is listed too."""
     assert main(["models", "--model-repository", str(published)]) == 0
     head, first, second = capsys.readouterr().out.splitlines()
-    assert head.split() == ["model", "version", "when", "run", "step", "metric", "parity", "size"]
+    assert head.split() == ["model", "version", "when", "run", "step", "metric", "weights", "parity", "size"]
     for shown in ("codes", " 1 ", "signals/2026-01-02_03-00-00", " 100 ", "val_loss 0.125", "2.0e-07", "kB"):
         assert shown in first
     assert second.split()[:2] == ["codes", "2"]

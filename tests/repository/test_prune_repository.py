@@ -26,7 +26,7 @@ def test_prune_keeps_the_newest(aged: Repository) -> None:
     """The oldest are removed, their numbers are told, and nothing of them stays in staging."""
     assert aged.prune("codes", 5, num_versions=2) == [1, 2, 3]
     assert aged.versions("codes") == [4, 5, 6, 7, 8]
-    assert {p.name for p in (aged.staging_dir / "codes").iterdir()} == {"lock", "counter"}
+    assert {p.name for p in (aged.staging_dir / "codes").iterdir()} == {"lock", "counter", "config.pbtxt"}
 
 
 def test_prune_never_keeps_fewer_than_are_served_and_two(aged: Repository) -> None:

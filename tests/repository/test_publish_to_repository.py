@@ -14,14 +14,16 @@ from small_versions import SIGNATURE, config_of, fill
 
 from unitrain.errors import PublishRefused, RepositoryError, UsageError
 from unitrain.lock import FileLock
-from unitrain.repository import Repository
+from unitrain.repository import Repository, changed_config, read_config
 from unitrain.repository.staging import Staging
 from unitrain.tensors import Signature, TensorSpec
 
 
 def _left_in_staging(repository: Repository) -> list[str]:
     return sorted(
-        p.name for p in repository.staging_dir.rglob("*") if p.name not in ("codes", "lock", "counter")
+        p.name
+        for p in repository.staging_dir.rglob("*")
+        if p.name not in ("codes", "lock", "counter", "config.pbtxt")
     )
 
 
@@ -123,13 +125,61 @@ def test_what_the_kept_configuration_says_otherwise_can_be_told(
     repository: Repository, publish: Callable[[], int]
 ) -> None:
     """So that a person learns why a changed setting has no effect: field, value there, value wanted."""
-    assert repository.config_differences("codes", config_of()) == {}
+    assert repository.config_change("codes", config_of()).action == "write"
     publish()
-    assert repository.config_differences("codes", config_of()) == {}
+    assert repository.config_change("codes", config_of()).action == "same"
     path = repository.config_path("codes")
     path.write_text(path.read_text().replace("max_batch_size: 64", "max_batch_size: 8") + "optimization {}\n")
-    told = repository.config_differences("codes", config_of())
-    assert told == {"max_batch_size": (8, 64), "optimization": ({}, None)}
+    told = repository.config_change("codes", config_of())
+    assert (told.action, told.differences) == (
+        "keep",
+        {"max_batch_size": (8, 64), "optimization": ({}, None)},
+    )
+    assert "max_batch_size: 8 there, 64 by the settings" in str(told)
+
+
+def test_a_changed_setting_reaches_the_configuration_that_nobody_edited(
+    repository: Repository, publish: Callable[[], int]
+) -> None:
+    """With the next version, by one rename."""
+    publish()
+    changed = changed_config(config_of(), {"max_batch_size": 8})
+    assert repository.config_change("codes", changed).action == "update"
+    assert repository.publish("codes", changed, fill) == 2
+    assert read_config(repository.config_path("codes")).max_batch_size == 8
+    assert repository.publish("codes", config_of(), fill) == 3
+    assert read_config(repository.config_path("codes")).max_batch_size == 64
+
+
+def test_edits_by_hand_and_changed_settings_are_refused_with_the_difference(
+    repository: Repository, publish: Callable[[], int]
+) -> None:
+    """Neither is lost silently, and the way out is told."""
+    publish()
+    path = repository.config_path("codes")
+    path.write_text(path.read_text().replace("max_batch_size: 64", "max_batch_size: 8"))
+    before = path.read_bytes()
+    changed = changed_config(config_of(), {"max_batch_size": 32})
+    with pytest.raises(
+        RepositoryError, match=r"edited by hand.*8 there, 32 by the settings.*publish\.config"
+    ):
+        repository.publish("codes", changed, fill)
+    assert path.read_bytes() == before
+    assert repository.versions("codes") == [1]
+
+
+def test_a_published_version_may_repeat_without_a_configuration(
+    repository: Repository, publish: Callable[[], int]
+) -> None:
+    """As a rollback does: what is there is kept; without a model there is nothing to keep."""
+    with pytest.raises(RepositoryError, match="there is no model codes"):
+        repository.publish("codes", None, fill)
+    publish()
+    path = repository.config_path("codes")
+    path.write_text("# mine\n" + path.read_text())
+    before = path.read_bytes()
+    assert repository.publish("codes", None, fill) == 2
+    assert path.read_bytes() == before
 
 
 def test_a_changed_signature_is_refused_with_both(repository: Repository, publish: Callable[[], int]) -> None:

@@ -34,6 +34,19 @@ WRONG = {
     "name of dots": ({"publish.model": ".."}, "name"),
     "experiment with a slash": ({"experiment": "../up"}, "experiment"),
     "unknown key of the client": ({"client": {"class": "a.B"}}, "there is no setting `client.class`"),
+    "none of the choices": (
+        {"monitor.mode": "mim"},
+        "monitor.mode: expected min or max, got mim; did you mean `min`?",
+    ),
+    "no such optimizer": (
+        {"optimizer": {"class_path": "torch.optim.Adm"}},
+        "optimizer: there is no class Adm in torch.optim; did you mean `torch.optim.Adam`?",
+    ),
+    "no such callback by its short name": (
+        {"trainer.callbacks": "EarlyStoping"},
+        "got EarlyStoping; did you mean `pytorch_lightning.callbacks.EarlyStopping`?",
+    ),
+    "list in the place of a section": ({"publish": [1]}, "publish: expected a mapping or null, got [1]"),
     "accelerator": ({"trainer.accelerator": "abacus"}, "abacus"),
 }
 

@@ -21,6 +21,7 @@ from unitrain.errors import ClientError, DataError, UsageError
 from unitrain.tensors import TensorSpec
 
 SUFFIXES = (".csv", ".npy", ".npz", ".jsonl")
+PROJECTOR = "projector:"
 
 _FLUSH_EVERY_S = 0.5
 
@@ -53,9 +54,13 @@ def open_sink(target: str, model: ModelInfo, output_name: str | None) -> Sink:
     outputs = tuple(known.values()) if output_name is None else (known[output_name],)
     if target == "-":
         return JsonLines(sys.stdout, outputs, flush_every_s=0.0)
+    if target.startswith(PROJECTOR):
+        from unitrain.client.projecting import ProjectorSnapshot
+
+        return ProjectorSnapshot(Path(target.removeprefix(PROJECTOR)), model, outputs)
     path = Path(target)
     if path.suffix not in SUFFIXES:
-        raise UsageError(f"--output: expected {', '.join(SUFFIXES)} or `-`, got `{target}`")
+        raise UsageError(f"--output: expected {', '.join(SUFFIXES)}, {PROJECTOR}DIR or `-`, got `{target}`")
     if path.suffix == ".npy" and len(outputs) != 1:
         names = ", ".join(known)
         raise UsageError(

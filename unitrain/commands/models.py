@@ -1,4 +1,4 @@
-"""`models`: the versions in a model repository and what each came from."""
+"""`models`: the versions in a model repository, what each came from, and what can be done with them."""
 
 import difflib
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 from unitrain.commands.arguments import ArgumentParser, parse
 from unitrain.errors import RepositoryError, UsageError
 
-_COLUMNS = ("model", "version", "when", "run", "step", "metric", "parity", "size")
+_COLUMNS = ("model", "version", "when", "run", "step", "metric", "weights", "parity", "size")
 _RIGHT = ("version", "step", "parity", "size")
 
 
@@ -36,18 +36,29 @@ class _Version:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "models",
-        "List the versions in a model repository, or show what one came from.",
-        usage="python -m unitrain models [[show] NAME [VERSION]] [options]",
+        "List the versions in a model repository; show, compare, verify, repeat or remove some.",
+        usage="python -m unitrain models [[show] NAME [VERSION] | diff NAME A B | verify [NAME [VERSION]] | "
+        "rollback NAME VERSION | prune [NAME]] [options]",
     )
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="[show] NAME [VERSION]",
-        help="show a version's manifest, the newest's without VERSION; nothing: list all",
+        metavar="ACTION NAME VERSION",
+        help="[show] NAME [VERSION]: its manifest, the newest's without VERSION; diff NAME A B: settings, metrics "
+        "and weights; verify: hashes, graph and golden samples; rollback: publish an earlier version under a new "
+        "number; prune: remove old versions; nothing: list all",
         default=[],
     )
     parser.add_argument(
         "--model-repository", type=Path, default=Path("triton_repo"), metavar="DIR", help="its folder"
+    )
+    parser.add_argument(
+        "--url",
+        metavar="HOST:PORT",
+        help="a Triton server: list tells what it serves, verify asks it the golden samples too",
+    )
+    parser.add_argument(
+        "--keep", type=int, default=5, metavar="N", help="versions that prune leaves at least, of each model"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -55,30 +66,70 @@ def _parser() -> ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
+    from unitrain.commands import versions
     from unitrain.repository import Repository
 
     options = parse(_parser(), argv)
     repository = Repository(options.model_repository)
+    match options.words:
+        case []:
+            return _list(repository, options.url, as_json=options.json)
+        case ["diff", name, first, second]:
+            a, b = (chosen(repository, name, number) for number in (first, second))
+            return versions.diff(repository, name, a, b, as_json=options.json)
+        case ["verify", *names] if len(names) <= 2:  # noqa: PLR2004 - a name and a version
+            pairs = _pairs(repository, names)
+            return versions.verify(repository, pairs, options.url, as_json=options.json)
+        case ["rollback", name, number]:
+            number = chosen(repository, name, number)
+            return versions.rollback(repository, name, number, as_json=options.json)
+        case ["prune", *names] if len(names) <= 1:
+            names = [n for n in names if chosen(repository, n, None)] or repository.models()
+            return versions.prune(repository, names, options.keep, as_json=options.json)
+        case ["diff" | "verify" | "rollback" | "prune" as action, *_]:
+            raise UsageError(f"models {action}: expected `{_FORMS[action]}`, got `{' '.join(options.words)}`")
     words = options.words[1:] if options.words[:1] == ["show"] else options.words
     if not words:
-        if options.words:
-            raise UsageError("models show: expected a model's name, got nothing; `models` lists them")
-        return _list(repository, as_json=options.json)
+        raise UsageError("models show: expected a model's name, got nothing; `models` lists them")
     if len(words) > 2:  # noqa: PLR2004 - a name and a version
         raise UsageError(f"models: expected a name and a version, got {' '.join(words)}")
     return _show(repository, words[0], words[1] if words[1:] else None, as_json=options.json)
 
 
-def _list(repository: Any, *, as_json: bool) -> int:
+_FORMS = {
+    "diff": "diff NAME A B",
+    "verify": "verify [NAME [VERSION]]",
+    "rollback": "rollback NAME VERSION",
+    "prune": "prune [NAME]",
+}
+
+
+def _pairs(repository: Any, names: Sequence[str]) -> list[tuple[str, int]]:
+    """The versions that are meant: one, all of a model, or all there are."""
+    match names:
+        case [name, number]:
+            return [(name, chosen(repository, name, number))]
+        case [name]:
+            chosen(repository, name, None)
+            return [(name, number) for number in repository.versions(name)]
+    return [(name, number) for name in repository.models() for number in repository.versions(name)]
+
+
+def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table
 
+    served = _served(url) if url else None
     found = [_read(repository, model, n) for model in repository.models() for n in repository.versions(model)]
     versions = [version for version in found if version]
     if as_json:
-        print_json([_as_json(version) for version in versions])
+        print_json([_as_json(version) | _served_json(version, served) for version in versions])
         return 0
     if versions:
-        print_table(_COLUMNS, [_row(version) for version in versions], right=_RIGHT)
+        if served is None:
+            print_table(_COLUMNS, [_row(version) for version in versions], right=_RIGHT)
+        else:
+            rows = [[*_row(v), "yes" if v.version in served.get(v.model, ()) else "no"] for v in versions]
+            print_table((*_COLUMNS, "served"), rows, right=_RIGHT)
     else:
         print(f"there is no version of any model in {repository.root}; `fit` publishes them")
     for version in versions:
@@ -94,10 +145,21 @@ def _list(repository: Any, *, as_json: bool) -> int:
     return 0
 
 
+def _served(url: str) -> dict[str, list[int]]:
+    from unitrain.client import Client
+
+    with Client(url) as client:
+        return client.models()
+
+
+def _served_json(version: _Version, served: dict[str, list[int]] | None) -> dict[str, Any]:
+    return {} if served is None else {"served": version.version in served.get(version.model, ())}
+
+
 def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import flat_fields, print_fields, print_json, text_of_bytes, text_of_time
 
-    version = _read(repository, model, _chosen(repository, model, number))
+    version = _read(repository, model, chosen(repository, model, number))
     if version is None:
         raise RepositoryError(
             f"{model}: version {number} has just been removed; `models` lists those there are"
@@ -124,7 +186,12 @@ def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> 
     return 0
 
 
-def _chosen(repository: Any, model: str, number: str | None) -> int:
+def chosen(repository: Any, model: str, number: str | None) -> int:
+    """A model's version by its number in words, the newest where there is none.
+
+    Raises:
+        RepositoryError: there is no such model or version; the message names those there are.
+    """
     numbers: list[int] = repository.versions(model)
     if not numbers:
         near = difflib.get_close_matches(model, repository.models(), n=1)
@@ -176,12 +243,18 @@ def _row(version: _Version) -> list[str]:
         version.model,
         str(version.version),
         text_of_time(version.published_at),
-        manifest.run if manifest else NOTHING,
+        _run(manifest) if manifest else NOTHING,
         text_of(manifest.step if manifest else None),
         f"{metric.name} {text_of(metric.value)}" if metric else NOTHING,
+        manifest.weights if manifest else NOTHING,
         NOTHING if version.parity is None else f"{version.parity:.1e}",
         text_of_bytes(version.size_bytes),
     ]
+
+
+def _run(manifest: Any) -> str:
+    again = manifest.rolled_back_from
+    return f"{manifest.run} (version {again['version']} again)" if again else str(manifest.run)
 
 
 def _as_json(version: _Version) -> dict[str, Any]:

@@ -156,7 +156,8 @@ def _parser() -> ArgumentParser:
     add("--input", help=".csv, .npy, .npz or .jsonl file; - (standard input, jsonl or csv); golden; random")
     add(
         "--output",
-        help=".csv, .npy, .npz or .jsonl file; - (standard output, jsonl) (default: none; - if --input is -)",
+        help=".csv, .npy, .npz or .jsonl file; projector:DIR (for TensorBoard); - (standard output, jsonl) "
+        "(default: none; - if --input is -)",
     )
     add("--output-name", help="the output that a .npy file holds, where the model has more than one")
     add("--count", type=int, help="samples at most; -1: endless, a file starting again at its end")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -53,6 +53,14 @@ class ServedGraph(nn.Module):
         return tuple(self.named_outputs(*tensors).values())
 
 
+class Export(Protocol):
+    """What `export_onnx` is: a served graph and a sample in, an ONNX model out."""
+
+    def __call__(
+        self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int
+    ) -> onnx.ModelProto: ...
+
+
 @dataclass(frozen=True)
 class Template:
     """An exported graph, and what is needed to put other weights into it.
@@ -71,12 +79,17 @@ class Template:
     sample: dict[str, np.ndarray]
     opset: int
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
-        """The graph with these weights: swapped in where that is proven right, exported anew elsewhere."""
+    def with_weights(self, weights: Mapping[str, Tensor], export: Export | None = None) -> onnx.ModelProto:
+        """The graph with these weights: swapped in where that is proven right, exported anew elsewhere.
+
+        Args:
+            weights: by name.
+            export: exports anew in the place of `export_onnx`, which keeps every other thread waiting.
+        """
         load_weights(self.served.module, weights)
         if self.swappable:
             return swap_weights(self.model, weights, prefix="module.")
-        return export_onnx(self.served, self.sample, opset=self.opset)
+        return (export or export_onnx)(self.served, self.sample, opset=self.opset)
 
 
 def eval_copy(module: LightningModule) -> LightningModule:

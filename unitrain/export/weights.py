@@ -45,10 +45,18 @@ def perturbed(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     moved: dict[int, Tensor] = {}  # tied weights are one tensor under two names, and must stay one
     for tensor in weights.values():
-        if tensor.is_floating_point() and id(tensor) not in moved:
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-            moved[id(tensor)] = tensor * (1 + 0.1 * noise.clamp(-3, 3)) + 0.01 * noise.abs()
+        if id(tensor) in moved:
+            continue
+        if tensor.is_complex():
+            moved[id(tensor)] = torch.view_as_complex(_moved(torch.view_as_real(tensor), generator))
+        elif tensor.is_floating_point():
+            moved[id(tensor)] = _moved(tensor, generator)
     return {name: moved.get(id(tensor), tensor) for name, tensor in weights.items()}
+
+
+def _moved(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    return tensor * (1 + 0.1 * noise.clamp(-3, 3)) + 0.01 * noise.abs()
 
 
 def swap_weights(
@@ -65,11 +73,24 @@ def swap_weights(
         tensor = weights.get(initializer.name.removeprefix(prefix))
         if tensor is None:
             continue
-        value = numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), initializer.name)
+        value = _tensor_proto(tensor.detach().cpu().contiguous(), initializer.name)
         if list(value.dims) != list(initializer.dims) or value.data_type != initializer.data_type:
             raise ExportError(f"initializer {initializer.name} is not the weight of that name")
         initializer.CopyFrom(value)
     return swapped
+
+
+def size_bytes(weights: Mapping[str, Tensor]) -> int:
+    """The bytes of all weights, a tied one counted once."""
+    return sum({id(tensor): tensor.nbytes for tensor in weights.values()}.values())
+
+
+def _tensor_proto(tensor: Tensor, name: str) -> onnx.TensorProto:
+    if tensor.dtype is torch.bfloat16:  # numpy has no such type
+        raw = tensor.view(torch.int16).numpy().tobytes()
+        kind = onnx.TensorProto.BFLOAT16
+        return onnx.TensorProto(name=name, data_type=kind, dims=tensor.shape, raw_data=raw)
+    return numpy_helper.from_array(tensor.numpy(), name)
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:

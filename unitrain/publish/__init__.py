@@ -4,6 +4,16 @@ The only place that composes `export` and `repository`.
 """
 
 from unitrain.publish.publisher import Lineage, Publisher, Request
+from unitrain.publish.report import gate_of, outcome_text, published_text
 from unitrain.publish.worker import Outcome, Worker
 
-__all__ = ["Lineage", "Outcome", "Publisher", "Request", "Worker"]
+__all__ = [
+    "Lineage",
+    "Outcome",
+    "Publisher",
+    "Request",
+    "Worker",
+    "gate_of",
+    "outcome_text",
+    "published_text",
+]

@@ -4,6 +4,7 @@ A gate refuses by raising `PublishRefused` with its own name and a sentence that
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from unitrain.errors import ExportError, PublishRefused
 from unitrain.export.graph import ServedGraph
-from unitrain.export.parity import Tolerance, compare, run_onnx, run_torch
+from unitrain.export.parity import GraphSession, Tolerance, compare, run_torch
 from unitrain.manifest import Manifest, Metric
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
@@ -27,10 +28,10 @@ def finite_weights(weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def valid_onnx(model: onnx.ModelProto) -> None:
-    """onnx.checker accepts the graph."""
+def valid_onnx(model: onnx.ModelProto | Path) -> None:
+    """onnx.checker accepts the graph; one with its weights beside it is given by its file."""
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model if isinstance(model, onnx.ModelProto) else str(model))
     except onnx.checker.ValidationError as error:
         raise PublishRefused(
             "valid_onnx", f"onnx.checker refuses the graph: {str(error).splitlines()[0]}"
@@ -39,7 +40,7 @@ def valid_onnx(model: onnx.ModelProto) -> None:
 
 def parity(
     served: ServedGraph,
-    model: bytes,
+    model: bytes | Path,
     sample: Mapping[str, np.ndarray],
     *,
     batch_sizes: Iterable[int],
@@ -51,17 +52,19 @@ def parity(
         By output the largest absolute and relative difference over all batch sizes.
     """
     worst: dict[str, dict[str, float]] = {}
+    session: GraphSession | None = None
     for rows in batch_sizes:
         inputs = {name: _rows(array, rows) for name, array in sample.items()}
         try:
-            difference = compare(run_torch(served, inputs), run_onnx(model, inputs), tolerance)
+            session = session or GraphSession(model)
+            difference = compare(run_torch(served, inputs), session.run(inputs), tolerance)
         except ExportError as error:
             raise PublishRefused("parity", f"with {rows} rows {error}") from error
         if difference.failure:
             raise PublishRefused(
                 "parity",
                 f"with {rows} rows {difference.failure}; look for randomness in forward, or widen "
-                "publish.absolute_tolerance or publish.relative_tolerance",
+                "publish.absolute_tolerance, publish.relative_tolerance or publish.tolerances",
             )
         for name, figures in difference.by_output.items():
             seen = worst.setdefault(name, dict.fromkeys(figures, 0.0))
@@ -85,17 +88,25 @@ def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:
             )
 
 
+def comparable(metric: Metric | None, fingerprint: str | None, newest: Manifest | None) -> float | None:
+    """The newest version's value of the same metric on the same validation data; None where there is none."""
+    if metric is None or newest is None or newest.metric is None or newest.metric.name != metric.name:
+        return None
+    if fingerprint is None or newest.data_fingerprint != fingerprint:
+        return None
+    return newest.metric.value
+
+
 def improvement(metric: Metric | None, fingerprint: str | None, newest: Manifest | None) -> None:
     """The monitored metric is not worse than the newest version's, where the two can be compared."""
-    if metric is None or newest is None or newest.metric is None or newest.metric.name != metric.name:
-        return
-    if fingerprint is None or newest.data_fingerprint != fingerprint:
+    then = comparable(metric, fingerprint, newest)
+    if metric is None or newest is None or then is None:
         return
     sign = 1 if metric.mode == "min" else -1
-    if not sign * metric.value <= sign * newest.metric.value:
+    if not sign * metric.value <= sign * then:
         raise PublishRefused(
             "improvement",
-            f"{metric.name} is {metric.value:.6g}, worse than version {newest.version}'s {newest.metric.value:.6g}; "
+            f"{metric.name} is {metric.value:.6g}, worse than version {newest.version}'s {then:.6g}; "
             "publish.require_improvement: false publishes it all the same",
         )
 

@@ -56,6 +56,7 @@ class Worker:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._publisher.close()
 
     def _run(self) -> None:
         while True:

@@ -1,9 +1,11 @@
 """The model repository: what Triton serves, one numbered folder a version, written whole or not at all."""
 
 from unitrain.repository.commit import check_signature
+from unitrain.repository.config_change import ConfigChange
 from unitrain.repository.layout import check_model_name
 from unitrain.repository.model_config import (
     ModelConfig,
+    changed_config,
     model_config,
     read_config,
     signature_of,
@@ -12,8 +14,10 @@ from unitrain.repository.model_config import (
 from unitrain.repository.repository import Repository
 
 __all__ = [
+    "ConfigChange",
     "ModelConfig",
     "Repository",
+    "changed_config",
     "check_model_name",
     "check_signature",
     "model_config",

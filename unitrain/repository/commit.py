@@ -1,11 +1,12 @@
 """A version appears whole, by one rename, or not at all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from unitrain.durable import fsync_dir, fsync_tree, write_text
 from unitrain.errors import RepositoryError
+from unitrain.repository.config_change import ConfigChange, check_labels, config_change
 from unitrain.repository.layout import CONFIG_NAME, MODEL_NAME, entries
 from unitrain.repository.model_config import ModelConfig, read_config, signature_of, write_config_text
 from unitrain.repository.staging import Staging
@@ -13,15 +14,21 @@ from unitrain.tensors import Signature
 
 
 def commit_version(
-    model_dir: Path, staging: Staging, config: ModelConfig, fill: Callable[[Path, int], None]
+    model_dir: Path,
+    staging: Staging,
+    config: ModelConfig | None,
+    fill: Callable[[Path, int], None],
+    labels: Mapping[str, str],
 ) -> int:
     """The number of the version that `fill` wrote, now in the repository; the model's lock must be held.
 
     Args:
         model_dir: where the model lies, or will after its first version.
         staging: the model's corner of the staging folder.
-        config: for the first version; later only compared with what is there, which is kept.
+        config: for the first version; later it takes the place of what is there only where that is what
+            was written last. None: what is there is kept.
         fill: writes the files of version `number` into the folder that it is given.
+        labels: label files by name.
 
     Raises:
         RepositoryError: the signature is not the published one's, `fill` wrote no model, or something
@@ -29,10 +36,8 @@ def commit_version(
         OSError: the disk refused.
     """
     first = not (model_dir / CONFIG_NAME).is_file()
-    if first:
-        _check_free(model_dir)
-    else:
-        check_signature(model_dir / CONFIG_NAME, signature_of(config))
+    change = _checked_change(model_dir, staging, config, labels)
+    text = write_config_text(config) if config is not None else ""
     number = staging.next_number(model_dir)
     with staging.workspace() as work_dir:
         staged_model = work_dir / "model"
@@ -43,17 +48,56 @@ def commit_version(
             raise RepositoryError(f"{model_dir.name}: version {number} was written without a {MODEL_NAME}")
         os.utime(staged_version)  # its age, as prune sees it, begins now
         if first:
-            write_text(staged_model / CONFIG_NAME, write_config_text(config))
+            write_text(staged_model / CONFIG_NAME, text)
+            for name, content in labels.items():
+                write_text(staged_model / name, content)
         fsync_tree(staged_model)
         # Before the rename: a number that was seen once is never given twice.
         staging.count(number)
+        if change.action in ("write", "same") and config is not None:
+            write_text(staging.config_path, text)
         if first:
             staged_model.rename(model_dir)
             fsync_dir(model_dir.parent)
         else:
             staged_version.rename(model_dir / str(number))
             fsync_dir(model_dir)
+    if not first:
+        _replace_config(model_dir, staging, change, text, labels)
     return number
+
+
+def _checked_change(
+    model_dir: Path, staging: Staging, config: ModelConfig | None, labels: Mapping[str, str]
+) -> ConfigChange:
+    """What becomes of config.pbtxt, once nothing is in the way of a version."""
+    config_path = model_dir / CONFIG_NAME
+    if not config_path.is_file():
+        _check_free(model_dir)
+        if config is None:
+            raise RepositoryError(f"there is no model {model_dir.name} in {model_dir.parent}")
+    elif config is None:
+        return ConfigChange("same")
+    else:
+        check_signature(config_path, signature_of(config))
+        check_labels(model_dir, labels)
+    return config_change(config_path, staging.config_path, config)
+
+
+def _replace_config(
+    model_dir: Path, staging: Staging, change: ConfigChange, text: str, labels: Mapping[str, str]
+) -> None:
+    """Write label files that are not there yet, then config.pbtxt, where the settings changed it."""
+    for name, content in labels.items():
+        if not (model_dir / name).is_file():
+            write_text(staging.dir / name, content)
+            (staging.dir / name).rename(model_dir / name)
+    if change.action == "update":
+        work_path = staging.dir / f"new-{CONFIG_NAME}"  # outside the model's folder, where names count
+        write_text(work_path, text)
+        work_path.rename(model_dir / CONFIG_NAME)
+        fsync_dir(model_dir)
+        write_text(staging.config_path, text)
 
 
 def check_signature(config_path: Path, signature: Signature) -> None:

@@ -12,6 +12,9 @@ GOLDEN_NAME = "golden.npz"
 LARGEST_VERSION = 2**63 - 1
 """Triton keeps version numbers in a signed 64-bit integer."""
 
+LABELS = re.compile(r"labels_[A-Za-z0-9_-]+\.txt")
+"""Files of class names that config.pbtxt points to."""
+
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
 _LONGEST_NAME = 128

@@ -1,5 +1,7 @@
 """config.pbtxt, by way of Triton's own ModelConfig message: its schema is checked for free."""
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +22,7 @@ def model_config(
     max_batch_size: int,
     num_versions: int,
     max_queue_delay_microseconds: int,
+    warm_up: bool = False,
 ) -> ModelConfig:
     """Everything that Triton needs to serve a model, leaving nothing for it to guess.
 
@@ -32,6 +35,7 @@ def model_config(
         max_batch_size: rows a request at most.
         num_versions: newest versions that are served side by side.
         max_queue_delay_microseconds: how long a request may wait for others.
+        warm_up: let Triton run one request of zeros before it serves a version; open lengths are 1 in it.
     """
     from google.protobuf import json_format
     from tritonclient.grpc import model_config_pb2
@@ -49,6 +53,8 @@ def model_config(
         # A second thread doubles the CPU time by spinning.
         "parameters": {"intra_op_thread_count": {"string_value": "1"}},
     }
+    if warm_up:
+        fields["model_warmup"] = [_warm_up_fields(signature)]
     if signature.batched:
         fields["dynamic_batching"] = {"max_queue_delay_microseconds": max_queue_delay_microseconds}
     return json_format.ParseDict(fields, model_config_pb2.ModelConfig())
@@ -103,6 +109,102 @@ def config_differences(there: ModelConfig, wanted: ModelConfig) -> dict[str, tup
         for field in fields
         if first.get(field) != second.get(field)
     }
+
+
+def changed_config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """A copy in which these fields, by Triton's names, are as given; null takes a field away.
+
+    `parameters` and `dynamic_batching` are merged, a parameter's plain value is its string_value; every
+    other field takes the place of what was there, and of its alternatives (`sequence_batching`, say).
+
+    Raises:
+        ValueError: the message has no such field, or its value has the wrong type.
+    """
+    from google.protobuf import json_format
+    from tritonclient.grpc import model_config_pb2
+
+    check_fields(changes, model_config_pb2.ModelConfig.DESCRIPTOR)
+    fields = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    for name, value in changes.items():
+        for group in model_config_pb2.ModelConfig.DESCRIPTOR.oneofs:
+            alternatives = {field.name for field in group.fields}
+            if name in alternatives:
+                for other in alternatives - {name}:
+                    fields.pop(other, None)
+        if value is None:
+            fields.pop(name, None)
+        elif name == "parameters":
+            fields[name] = fields.get(name, {}) | {
+                key: v if isinstance(v, Mapping) else {"string_value": _parameter(v)}
+                for key, v in value.items()
+            }
+        elif name == "dynamic_batching":
+            fields[name] = fields.get(name, {}) | dict(value)
+        else:
+            fields[name] = value
+    try:
+        return json_format.ParseDict(fields, model_config_pb2.ModelConfig())
+    except json_format.ParseError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def check_fields(value: Any, descriptor: Any, where: str = "") -> None:
+    """Nothing, where every name in nested mappings is a field of the message.
+
+    Raises:
+        ValueError: it is none; the message names the nearest.
+    """
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_fields(item, descriptor, where)
+    if not isinstance(value, Mapping):
+        return
+    for name, inner in value.items():
+        field = descriptor.fields_by_name.get(str(name))
+        if field is None:
+            near = difflib.get_close_matches(str(name), descriptor.fields_by_name, n=1)
+            hint = (
+                f"did you mean {where}{near[0]}?"
+                if near
+                else f"it has {', '.join(descriptor.fields_by_name)}"
+            )
+            raise ValueError(f"Triton's {descriptor.name} has no field {where}{name}; {hint}")
+        inner_type = field.message_type
+        if inner_type is None:
+            continue
+        if inner_type.GetOptions().map_entry:
+            of_values = inner_type.fields_by_name["value"].message_type
+            for key, item in inner.items() if isinstance(inner, Mapping) and of_values else ():
+                check_fields(item, of_values, f"{where}{name}.{key}.")
+        else:
+            check_fields(inner, inner_type, f"{where}{name}.")
+
+
+def served_numbers(config: ModelConfig, versions: list[int]) -> set[int]:
+    """Which of a model's versions, ascending, Triton serves by a configuration's version policy."""
+    policy = config.version_policy
+    if policy.HasField("all"):
+        return set(versions)
+    if policy.HasField("specific"):
+        return set(policy.specific.versions) & set(versions)
+    return set(versions[-max(policy.latest.num_versions, 1) :])
+
+
+def _parameter(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _warm_up_fields(signature: Signature) -> dict[str, Any]:
+    """One request of zeros; a single value a row has length 1 outside of the graph."""
+    inputs = {
+        spec.name: {
+            "data_type": DTYPES[spec.dtype].config,
+            "dims": [max(length, 1) for length in spec.dims] or [1],
+            "zero_data": True,
+        }
+        for spec in signature.inputs
+    }
+    return {"name": "zeros", "batch_size": 1 if signature.batched else 0, "inputs": inputs}
 
 
 def _tensor_fields(spec: TensorSpec) -> dict[str, Any]:

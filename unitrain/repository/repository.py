@@ -5,14 +5,15 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import layout
 from unitrain.repository.commit import commit_version
-from unitrain.repository.model_config import ModelConfig, config_differences, read_config, signature_of
+from unitrain.repository.config_change import ConfigChange, check_labels, config_change
+from unitrain.repository.model_config import ModelConfig, read_config, served_numbers, signature_of
 from unitrain.repository.staging import Staging
 from unitrain.tensors import Signature
 
@@ -76,7 +77,8 @@ class Repository:
             others = (e for e in layout.entries(self.root) if not layout.is_model(e))
             return [e.name for e in others if e.is_symlink() or e.is_dir()]
         found = layout.entries(self.model_dir(model))
-        return [e.name for e in found if e.name != layout.CONFIG_NAME and layout.version_number(e) is None]
+        ours = (e for e in found if e.name != layout.CONFIG_NAME and not layout.LABELS.fullmatch(e.name))
+        return [e.name for e in ours if layout.version_number(e) is None]
 
     def model_dir(self, model: str) -> Path:
         """A model's folder, there or not.
@@ -103,24 +105,35 @@ class Repository:
         path = self.config_path(model)
         return signature_of(read_config(path)) if path.is_file() else None
 
-    def config_differences(self, model: str, config: ModelConfig) -> dict[str, tuple[Any, Any]]:
-        """In what the config.pbtxt that is there, and is kept, differs from `config`: (there, in `config`) by field.
+    def config_change(
+        self, model: str, config: ModelConfig, labels: Mapping[str, str] = MappingProxyType({})
+    ) -> ConfigChange:
+        """What publishing with `config` would do with the config.pbtxt that is there.
 
         Raises:
-            RepositoryError: config.pbtxt is there but can't be read.
+            RepositoryError: it was edited by hand and the settings changed too, its class names are others, or
+                it can't be read.
         """
-        path = self.config_path(model)
-        return config_differences(read_config(path), config) if path.is_file() else {}
+        check_labels(self.model_dir(model), labels)
+        written_path = Staging(self.staging_dir, model).config_path
+        return config_change(self.config_path(model), written_path, config)
 
-    def publish(self, model: str, config: ModelConfig, fill: Callable[[Path, int], None]) -> int:
+    def publish(
+        self,
+        model: str,
+        config: ModelConfig | None,
+        fill: Callable[[Path, int], None],
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> int:
         """The number of a new version, which from one moment to the next is there, whole and on the disk.
 
         Args:
             model: its name.
-            config: written with the first version; the config.pbtxt that is there is kept while its
-                inputs and outputs are the same.
+            config: written with the first version, and again where it changed and nobody else did: a
+                person's edits are kept. None: what is there is kept.
             fill: writes the version's files into the folder that it is given, knowing its number. What
                 it raises passes through, and nothing appears.
+            labels: the text of label files by name.
 
         Raises:
             RepositoryError: the inputs or outputs are not those published before, another process is
@@ -131,13 +144,13 @@ class Repository:
         with self._explained(f"took no new version of {model}"):
             self.root.mkdir(parents=True, exist_ok=True)
             with staging.exclusive():
-                return commit_version(model_dir, staging, config, fill)
+                return commit_version(model_dir, staging, config, fill, labels)
 
     def prune(self, model: str, keep: int, *, num_versions: int) -> list[int]:
         """The versions that were removed, oldest first.
 
         The newest `keep` stay, never fewer than `num_versions` + 2 (what Triton serves, and what it may
-        be loading), and none that is younger than a minute.
+        be loading), none that config.pbtxt serves, and none that is younger than a minute.
 
         Raises:
             RepositoryError: the disk refused.
@@ -148,9 +161,15 @@ class Repository:
         staging = Staging(self.staging_dir, model)
         removed: list[int] = []
         with self._explained(f"could not be pruned of old versions of {model}"), staging.exclusive():
-            for number in self.versions(model)[:-kept]:
+            versions, now_s = self.versions(model), staging.now()
+            config_path = self.config_path(model)
+            served = served_numbers(read_config(config_path), versions) if config_path.is_file() else set()
+            for number in versions[:-kept]:
                 version_dir = self.version_dir(model, number)
-                if time.time() - version_dir.stat().st_mtime < YOUNGEST_PRUNED_S:
+                age_s = now_s - version_dir.stat().st_mtime
+                if age_s < -YOUNGEST_PRUNED_S:
+                    os.utime(version_dir)  # the clock was set back since: its age begins now
+                if age_s < YOUNGEST_PRUNED_S or number in served:
                     continue
                 # Out by a rename first: a reader sees the whole version or none.
                 with staging.workspace() as work_dir:

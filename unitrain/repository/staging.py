@@ -4,6 +4,7 @@ It lies beside the repository's root, never in it: Triton takes every folder the
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ LOCK_TIMEOUT_S = 600.0
 
 _LOCK_NAME = "lock"
 _COUNTER_NAME = "counter"
+_WRITTEN_NAME = "config.pbtxt"
 
 
 class Staging:
@@ -27,6 +29,8 @@ class Staging:
     def __init__(self, staging_dir: Path, model: str) -> None:
         self.dir = staging_dir / model
         self._counter_path = self.dir / _COUNTER_NAME
+        self.config_path = self.dir / _WRITTEN_NAME
+        """Our own copy of the config.pbtxt that was written last, which tells a person's edits."""
 
     @contextlib.contextmanager
     def exclusive(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
@@ -79,6 +83,11 @@ class Staging:
         """Remember a number as used, for good."""
         write_text(self._counter_path, f"{number}\n")
 
+    def now(self) -> float:
+        """This moment by the clock that dates files here, which on a shared disk is not this machine's."""
+        with tempfile.NamedTemporaryFile(dir=self.dir) as probe:
+            return os.stat(probe.name).st_mtime  # noqa: PTH116 - a handle's own name
+
     def _counted(self) -> int:
         try:
             return int(self._counter_path.read_text())
@@ -90,7 +99,7 @@ class Staging:
 
     def _sweep(self) -> None:
         for path in self.dir.iterdir():
-            if path.name in (_LOCK_NAME, _COUNTER_NAME):
+            if path.name in (_LOCK_NAME, _COUNTER_NAME, _WRITTEN_NAME):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

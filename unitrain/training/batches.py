@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
@@ -29,6 +29,22 @@ def first_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
     """The first validation batch, on the device; the random numbers of the training stay as they were."""
     with isolate_rng():
         batch = next(validation_batches(trainer, pl_module), None)
+    if batch is None:
+        raise HookError("the validation loader gives no batch; check the data module's val_dataloader")
+    return batch
+
+
+def first_batch_of(module: LightningModule, datamodule: LightningDataModule | None) -> Any:
+    """The first validation batch of a module outside of any training, once its data is there.
+
+    Raises:
+        HookError: there is none.
+    """
+    if datamodule is not None:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    with isolate_rng():
+        batch = next(iter(_loader_of(module, datamodule)), None)
     if batch is None:
         raise HookError("the validation loader gives no batch; check the data module's val_dataloader")
     return batch
@@ -72,8 +88,12 @@ def fingerprint(batch: Any) -> str:
 
 
 def _loader(trainer: Trainer, pl_module: LightningModule) -> Any:
+    return _loader_of(pl_module, getattr(trainer, "datamodule", None))
+
+
+def _loader_of(module: LightningModule, datamodule: LightningDataModule | None) -> Any:
     for hook in ("val_dataloader", "train_dataloader"):
-        for owner in (getattr(trainer, "datamodule", None), pl_module):
+        for owner in (datamodule, module):
             if owner is not None and is_overridden(hook, owner):
                 loader = getattr(owner, hook)()
                 while isinstance(loader, Mapping | list | tuple) and loader:

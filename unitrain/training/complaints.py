@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 
 from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer
@@ -21,7 +22,16 @@ _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _TYPE = re.compile(r"Expected an? <class '([^']+)'>")
 _GOT = re.compile(r"Got value: (.*)|Given value: (.*)")
+_CHOICE = re.compile(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)")
+_NO_CLASS = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _BULLET = re.compile(r"^\s*- (.+)$", re.MULTILINE)
+_HOMES = {
+    "optimizer": "torch.optim",
+    "lr_scheduler": "torch.optim.lr_scheduler",
+    "trainer": "pytorch_lightning.callbacks",
+}
+"""Where the classes lie that people mostly mean."""
 
 
 def explained(error: Exception, known: Iterable[str]) -> SettingsError:
@@ -36,6 +46,9 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
         return SettingsError(str(ours))
     text = str(error) if isinstance(error, ArgumentError) else str(_chain(error)[-1])
     where = _where(text)
+    named = _choice(where, text) or _class(where, text)
+    if named:
+        return SettingsError(named)
     unknown = _UNKNOWN.search(text)
     if unknown:
         return SettingsError(_unknown(next(filter(None, unknown.groups())), where, text, list(known)))
@@ -45,6 +58,8 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
         kinds = [kind for kind in kinds if kind != "NoneType"]
     got = _GOT.search(text)
     if where and kinds and got and not where.endswith(("model", "data")):
+        if kinds == ["NoneType"]:  # what else a section may be is a mapping
+            kinds = ["a mapping", *kinds]
         expected = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
         return SettingsError(f"{where}: expected {expected}, got {got[1] or got[2]}")
     bullets = [b for b in _BULLET.findall(text) if not _TYPE.match(b) and not b.startswith("Problem with")]
@@ -77,6 +92,40 @@ def _where(text: str) -> str:
         else:
             where = f"{where}.{key or group}".lstrip(".")
     return where
+
+
+def _choice(where: str, text: str) -> str | None:
+    """Of a value that is none of those there are."""
+    found = _CHOICE.search(text)
+    if not found:
+        return None
+    choices = re.findall(r"'([^']*)'", found[1])
+    near = difflib.get_close_matches(found[2], choices, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"{where}: expected {' or '.join(choices) or found[1]}, got {found[2]}{hint}"
+
+
+def _class(where: str, text: str) -> str | None:
+    """Of a class path that leads nowhere."""
+    given = _CLASS.findall(text)
+    missing = _NO_CLASS.search(text)
+    section = where.removesuffix(".init_args")
+    if given and missing and given[-1].endswith(f".{missing[2]}"):
+        return (
+            f"{section}: there is no class {missing[2]} in {missing[1]}{_near_class(missing[2], missing[1])}"
+        )
+    bare = _NO_PATH.search(text)
+    home = _HOMES.get(section.partition(".")[0])
+    if bare is None or home is None or given:
+        return None
+    hint = _near_class(bare[1].rpartition(".")[2], home)
+    return f"{section}: expected a class path, got {bare[1]}{hint}"
+
+
+def _near_class(name: str, module: str) -> str:
+    names = [n for n, value in vars(import_module(module)).items() if isinstance(value, type)]
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{module}.{near[0]}`?" if near else ""
 
 
 def _unknown(name: str, where: str, text: str, known: Sequence[str]) -> str:

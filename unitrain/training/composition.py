@@ -65,7 +65,9 @@ def compose(
     publishing = None
     ours: list[Callback] = [record] if seed is None else [StepSeeding(seed), record]
     if section("summaries"):
-        ours.append(TensorBoardSummaries(section("summaries"), ema=ema, console=console))
+        ours.append(
+            TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
+        )
     if section("embeddings"):
         ours.append(EmbeddingSnapshots(section("embeddings"), run_dir=run.path, ema=ema, console=console))
     if publish:

@@ -136,6 +136,17 @@ class EMA(WeightAveraging):
         self._copy_buffers()
         return weights_of(self._average())
 
+    def distance(self) -> float:
+        """How far the average is from the raw weights: the norm of their difference over the raw ones' norm."""
+        ours, theirs = (list(tensors) for tensors in self._averaged)
+        if not ours or self._average_model is None:
+            return 0.0
+        raw = ours if self._swapped else theirs
+        with torch.no_grad():
+            apart = torch.stack([(a - b).float().square().sum() for a, b in zip(ours, theirs, strict=True)])
+            whole = torch.stack([tensor.float().square().sum() for tensor in raw])
+            return float((apart.sum() / whole.sum().clamp_min(1e-30)).sqrt())
+
     def state_dict(self) -> dict[str, Any]:
         return {"latest_update_step": self._latest_update_step, "updates": self._updates}
 

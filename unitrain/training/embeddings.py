@@ -1,32 +1,37 @@
 """Inputs, outputs and labels over the validation set, as snapshots for the Embedding Projector."""
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
 
-from unitrain.errors import UnitrainError
-from unitrain.module import ServableModule, batch_inputs, batch_targets, flatten_outputs
-from unitrain.projector import prune_snapshots, write_snapshot
+from unitrain.errors import HookError
+from unitrain.projector import draw_thumbnails, prune_snapshots, write_snapshot
 from unitrain.settings import Embeddings
+from unitrain.training.background import Background
 from unitrain.training.batches import validation_batches
+from unitrain.training.collecting import Collector, Gathered
 from unitrain.training.console import Console
 from unitrain.training.ema import EMA
+from unitrain.training.observing import evaluating
 from unitrain.training.schedule import EveryNValidations
 
 
 class EmbeddingSnapshots(EveryNValidations):
     """Takes a snapshot every n validations and at the end, of the averaged weights where there are some.
 
-    The forward passes are the training thread's; the files are written by another, one snapshot at a
-    time: a training that is faster than the disk waits for it.
+    The points are the validation's own, copied as its batches pass, which is all that the training's
+    thread does. Another one draws thumbnails and writes files, a snapshot at a time: a training that is
+    faster than the disk waits for it. Where the end came unforeseen, or there is no validation data, the
+    batches are gone through once more.
+
+    In a distributed training the main process shows its own share of the validation set; it asks the
+    others for nothing, so nobody waits.
     """
 
     def __init__(self, settings: Embeddings, *, run_dir: Path, ema: EMA | None, console: Console) -> None:
@@ -35,106 +40,91 @@ class EmbeddingSnapshots(EveryNValidations):
         self._run_dir = run_dir
         self._ema = ema
         self._console = console
-        self._writer: ThreadPoolExecutor | None = None
-        self._pending: Future[None] | None = None
-        self._told: set[str] = set()
+        self._background = Background("the embeddings of a validation", console)
+        self._collector: Collector | None = Collector(settings, console.say)
+        self._collecting = False
+        self._collected_at = -1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._collecting = False
+        if self._collector is not None and trainer.is_global_zero and self.is_due(trainer):
+            self._collecting = True
+            self._collector.begin()
+
+    def on_validation_batch_end(  # noqa: PLR0917 - Lightning calls it with positions
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._collecting and dataloader_idx == 0:
+            with isolate_rng():
+                self._add(pl_module, batch, outputs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._collecting:
+            self._collected_at = trainer.global_step
+        self._collecting = False
+        super().on_validation_end(trainer, pl_module)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or self._collector is None:
             return
-        swapped = nullcontext() if self._ema is None else self._ema.applied()
-        with swapped, isolate_rng():
-            tensors, labels = self._collect(trainer, pl_module)
-        self._wait()
-        if tensors:
-            self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="unitrain-embeddings")
-            step = trainer.global_step
-            self._pending = self._writer.submit(self._write, tensors, labels, step)
+        if self._collected_at != trainer.global_step:
+            self._pass_through(trainer, pl_module)
+        self._collected_at = -1
+        gathered = None if self._collector is None else self._collector.take()
+        if gathered is not None:
+            self._background.run(partial(self._write, gathered, trainer.global_step))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._finish()
+        self._background.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._finish()
+        self._background.finish()
 
-    def _finish(self) -> None:
-        self._wait()
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
+    def _add(self, module: LightningModule, batch: Any, returned: Any = None) -> None:
+        if self._collector is None:
+            return
+        try:
+            self._collector.add(module, batch, returned)
+        except HookError as error:  # a batch of which nobody knows what is input is no reason to stop
+            self._console.warn(f"there are no embeddings: {error}")
+            self._collector, self._collecting = None, False
 
-    def _write(self, tensors: dict[str, np.ndarray], labels: dict[str, list[Any]], step: int) -> None:
-        write_snapshot(self._run_dir, "validation", tensors, labels, step=step)
+    def _pass_through(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._collector is None:
+            return
+        self._collector.begin()
+        swapped = nullcontext() if self._ema is None else self._ema.applied()
+        with swapped, isolate_rng(), evaluating(module):
+            torch.manual_seed(self.settings.seed)  # a loader that shuffles gives the same order each time
+            for batch in _batches(trainer, module):
+                self._add(module, batch)
+
+    def _write(self, gathered: Gathered, step: int) -> None:
+        points = gathered.points()
+        pictures = None
+        if points.pictured is not None:
+            pictures = draw_thumbnails(points.pictured, self.settings.thumbnail_px)
+        write_snapshot(
+            self._run_dir, "validation", points.tensors, points.labels, step=step, sprites=pictures
+        )
         prune_snapshots(self._run_dir, self.settings.keep)
 
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            try:
-                pending.result()
-            except (UnitrainError, OSError) as error:
-                self._console.warn(f"the embeddings of a validation were not written: {error}")
 
-    def _collect(
-        self, trainer: Trainer, module: LightningModule
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
-        tensors: dict[str, list[np.ndarray]] = {}
-        labels: dict[str, list[Any]] = {}
-        rows = 0
-        # eval() and train() on the whole would flip submodules that the person has frozen.
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
-        try:
-            with torch.no_grad():
-                for batch in validation_batches(trainer, module):
-                    values, columns = _embed(module, batch)
-                    count = min(len(next(iter(values.values()))), self.settings.max_points - rows)
-                    for name, tensor in values.items():
-                        flat = tensor[:count].reshape(count, -1)
-                        if flat.shape[1] <= self.settings.max_width:
-                            tensors.setdefault(name, []).append(flat.float().cpu().numpy())
-                        elif name not in self._told:
-                            self._told.add(name)
-                            self._console.say(
-                                f"embeddings: {name} is left out, {flat.shape[1]} values a point are more than "
-                                f"embeddings.max_width ({self.settings.max_width})"
-                            )
-                    for name, column in columns.items():
-                        labels.setdefault(name, []).extend(column[:count])
-                    rows += count
-                    if rows >= self.settings.max_points:
-                        break
-        finally:
-            for part, training in modes:
-                part.training = training
-        whole = {name: np.concatenate(parts) for name, parts in tensors.items()}
-        return whole, {name: column for name, column in labels.items() if len(column) == rows}
-
-
-def _embed(module: LightningModule, batch: Any) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-    inputs = batch_inputs(module, batch)
-    if isinstance(module, ServableModule):
-        inputs = module.preprocess(inputs)
-        outputs = module(**inputs)
-        named = {"output": outputs} if isinstance(outputs, Tensor) else outputs
-        values = module.embeddings(inputs, named, batch)
-        columns = module.labels(batch)
+def _batches(trainer: Trainer, module: LightningModule) -> Any:
+    """As many batches as a validation has; in a distributed training of this process's own share."""
+    count = trainer.num_val_batches[0] if trainer.num_val_batches else 0
+    loaders = trainer.val_dataloaders if trainer.world_size > 1 and count else None
+    if loaders is None:
+        found = validation_batches(trainer, module)
     else:
-        values = {**inputs, **flatten_outputs(module(**inputs))}
-        columns = batch_targets(module, batch)
-    rows = len(next(iter(inputs.values())))
-    per_sample = {name: t for name, t in values.items() if t.dim() > 0 and len(t) == rows}
-    return per_sample, _label_columns(columns, rows)
-
-
-def _label_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
-    """The columns that have one value a sample; a wide target is no label."""
-    kept = {}
-    for name, column in columns.items():
-        if isinstance(column, Tensor):
-            if column.dim() > 0 and column.numel() == rows:
-                kept[name] = column.reshape(-1).tolist()
-        elif isinstance(column, list | tuple | np.ndarray) and len(column) == rows:
-            kept[name] = list(column)
-    return kept
+        first = next(iter(loaders.values())) if isinstance(loaders, dict) else loaders
+        first = first[0] if isinstance(first, list | tuple) else first
+        found = (trainer.strategy.batch_to_device(batch) for batch in first)
+    return islice(found, int(count)) if count and count != float("inf") else found

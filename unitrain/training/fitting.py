@@ -194,6 +194,7 @@ class Fit:
                 run.path.parent,
                 name="",
                 version=run.name,
+                default_hp_metric=False,  # the summaries tell what the run's settings came to
                 # What the interrupted process logged after its checkpoint will be logged again.
                 purge_step=self.resume_point.step if self.resume_point else None,
             )

@@ -1,9 +1,12 @@
 """What a run was made of: the project's own code, its git state, the versions of the parts."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +79,8 @@ def _own_file(module: ModuleType, root: Path) -> Path | None:
     name = getattr(module, "__file__", None)
     if not name or module.__name__.partition(".")[0] in ("unitrain", "__main__"):
         return None
+    if _is_installed(name, str(root)):  # thousands of modules, which the disk need not be asked about
+        return None
     path = Path(name)
     if not path.is_absolute() or not path.is_file():  # some of torch's modules name a file that isn't there
         return None
@@ -84,3 +89,13 @@ def _own_file(module: ModuleType, root: Path) -> Path | None:
         return None
     parts = set(path.relative_to(root).parts)
     return None if parts & {"site-packages", "dist-packages"} else path
+
+
+def _is_installed(file: str, root: str) -> bool:
+    """Whether a file is certainly of an environment or of Python itself, by its path alone."""
+    return any(file.startswith(place) and not root.startswith(place) for place in _installed_places())
+
+
+@cache
+def _installed_places() -> tuple[str, ...]:
+    return tuple({f"{sysconfig.get_path(kind)}{os.sep}" for kind in ("purelib", "platlib", "stdlib")})

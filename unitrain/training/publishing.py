@@ -1,14 +1,16 @@
 """Publishes the model while it trains: clones weights on the training thread, the rest on a worker."""
 
+import queue
 import time
 from pathlib import Path
 
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 
-from unitrain.errors import PublishRefused, SettingsError, UnitrainError, UsageError
+from unitrain.errors import SettingsError, UnitrainError, UsageError
 from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
-from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker
+from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, gate_of, outcome_text
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
 from unitrain.settings import Monitor, Publish
@@ -16,6 +18,9 @@ from unitrain.training.batches import fingerprint, first_batch, sample_inputs
 from unitrain.training.console import Console
 from unitrain.training.ema import EMA
 from unitrain.training.schedule import EveryNValidations
+
+_RECORDED = ("version", "step", "epoch", "metric", "previous", "parity", "model")
+"""What run.json keeps of a manifest."""
 
 
 class Publishing(EveryNValidations):
@@ -49,6 +54,7 @@ class Publishing(EveryNValidations):
         self._console = console
         self._worker: Worker | None = None
         self._failure: Exception | None = None
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._steps = {
             entry["step"] for entry in run.record().get("published") or ()
         }  # before it was resumed
@@ -81,6 +87,13 @@ class Publishing(EveryNValidations):
             "later versions swap weights" if publisher.template.swappable else "each version is exported anew"
         )
         self._console.say(f"exported {self.model} in {time.monotonic() - started:.1f} s ({how})")
+        change = publisher.config_change
+        if change.action == "keep":
+            self._console.warn(
+                f"{self.repository.config_path(self.model)} is kept as it was edited: {change}"
+            )
+        elif change.action == "update":
+            self._console.say(f"{self.repository.config_path(self.model)} will follow the settings: {change}")
         self._worker = Worker(publisher, self._report)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,46 +113,62 @@ class Publishing(EveryNValidations):
             )
         )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._show(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._finish()
+        self._show(trainer)
         self._raise_if_strict()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._finish()
+        self._show(trainer)
 
     def _finish(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.finish()
 
+    def _show(self, trainer: Trainer) -> None:
+        """Mark in TensorBoard what has been published or refused since; its writer is the training thread's alone."""
+        writers = [w.experiment for w in trainer.loggers if isinstance(w, TensorBoardLogger)]
+        while not self._outcomes.empty():
+            outcome = self._outcomes.get()
+            manifest, step = outcome.manifest, outcome.request.step
+            for writer in writers:
+                if manifest is not None:
+                    writer.add_scalar("publish/version", manifest.version, step)
+                    for output, figures in manifest.parity.items():
+                        writer.add_scalar(f"publish/parity_max_abs/{output}", figures["max_abs"], step)
+                writer.add_text("publish/outcome", outcome_text(outcome), step)
+
     def _report(self, outcome: Outcome) -> None:
         """Tell what became of a request; on the worker's thread."""
+        self._outcomes.put(outcome)
         request, manifest, error = outcome.request, outcome.manifest, outcome.error
         try:
             if manifest is not None:
                 self.published.append(manifest.version)
                 entry = manifest.to_json()
-                kept = {key: entry[key] for key in ("version", "step", "epoch", "metric", "parity", "model")}
+                kept = {key: entry[key] for key in _RECORDED}
                 self._run.append("published", kept | {"repository": str(self.repository.root)})
-                worst = max((f["max_abs"] for f in manifest.parity.values()), default=0.0)
-                metric = f", {request.metric.name} {request.metric.value:.5g}" if request.metric else ""
-                self._console.say(
-                    f"published {self.model} version {manifest.version} (step {request.step}{metric}, "
-                    f"parity {worst:.1e})"
-                )
+                self._console.say(outcome_text(outcome))
             if error is not None:
-                gate = error.gate if isinstance(error, PublishRefused) else type(error).__name__
                 if manifest is None:
                     self._failure = error
                     refused = {
                         "step": request.step,
                         "epoch": request.epoch,
-                        "gate": gate,
+                        "gate": gate_of(error),
                         "reason": str(error),
                     }
                     self._run.append("refused", refused)
-                self._console.warn(f"step {request.step} was not published: {gate}: {error}")
+                    self._console.warn(outcome_text(outcome))
+                else:
+                    self._console.warn(f"{self.model} was not pruned: {error}")
         except UnitrainError as trouble:  # a full disk: the training goes on, and says so
             self._console.warn(str(trouble))
 

@@ -2,6 +2,7 @@
 
 import difflib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -44,7 +45,7 @@ class RunRecord(Callback):
         value = self.metrics.get(self._monitor.metric)
         if value is None:
             if self._required:
-                self._refuse(pl_module)
+                raise never_logged(self._monitor.metric, pl_module, self.metrics)
         elif self.best is None or (value < self.best["value"]) == (self._monitor.mode == "min"):
             self.best = {
                 "metric": self._monitor.metric,
@@ -68,15 +69,6 @@ class RunRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
-    def _refuse(self, module: LightningModule) -> None:
-        logged = sorted(self.metrics)
-        near = difflib.get_close_matches(self._monitor.metric, logged, n=1)
-        hint = f"did you mean {near[0]}?" if near else "name one of those under monitor.metric"
-        raise SettingsError(
-            f"monitor.metric: {type(module).__name__} never logs {self._monitor.metric}; it logs "
-            f"{', '.join(logged) or 'nothing'}; {hint}"
-        )
-
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
@@ -87,3 +79,13 @@ class RunRecord(Callback):
         except RunError as error:  # a full disk must not end the training
             self._console.warn(str(error))
         self._written_s = time.monotonic()
+
+
+def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) -> SettingsError:
+    """What is said of a monitored metric that is not among those that the module logs."""
+    names = sorted(logged)
+    near = difflib.get_close_matches(metric, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else "name one of those under monitor.metric"
+    return SettingsError(
+        f"monitor.metric: {type(module).__name__} never logs {metric}; it logs {', '.join(names) or 'nothing'}; {hint}"
+    )

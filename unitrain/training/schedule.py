@@ -20,6 +20,15 @@ class EveryNValidations(Callback):
         """Do what is to be done; the average's weights may be in the module or not."""
         raise NotImplementedError
 
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether `act` follows the validation that begins now, as far as can be told before it."""
+        if trainer.sanity_checking:
+            return False
+        steps, epochs = trainer.max_steps, trainer.max_epochs
+        last = 0 <= steps <= trainer.global_step or trainer.current_epoch + 1 == epochs
+        n = self.every_n_validations
+        return last or bool(n and (self._validations + 1) % n == 0)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._count(trainer, pl_module)

@@ -144,6 +144,9 @@ def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> No
     Raises:
         SettingsError: a class path is wrong, or its module fails to import.
     """
+    trainer = raw.get("trainer")
+    if trainer is not None and not isinstance(trainer, Mapping):  # jsonargparse says nothing of it
+        raise SettingsError(f"trainer: expected a mapping of its arguments, got {trainer}")
     for section in ("model", "data"):
         value = raw.get(section)
         class_path = value.get("class_path") if isinstance(value, Mapping) else value

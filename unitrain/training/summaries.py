@@ -1,10 +1,13 @@
-"""Weight histograms, the model's graph, and the module's own images, figures and texts, in TensorBoard."""
+"""What TensorBoard shows beside the scalars that a module logs, at next to no cost for the training."""
 
 import io
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -13,71 +16,172 @@ from torch import Tensor
 
 from unitrain.export.graph import ServedGraph, eval_copy
 from unitrain.export.weights import weights_of
-from unitrain.module import ServableModule, batch_inputs
-from unitrain.settings import Summaries
+from unitrain.module import ServableModule
+from unitrain.runs import RunFolder
+from unitrain.settings import Monitor, Summaries
+from unitrain.training.background import Background
 from unitrain.training.batches import first_batch, sample_inputs
+from unitrain.training.comparison import add_session_end, add_session_start, add_settings, flat_settings
 from unitrain.training.console import Console
 from unitrain.training.ema import EMA
+from unitrain.training.observing import evaluating, observe
 from unitrain.training.schedule import EveryNValidations
 
 IMAGE_AXES = 3  # channel, height, width
 
 
 class TensorBoardSummaries(EveryNValidations):
-    """What TensorBoard shows beside scalars; nothing where the run has no TensorBoard logger."""
+    """Settings, graph, learning rate, norms, histograms, the module's `summaries()`, publications, the best metric.
 
-    def __init__(self, settings: Summaries, *, ema: EMA | None, console: Console) -> None:
+    Figures are drawn and histograms counted by a thread of their own, one validation's at a time. There is
+    nothing where the run has no TensorBoard logger.
+    """
+
+    def __init__(
+        self, settings: Summaries, *, run: RunFolder, monitor: Monitor, ema: EMA | None, console: Console
+    ) -> None:
         super().__init__(settings.histograms_every_n_validations)
         self.settings = settings
+        self._run = run
+        self._monitor = monitor
         self._ema = ema
         self._console = console
+        self._background = Background("summaries", console)
+        self._found: Mapping[str, Any] | None = None
+        self._best: float | None = None
+        self._marked: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = _writer(trainer)
-        if writer is None or not self.settings.graph:
+        if writer is None:
             return
-        batch = first_batch(trainer, pl_module)
-        try:
-            # The tracer warns of itself, and prints what it raises.
-            with isolate_rng(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")
-                inputs = {n: t[:2].cpu() for n, t in sample_inputs(pl_module, batch).items()}
-                traced = eval_copy(pl_module)
-                traced.trainer = trainer  # it reads every property, and this one raises where there is none
-                writer.add_graph(ServedGraph(traced, tuple(inputs)), tuple(inputs.values()))
-        except Exception as error:  # noqa: BLE001 - torch's tracer raises whatever it meets; a picture is no reason to stop
-            self._console.say(f"the graph is left out of TensorBoard: {str(error).strip().splitlines()[0]}")
+        self._marked = {entry["version"] for entry in self._run.record().get("published") or ()}
+        add_settings(writer, self._run.settings_path)
+        add_session_start(writer, flat_settings(self._run.settings_path), group=self._run.name)
+        if self.settings.graph:
+            self._add_graph(trainer, pl_module, writer)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            return
+        writer = _writer(trainer)
+        if writer is None:
+            return
+        number = trainer.optimizers.index(optimizer) if optimizer in trainer.optimizers else 0
+        suffix = f"_{number}" if len(trainer.optimizers) > 1 else ""
+        groups = optimizer.param_groups
+        for place, group in enumerate(groups):
+            tag = f"lr{suffix}" if len(groups) == 1 else f"lr{suffix}/group_{place}"
+            writer.add_scalar(tag, float(group["lr"]), trainer.global_step)
+        gradients = [p.grad.detach() for group in groups for p in group["params"] if p.grad is not None]
+        if self.settings.gradient_norm and gradients and not any(g.is_sparse for g in gradients):
+            norm = torch.nn.utils.get_total_norm(gradients)
+            writer.add_scalar(f"gradient_norm{suffix}", float(norm), trainer.global_step)
+
+    def on_validation_batch_end(  # noqa: PLR0917 - Lightning calls it with positions
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or dataloader_idx or not self.is_due(trainer) or _writer(trainer) is None:
+            return
+        if _has_summaries(pl_module):
+            with isolate_rng():
+                self._found = pl_module.summaries(*observe(pl_module, batch, outputs), batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = None if trainer.sanity_checking else _writer(trainer)
+        if writer is not None:
+            if self._ema is not None:
+                writer.add_scalar("ema_distance", self._ema.distance(), trainer.global_step)
+            self._add_best(trainer, writer)
+            self._mark_publications(writer)
+        super().on_validation_end(trainer, pl_module)
+        self._found = None
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = _writer(trainer)
         if writer is None:
             return
-        step = trainer.global_step
-        weights = weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module)
-        for name, tensor in weights.items():
-            if tensor.is_floating_point() and tensor.numel() > 1 and bool(tensor.isfinite().all()):
-                writer.add_histogram(f"weights/{name}", tensor.numpy(), step)
-        if isinstance(pl_module, ServableModule):
-            self._add_summaries(trainer, pl_module, writer)
+        weights: dict[str, Tensor] = {}
+        if self.every_n_validations:
+            weights = weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module)
+        found = self._found
+        if found is None and _has_summaries(pl_module):
+            batch = first_batch(trainer, pl_module)
+            swapped = nullcontext() if self._ema is None else self._ema.applied()
+            with swapped, isolate_rng(), evaluating(pl_module):
+                found = pl_module.summaries(*observe(pl_module, batch), batch)
+        shown = {tag: _still(value) for tag, value in (found or {}).items()}
+        self._background.run(partial(_write, writer, weights, shown, trainer.global_step))
 
-    def _add_summaries(self, trainer: Trainer, module: ServableModule, writer: Any) -> None:
-        if type(module).summaries is ServableModule.summaries:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._background.finish()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The last version is published when all callbacks' training has ended.
+        self._end(trainer, success=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._background.finish()
+        self._end(trainer, success=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._best = state_dict.get("best")
+
+    def _end(self, trainer: Trainer, *, success: bool) -> None:
+        writer = _writer(trainer)
+        if writer is not None:
+            self._mark_publications(writer)
+            add_session_end(writer, success=success)
+            writer.flush()
+
+    def _add_best(self, trainer: Trainer, writer: Any) -> None:
+        value = trainer.callback_metrics.get(self._monitor.metric)
+        if value is None or value.numel() != 1:
             return
+        now = float(value)
+        if self._best is None or (now < self._best) == (self._monitor.mode == "min"):
+            self._best = now
+        writer.add_scalar(f"best/{self._monitor.metric}", self._best, trainer.global_step)
+
+    def _mark_publications(self, writer: Any) -> None:
+        for entry in self._run.record().get("published") or ():
+            version, step = entry["version"], entry["step"]
+            if version in self._marked:
+                continue
+            self._marked.add(version)
+            worst = max((figures["max_abs"] for figures in entry["parity"].values()), default=0.0)
+            metric = entry.get("metric")
+            said = f", {metric['name']} {metric['value']:.5g}" if metric else ""
+            writer.add_scalar("publish/version", version, step)
+            writer.add_scalar("publish/parity_max_abs", worst, step)
+            text = f"version {version} of {entry['model']}{said}, parity {worst:.1e}"
+            writer.add_text("publish", text, step)
+
+    def _add_graph(self, trainer: Trainer, module: LightningModule, writer: Any) -> None:
         batch = first_batch(trainer, module)
-        swapped = nullcontext() if self._ema is None else self._ema.applied()
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
         try:
-            with swapped, isolate_rng(), torch.no_grad():
-                inputs = module.preprocess(batch_inputs(module, batch))
-                outputs = module(**inputs)
-                named = {"output": outputs} if isinstance(outputs, Tensor) else outputs
-                found = module.summaries(inputs, named, batch)
-        finally:
-            for part, training in modes:
-                part.training = training
-        for tag, value in found.items():
-            _add(writer, tag, value, trainer.global_step)
+            # The tracer warns of itself, and prints what it raises.
+            with isolate_rng(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                inputs = {n: t[:2].cpu() for n, t in sample_inputs(module, batch).items()}
+                traced = eval_copy(module)
+                traced.trainer = trainer  # it reads every property, and this one raises where there is none
+                writer.add_graph(ServedGraph(traced, tuple(inputs)), tuple(inputs.values()))
+        except Exception as error:  # noqa: BLE001 - torch's tracer raises whatever it meets; a picture is no reason to stop
+            self._console.say(f"the graph is left out of TensorBoard: {str(error).strip().splitlines()[0]}")
 
 
 def _writer(trainer: Trainer) -> Any:
@@ -87,11 +191,33 @@ def _writer(trainer: Trainer) -> Any:
     return None
 
 
-def _add(writer: Any, tag: str, value: Any, step: int) -> None:
-    if isinstance(value, str):
-        writer.add_text(tag, value, step)
-    elif isinstance(value, Tensor):
-        add = writer.add_image if value.dim() == IMAGE_AXES else writer.add_images
-        add(tag, value.cpu().numpy(), step)
-    else:
-        writer.add_figure(tag, value, step, close=True)
+def _has_summaries(module: LightningModule) -> TypeGuard[ServableModule]:
+    return isinstance(module, ServableModule) and type(module).summaries is not ServableModule.summaries
+
+
+def _still(value: Any) -> Any:
+    """What does not change while it waits to be drawn."""
+    return value.detach().to("cpu", copy=True).numpy() if isinstance(value, Tensor) else value
+
+
+def _write(writer: Any, weights: Mapping[str, Tensor], shown: Mapping[str, Any], step: int) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool(tensor.isfinite().all()):
+            writer.add_histogram(f"weights/{name}", tensor.float().numpy(), step)
+    for tag, value in shown.items():
+        if isinstance(value, str):
+            writer.add_text(tag, value, step)
+        elif isinstance(value, np.ndarray):
+            add = writer.add_image if value.ndim == IMAGE_AXES else writer.add_images
+            add(tag, value, step)
+        else:
+            # Not torch's add_figure: it imports pyplot, which belongs to the main thread.
+            writer.add_image(tag, _pixels(value() if callable(value) else value), step, dataformats="HWC")
+
+
+def _pixels(figure: Any) -> np.ndarray[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -84,4 +84,6 @@ class SampledPoints(DictPoints):
     """Fetched by sample, by our own loader."""
 
     def train_dataloader(self):
-        return DatasetLoader(_NoisySamples(self.train), batch_size=32, shuffle=True, num_workers=self.num_workers)
+        return DatasetLoader(
+            _NoisySamples(self.train), batch_size=32, shuffle=True, num_workers=self.num_workers
+        )

@@ -1,0 +1,62 @@
+"""A zoo of architectures: exported, how far onnxruntime is from torch, weights swapped or exported anew.
+
+python benchmarks/publish_zoo.py
+"""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "export"))
+
+from zoo import ZOO
+
+from unitrain.errors import PublishRefused, UsageError
+from unitrain.export.graph import build_template
+from unitrain.export.parity import Tolerance
+from unitrain.export.weights import perturbed, weights_of
+from unitrain.publish import gates
+
+
+def row(name: str) -> tuple[str, ...]:
+    """One architecture: what became of it, with weights that the export never saw."""
+    build, sample = ZOO[name]
+    torch.manual_seed(0)
+    module = build()
+    parameters = sum(p.numel() for p in module.parameters())
+    started_s = time.perf_counter()
+    try:
+        template = build_template(module, sample, opset=20, tolerance=Tolerance())
+    except UsageError as error:
+        return name, f"{parameters}", "refused", "-", "-", "-", str(error)
+    export_s = time.perf_counter() - started_s
+    started_s = time.perf_counter()
+    model = template.with_weights(perturbed(weights_of(module), seed=99))
+    later_ms = (time.perf_counter() - started_s) * 1e3
+    sizes = {"batch_sizes": (1, 2, 13), "tolerance": Tolerance()}
+    try:
+        figures = gates.parity(template.served, model.SerializeToString(), template.sample, **sizes)
+        parity = f"{max(f['max_abs'] for f in figures.values()):.1e}"
+    except PublishRefused as error:
+        parity = f"refused: {error}"
+    how = "swapped" if template.swappable else "exported anew"
+    return name, f"{parameters}", "yes", parity, how, f"{export_s:.1f}", f"{later_ms:.1f}"
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    warnings.simplefilter("ignore")
+    print(
+        "| architecture | parameters | exported | parity (largest) | later versions | proof [s] | later [ms] |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in ZOO:
+        print(f"| {' | '.join(row(name))} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

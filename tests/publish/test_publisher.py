@@ -1,0 +1,199 @@
+"""Weights become a version that carries its proof, whatever its size, or are refused by the gate that saw it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+
+from unitrain.errors import PublishRefused
+from unitrain.export.parity import run_onnx
+from unitrain.export.weights import weights_of
+from unitrain.manifest import Metric
+from unitrain.publish import Lineage, Publisher, Request
+from unitrain.repository import Repository
+from unitrain.repository.verify import verify_version
+from unitrain.settings import Publish
+
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 600), nn.ReLU(), nn.Linear(600, 2))
+
+    def forward(self, x):
+        return {"y": self.layers(x)}
+
+
+class Spectral(LightningModule):
+    """Complex weights can't be swapped: each version is exported anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 5, dtype=torch.cfloat))
+
+    def forward(self, x):
+        spectrum, weight = torch.view_as_real(torch.fft.rfft(x)), torch.view_as_real(self.weight)
+        return {"y": spectrum[..., 0] * weight[..., 0] - spectrum[..., 1] * weight[..., 1]}
+
+
+def publisher(
+    tmp_path: Path, module: LightningModule, sample: torch.Tensor | None = None, **options
+) -> Publisher:
+    return Publisher.prepare(
+        module,
+        {"x": torch.randn(6, 3) if sample is None else sample},
+        repository=Repository(tmp_path / "repository"),
+        model="net",
+        settings=Publish(**options),
+        lineage=Lineage("e/r", str(tmp_path), git_commit="c0ffee", data_fingerprint="same"),
+    )
+
+
+def request(module: LightningModule, step: int = 1, value: float = 0.5) -> Request:
+    return Request(weights_of(module), "ema", step, 0, Metric("val_loss", value, "min"))
+
+
+def passed(version_dir: Path) -> list[bool | None]:
+    return [check.passed for check in verify_version(version_dir)]
+
+
+def test_the_graph_itself_tells_where_it_came_from(tmp_path: Path) -> None:
+    """The lineage is in the ONNX file's metadata, for those who have nothing but the file."""
+    module = Net()
+    made = publisher(tmp_path, module)
+    manifest = made.publish(request(module, 7))
+    told = onnx.load(made.repository.version_dir("net", 1) / "model.onnx").metadata_props
+    props = {entry.key.removeprefix("unitrain."): entry.value for entry in told}
+    assert (props["run"], props["step"], props["weights"]) == ("e/r", "7", "ema")
+    assert (props["git_commit"], props["metric"]) == ("c0ffee", "val_loss=0.5 (min)")
+    assert (manifest.opset, manifest.ir_version) == (20, 10)
+
+
+def test_the_metric_then_and_now_is_in_the_manifest(tmp_path: Path) -> None:
+    """Where both were measured on the same data."""
+    module = Net()
+    made = publisher(tmp_path, module)
+    assert made.publish(request(module, 1, 0.5)).previous is None
+    assert made.publish(request(module, 2, 0.4)).previous == {"version": 1, "value": 0.5}
+    other = replace(made, lineage=replace(made.lineage, data_fingerprint="other"))
+    assert other.publish(request(module, 3, 0.3)).previous is None
+
+
+def test_weights_that_no_onnx_file_can_hold_lie_beside_the_graph(tmp_path: Path) -> None:
+    """Forced by a small limit: proven on the file, hashed, and the same answers."""
+    module = Net()
+    made = publisher(tmp_path, module, external_data_above_bytes=1000)
+    manifest = made.publish(request(module))
+    version_dir = made.repository.version_dir("net", 1)
+    assert set(manifest.files) == {"model.onnx.data"}
+    assert (version_dir / "model.onnx.data").stat().st_size > 4 * 600 * 3
+    assert passed(version_dir) == [True, True, True]
+    x = np.ones((3, 3), np.float32)
+    with torch.no_grad():
+        expected = module.eval()(torch.from_numpy(x))["y"].numpy()
+    np.testing.assert_allclose(
+        run_onnx(version_dir / "model.onnx", {"x": x})["y"], expected, rtol=1e-5, atol=1e-6
+    )
+    (version_dir / "model.onnx.data").write_bytes(bytes((version_dir / "model.onnx.data").stat().st_size))
+    assert passed(version_dir)[0] is False
+
+
+def test_refused_large_version_leaves_nothing(tmp_path: Path) -> None:
+    """Its gates run on the staged files: a refusal there takes no number."""
+    module = Net()
+    made = publisher(tmp_path, module, external_data_above_bytes=1000)
+    strict = replace(made, settings=replace(made.settings, absolute_tolerance=0.0, relative_tolerance=0.0))
+    strict.template.sample["x"] = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    with pytest.raises(PublishRefused) as caught:
+        strict.publish(request(module))
+    assert caught.value.gate == "parity"
+    assert made.repository.versions("net") == []
+    assert made.publish(request(module)).version == 1
+
+
+def test_golden_samples_are_capped_in_bytes(tmp_path: Path) -> None:
+    """Fewer rows where they are large, none where not one fits."""
+    module = Net()
+    rows = {}
+    for limit in (10_000, 50, 10):
+        made = publisher(tmp_path, module, golden=4, golden_max_bytes=limit)
+        manifest = made.publish(request(module))
+        path = made.repository.version_dir("net", manifest.version) / "golden.npz"
+        rows[limit] = len(np.load(path)["inputs/x"]) if manifest.golden_sha256 else None
+    assert rows == {10_000: 4, 50: 2, 10: None}
+
+
+def test_full_exports_run_in_one_process_that_is_kept(tmp_path: Path) -> None:
+    """Where swapping does not hold, another process exports; it ends with the publisher."""
+    module = Spectral()
+    made = publisher(tmp_path, module, torch.randn(6, 8))
+    assert not made.template.swappable
+    pids = []
+    for step in (1, 2):
+        with torch.no_grad():
+            module.weight.mul_(1 + 1j)
+        made.publish(request(module, step))
+        pids.append(made._export.pid)
+    assert pids[0] is not None
+    assert pids[0] == pids[1] != os.getpid()
+    made.close()
+    assert made._export.pid is None
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x))["y"].numpy()
+    got = run_onnx(made.repository.version_dir("net", 2) / "model.onnx", {"x": x})["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def corrupt_graph(made: Publisher) -> None:
+    made.template.model.graph.node[0].input[0] = "nowhere"
+
+
+def corrupt_constant(made: Publisher) -> None:
+    node = next(n for n in made.template.model.graph.node if n.op_type == "Relu")
+    node.op_type = "Sigmoid"
+
+
+def corrupt_names(made: Publisher) -> None:
+    graph = made.template.model.graph
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    for info in graph.value_info:
+        if info.name == graph.output[0].name:
+            graph.value_info.remove(info)
+
+
+@pytest.mark.parametrize(
+    ("gate", "corrupt"),
+    [("valid_onnx", corrupt_graph), ("parity", corrupt_constant), ("signature", corrupt_names)],
+)
+def test_a_corrupted_graph_is_refused_by_the_gate_that_is_there_for_it(
+    tmp_path: Path, gate: str, corrupt
+) -> None:
+    """On the whole way from weights to repository; nothing appears."""
+    module = Net()
+    made = publisher(tmp_path, module)
+    corrupt(made)
+    with pytest.raises(PublishRefused) as caught:
+        made.publish(request(module))
+    assert caught.value.gate == gate
+    assert made.repository.versions("net") == []
+
+
+def test_broken_weights_and_a_worse_metric_are_refused_by_their_gates(tmp_path: Path) -> None:
+    """The first and the last gate of the chain."""
+    module = Net()
+    made = publisher(tmp_path, module, require_improvement=True)
+    made.publish(request(module, 1, 0.5))
+    broken = request(module, 2, 0.1)
+    broken.weights["layers.0.bias"][0] = float("nan")
+    for wrong, gate in ((broken, "finite_weights"), (request(module, 3, 0.9), "improvement")):
+        with pytest.raises(PublishRefused) as caught:
+            made.publish(wrong)
+        assert caught.value.gate == gate
+    assert made.repository.versions("net") == [1]

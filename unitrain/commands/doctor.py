@@ -1,0 +1,39 @@
+"""`doctor`: look at this machine, and tell what to do."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from unitrain.commands.arguments import ArgumentParser, parse
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "doctor",
+        "Look at this machine and this environment: Python, packages, torch and GPU, disk, shared memory, Triton; "
+        "and tell what to do.",
+    )
+    parser.add_argument("--no-start", action="store_true", help="do not try to start Triton")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0 where training works here, 1 where it can't."""
+    options = parse(_parser(), argv)
+    from unitrain import __version__
+    from unitrain.commands.tables import print_json
+    from unitrain.diagnosis import diagnose
+
+    findings = diagnose(start_triton=not options.no_start)
+    bad = any(finding.status == "bad" for finding in findings)
+    if options.json:
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        print_json({"unitrain": __version__, "ok": not bad, "findings": listed})
+        return int(bad)
+    print(f"unitrain {__version__}")
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.status:<5} {finding.name:<{width}}  {finding.text}")
+        if finding.todo:
+            print(f"{'':<5} {'':<{width}}  -> {finding.todo}")
+    return int(bad)

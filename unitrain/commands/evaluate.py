@@ -1,0 +1,78 @@
+"""`validate` and `test`: the figures of a run's checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from unitrain.commands.arguments import ArgumentParser
+from unitrain.errors import UsageError
+
+_TEXTS = {
+    "validate": "The figures of a run's checkpoint on the validation data, as they were in fit.",
+    "test": "The figures of a run's checkpoint on the test data.",
+}
+
+
+def validate(argv: Sequence[str]) -> int:
+    """Run `validate`; its exit code."""
+    return _main("validate", argv)
+
+
+def test(argv: Sequence[str]) -> int:
+    """Run `test`; its exit code."""
+    return _main("test", argv)
+
+
+def _parser(stage: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        stage,
+        _TEXTS[stage],
+        epilog="--trainer.*, --data.* and --model.* take the place of the run's settings: --trainer.accelerator cpu",
+    )
+    parser.add_argument("--run", metavar="RUN", help="a folder, a run's name or its beginning, or `last`")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="which of the run's checkpoints"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="the averaged ones or the raw ones; default: averaged if the run has them",
+    )
+    parser.add_argument(
+        "--experiments_dir",
+        type=Path,
+        metavar="DIR",
+        help="where a run's name is looked for; default: the project's experiments/",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _main(stage: str, argv: Sequence[str]) -> int:
+    parser = _parser(stage)
+    options, rest = parser.parse_known_args(list(argv))
+    wrong = [word for word in rest if word.startswith("--") and "." not in word.partition("=")[0]]
+    if wrong:
+        parser.error(f"unrecognized arguments: {wrong[0]}")
+    if not options.run:
+        raise UsageError(f"{stage}: --run RUN is required: a run's folder, its name, or `last`")
+    from unitrain.commands.tables import print_fields, print_json
+    from unitrain.project import project_root
+    from unitrain.training.console import Console
+    from unitrain.training.evaluate import evaluate
+
+    found = evaluate(
+        options.run,
+        "validate" if stage == "validate" else "test",
+        checkpoint=options.checkpoint,
+        weights=options.weights,
+        overrides=rest,
+        experiments_dir=options.experiments_dir or project_root(Path.cwd()) / "experiments",
+        console=Console(),
+    )
+    if options.json:
+        print_json(dataclasses.asdict(found) | {"run_dir": str(found.run_dir)})
+        return 0
+    print(f"{found.run_dir}: {found.checkpoint}, {found.weights} weights of step {found.step}")
+    print_fields((name, value) for name, value in found.metrics.items())
+    return 0

@@ -1,0 +1,66 @@
+"""`export`: publish a run's checkpoint by hand, through the same gates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unitrain.commands.arguments import ArgumentParser, parse
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "export",
+        "Publish a run's checkpoint as a new version of its model, through the gates that every version passes.",
+    )
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="a folder, a run's name or its beginning, or `last`"
+    )
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="which of its checkpoints"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="averaged or raw ones; default: averaged where the run kept them",
+    )
+    parser.add_argument(
+        "--experiments_dir",
+        type=Path,
+        default=Path("experiments"),
+        metavar="DIR",
+        help="folder of the experiments",
+    )
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        metavar="DIR",
+        help="where to; default: as the run's settings have it",
+    )
+    parser.add_argument("--model", metavar="NAME", help="the served model's name; default: likewise")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    options = parse(_parser(), argv)
+    from unitrain.runs import find_run
+
+    run_dir = find_run(options.run, options.experiments_dir)
+    from unitrain.commands.tables import print_json
+    from unitrain.publish import published_text
+    from unitrain.training.console import Console
+    from unitrain.training.exporting import export_run
+
+    manifest = export_run(
+        run_dir,
+        checkpoint=options.checkpoint,
+        weights=options.weights,
+        repository_dir=options.model_repository and options.model_repository.absolute(),
+        model=options.model,
+        console=Console(),
+    )
+    if options.json:
+        print_json(manifest.to_json())
+    else:
+        print(published_text(manifest))
+    return 0

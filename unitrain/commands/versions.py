@@ -1,0 +1,158 @@
+"""What `models` does with versions: compare two, verify, publish one again, remove old ones."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from unitrain.errors import ClientError, UnitrainError, UsageError
+
+if TYPE_CHECKING:
+    from unitrain.repository import Repository
+    from unitrain.repository.verify import Check
+
+_MOST_WEIGHTS = 20
+_WORDS = {True: "passed", False: "FAILED", None: "nothing to check"}
+
+
+def diff(repository: "Repository", model: str, first: int, second: int, *, as_json: bool) -> int:
+    """Tell what differs between two versions."""
+    from unitrain.commands.tables import print_json, print_table, text_of
+    from unitrain.repository.differences import compare_versions
+
+    found = compare_versions(repository.version_dir(model, first), repository.version_dir(model, second))
+    if as_json:
+        print_json({"model": model, "versions": [first, second]} | asdict(found))
+        return 0
+    names = ("", f"version {first}", f"version {second}")
+    rows = [[name, text_of(a), text_of(b)] for name, (a, b) in found.lineage.items()]
+    rows += [[name, text_of(a), text_of(b)] for name, (a, b) in found.metrics.items()]
+    if rows:
+        print_table(names, rows, right=names[1:])
+        print()
+    if found.settings is None:
+        print("settings: not known, since a run's folder or a manifest is not there")
+    elif found.settings:
+        shown = [
+            [key, *("null" if v is None else str(v) for v in pair)] for key, pair in found.settings.items()
+        ]
+        print_table(("setting", *names[1:]), shown)
+    else:
+        print("the settings are equal")
+    print()
+    if found.weights:
+        print_table(
+            ("weight", "shape", "largest difference", "relative"),
+            [
+                [w.name, "x".join(map(str, w.shape)) or "1", f"{w.max_abs:.3g}", f"{w.relative:.3g}"]
+                for w in found.weights[:_MOST_WEIGHTS]
+            ],
+            right=("largest difference", "relative"),
+        )
+    left = len(found.weights) - _MOST_WEIGHTS
+    print(
+        (f"… and {left} more; " if left > 0 else "")
+        + f"{len(found.weights)} weights differ, {found.equal_weights} are equal to the bit"
+        + (f"; in one of the two only: {', '.join(found.only)}" if found.only else "")
+    )
+    return 0
+
+
+def verify(
+    repository: "Repository", pairs: Sequence[tuple[str, int]], url: str | None, *, as_json: bool
+) -> int:
+    """Check versions on the disk and, with a server's address, on it; 1 where one check fails."""
+    from unitrain.commands.tables import print_json, print_table
+    from unitrain.repository.verify import verify_version
+
+    results: list[tuple[str, int, Check]] = []
+    for model, version in pairs:
+        checks = verify_version(repository.version_dir(model, version))
+        if url is not None:
+            checks.append(_check_served(repository, model, version, url))
+        results += [(model, version, check) for check in checks]
+    if as_json:
+        print_json([{"model": m, "version": v} | asdict(check) for m, v, check in results])
+    elif results:
+        rows = [[m, str(v), check.name, _WORDS[check.passed], check.detail] for m, v, check in results]
+        print_table(("model", "version", "check", "outcome", ""), rows, right=("version",))
+    else:
+        print(f"there is no version of any model in {repository.root}")
+    return int(any(check.passed is False for _, _, check in results))
+
+
+def _check_served(repository: "Repository", model: str, version: int, url: str) -> "Check":
+    """The golden samples, asked of the live server; a version that it does not serve is nothing to check."""
+    from unitrain.client import Client
+    from unitrain.repository.answers import Tolerance
+    from unitrain.repository.verify import Check, compare_golden, read_golden
+
+    name = "served"
+    try:
+        golden = read_golden(repository.version_dir(model, version))
+        with Client(url) as client:
+            if version not in client.models().get(model, ()):
+                return Check(name, passed=None, detail=f"{url} does not serve it")
+            if golden is None:
+                return Check(name, passed=None, detail="it has no golden samples")
+            inputs, outputs = golden
+            info = client.model(model, version)
+            # Triton takes no empty shape: a single value a row has length 1 there.
+            fitted = {
+                spec.name: inputs[spec.name].reshape(_shape(inputs[spec.name], spec, info))
+                for spec in info.inputs
+            }
+            answers = client.predict(model, fitted, version=version, allow_nan=True).outputs
+    except KeyError as error:
+        return Check(
+            name, passed=False, detail=f"the server wants an input {error} that the golden samples lack"
+        )
+    except (ClientError, UnitrainError) as error:
+        return Check(name, passed=False, detail=str(error))
+    shaped = {
+        n: a.reshape(outputs[n].shape)
+        for n, a in answers.items()
+        if n in outputs and a.size == outputs[n].size
+    }
+    ordered = {n: shaped.get(n, answers.get(n)) for n in outputs if n in answers}
+    return compare_golden(
+        name, outputs, {n: a for n, a in ordered.items() if a is not None}, Tolerance(), url
+    )
+
+
+def _shape(array: Any, spec: Any, info: Any) -> tuple[int, ...]:
+    missing = int(len(spec.dims) + bool(info.signature.batched) - array.ndim)
+    return (*array.shape, *[1] * missing)
+
+
+def rollback(repository: "Repository", model: str, version: int, *, as_json: bool) -> int:
+    """Publish an earlier version again, under a new number."""
+    from unitrain.commands.tables import print_json
+    from unitrain.repository.rollback import roll_back
+
+    number = roll_back(repository, model, version)
+    if as_json:
+        print_json({"model": model, "version": number, "rolled_back_from": version})
+    else:
+        print(f"published {model} version {number}, which is version {version} again")
+    return 0
+
+
+def prune(repository: "Repository", models: Sequence[str], keep: int, *, as_json: bool) -> int:
+    """Remove old versions; what is served or may be being loaded stays."""
+    from unitrain.commands.tables import print_json
+    from unitrain.repository import read_config
+
+    if keep < 1:
+        raise UsageError(f"models prune: --keep must be at least 1, got {keep}")
+    removed = {}
+    for model in models:
+        policy = read_config(repository.config_path(model)).version_policy
+        served = max(policy.latest.num_versions, 1)
+        removed[model] = repository.prune(model, keep, num_versions=served)
+    if as_json:
+        print_json(removed)
+        return 0
+    for model, numbers in removed.items():
+        kept = ", ".join(map(str, repository.versions(model)))
+        print(f"{model}: removed {', '.join(map(str, numbers)) or 'nothing'}; it has {kept}")
+    return 0

@@ -1,0 +1,113 @@
+"""Thumbnails of samples, drawn in numpy alone: pictures made smaller, signals as small curves."""
+
+import itertools
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Pixels = NDArray[np.uint8]
+
+MOST_CURVES = 3
+"""Channels of a signal that are drawn, one below the other."""
+
+_MOST_CHANNELS = 16  # [16, steps] is a signal, [17, steps] is a picture of one
+_FEWEST_STEPS = 8
+_STEPS_A_COLUMN = 2  # a curve's peaks are seen, though a column is wider than a step
+_PICTURE_AXES, _SIGNAL_AXES, _VECTOR_AXES = 3, 2, 1
+_COLOUR_CHANNELS = 3
+_WHITE, _INK = 255, 0
+_CHUNK_ROWS = 512
+
+
+@lru_cache(maxsize=64)
+def thumbnail_index(shape: tuple[int, ...], size_px: int) -> tuple[Any, ...] | None:
+    """What of a sample is enough to draw it: an index into its axes; None where it is nothing to draw.
+
+    [channel, height, width] is a picture; [channel, step] a signal, or a picture where there are more
+    channels than curves could be told apart; [step] a signal of one channel.
+
+    Args:
+        shape: a sample's, without the batch.
+        size_px: the thumbnail's longer side.
+    """
+    if 0 in shape or len(shape) not in (_VECTOR_AXES, _SIGNAL_AXES, _PICTURE_AXES):
+        return None
+    if len(shape) == _PICTURE_AXES:
+        channels = slice(0, _COLOUR_CHANNELS if shape[0] >= _COLOUR_CHANNELS else 1)
+        longer = max(shape[1:])
+        if longer <= size_px:
+            return channels, slice(None), slice(None)
+        rows, columns = (_spread(n, max(1, n * size_px // longer)) for n in shape[1:])
+        return channels, rows[:, None], columns
+    if len(shape) == _SIGNAL_AXES and shape[0] > _MOST_CHANNELS:
+        return _spread(shape[0], size_px)[:, None], _spread(shape[1], size_px)
+    if shape[-1] < _FEWEST_STEPS:
+        return None
+    most = _STEPS_A_COLUMN * size_px
+    # A slice takes a view, which costs the training nothing.
+    steps = _spread(shape[-1], most) if shape[-1] > most else slice(None)
+    return (slice(0, MOST_CURVES), steps) if len(shape) == _SIGNAL_AXES else (steps,)
+
+
+def draw_thumbnails(samples: Array, size_px: int) -> Pixels:
+    """uint8 [row, height, width(, 3)] of what `thumbnail_index` took of the samples.
+
+    A channel's scale is that of all rows together, from the 1st to the 99th percentile, so that a weak
+    signal is seen to be one. Curves are dark on white: the page tints a thumbnail by its label's colour.
+
+    Args:
+        samples: float [row, channel, height, width], [row, channel, step], [row, height, width] of more
+            channels than a signal has, or [row, step].
+    """
+    if samples.ndim == _PICTURE_AXES + 1:
+        pixels = np.stack([_levels(samples[:, c]) for c in range(samples.shape[1])], axis=-1)
+        return pixels if pixels.shape[-1] == _COLOUR_CHANNELS else pixels[..., 0]
+    if samples.ndim == _SIGNAL_AXES + 1 and samples.shape[1] > _MOST_CHANNELS:
+        return _levels(samples)
+    signals = samples if samples.ndim == _SIGNAL_AXES + 1 else samples[:, None]
+    drawn = np.full((len(signals), size_px, size_px), _WHITE, np.uint8)
+    edges = np.arange(signals.shape[1] + 1) * size_px // signals.shape[1]
+    for channel, (top, bottom) in enumerate(itertools.pairwise(edges.tolist())):
+        levels = _levels(signals[:, channel])
+        for first in range(0, len(drawn), _CHUNK_ROWS):
+            rows = slice(first, first + _CHUNK_ROWS)
+            _draw(drawn[rows, top:bottom], levels[rows])
+    return drawn
+
+
+def _draw(drawn: Pixels, levels: Pixels) -> None:
+    """A curve a row, in place: each column from its lowest to its highest value, and to the next column's first."""
+    height_px, size_px = drawn.shape[1:]
+    if levels.shape[1] < size_px:
+        levels = levels[:, np.round(np.linspace(0, levels.shape[1] - 1, size_px)).astype(np.intp)]
+    heights = (height_px - 1) - levels.astype(np.int16) * (height_px - 1) // 255
+    starts = np.arange(size_px) * levels.shape[1] // size_px
+    following = heights[:, np.append(starts[1:], levels.shape[1] - 1)]
+    low = np.minimum(np.minimum.reduceat(heights, starts, axis=1), following)[:, None]
+    high = np.maximum(np.maximum.reduceat(heights, starts, axis=1), following)[:, None]
+    line = np.arange(height_px, dtype=np.int16)[None, :, None]
+    drawn[(line >= low) & (line <= high)] = _INK
+
+
+def _levels(values: Array) -> Pixels:
+    """0 to 255 between the 1st and the 99th percentile of the finite values; others lie in the middle."""
+    finite = np.isfinite(values)
+    known = values[finite]
+    if not known.size:
+        return np.full(values.shape, 127, np.uint8)
+    known = known[:: max(1, known.size // 100_000)]
+    low, high = np.percentile(known.astype(np.float64), (1, 99))
+    span = float(high - low) or 1.0
+    with np.errstate(all="ignore"):
+        scaled = np.clip((values - low) / span, 0, 1) * 255
+    scaled[~finite] = 127
+    levels: Pixels = scaled.astype(np.uint8)
+    return levels
+
+
+def _spread(size: int, count: int) -> NDArray[np.intp]:
+    """`count` places, or all where there are fewer, evenly over `size`."""
+    return np.round(np.linspace(0, size - 1, min(size, count))).astype(np.intp)

@@ -1,0 +1,241 @@
+"""The points of a snapshot, gathered batch by batch in memory that the settings bound."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from unitrain.module import ServableModule, Tensors, batch_targets
+from unitrain.projector import StableSample, group_numbers, thumbnail_index
+from unitrain.settings import Embeddings, Reduction
+from unitrain.training.observing import observe
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Indices = NDArray[np.int64]
+
+SAMPLE_COLUMN = "sample"
+"""The label column that tells each point's place in the validation set."""
+
+_PICTURE = "\0picture"  # among the buffers; no tensor has such a name
+
+
+@dataclass(frozen=True)
+class Points:
+    """What was gathered of some samples.
+
+    Attributes:
+        indices: each sample's place in the validation set, int64 [row], ascending.
+        tensors: float32 [row, value] by name.
+        labels: columns by name, a value a row.
+        pictured: what thumbnails are drawn from, [row, ...]; None: nothing to draw.
+    """
+
+    indices: Indices
+    tensors: dict[str, Array]
+    labels: dict[str, list[Any]]
+    pictured: Array | None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A pass's points as they lie in memory, not yet in order."""
+
+    indices: Indices
+    slots: Indices
+    buffers: dict[str, Array]
+    columns: dict[str, list[Any]]
+
+    def points(self) -> Points:
+        """The rows in the validation's order: copies where that is another one, so not for the training's thread."""
+        rows = len(self.slots)
+        in_order = bool((self.slots == np.arange(rows)).all())
+        tensors = {name: b[:rows] if in_order else b[self.slots] for name, b in self.buffers.items()}
+        pictured = tensors.pop(_PICTURE, None)
+        slots = self.slots.tolist()
+        labels = {name: [column[slot] for slot in slots] for name, column in self.columns.items()}
+        return Points(self.indices, tensors, labels | {SAMPLE_COLUMN: self.indices.tolist()}, pictured)
+
+
+class Collector:
+    """Gathers the points of one validation after the other, of the same samples each time.
+
+    Which samples they are is settled by the first pass, in which any may still be dropped for another;
+    later ones copy what is shown and touch nothing else. Memory is set aside for the rows that are kept,
+    so it does not grow with the validation set.
+
+    Args:
+        settings: how many, how wide, and reduced how.
+        say: told once of each tensor that is left out.
+    """
+
+    def __init__(self, settings: Embeddings, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self._say = say
+        self._sample: StableSample | None = None
+        self._groups: dict[Any, int] = {}
+        self._told: set[str] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was gathered, not which samples are shown."""
+        if self._sample is not None:
+            self._sample.begin()
+        self._buffers: dict[str, Array] | None = None
+        self._columns: dict[str, list[Any]] = {}
+
+    def add(self, module: LightningModule, batch: Any, returned: Any = None) -> None:
+        """Take the points of a batch; see `observe` for what `returned` is."""
+        inputs, outputs = observe(module, batch, returned)
+        if isinstance(module, ServableModule):
+            values, columns = module.embeddings(inputs, outputs, batch), module.labels(batch)
+        else:
+            values, columns = {**inputs, **outputs}, batch_targets(module, batch)
+        rows = len(next(iter(inputs.values())))
+        tensors = self._reduced(values, rows)
+        picture = self._picture(inputs)
+        if picture is not None:
+            tensors[_PICTURE] = picture
+        if self._sample is None:
+            self._sample = StableSample(self._limit(tensors, rows), seed=self.settings.seed)
+        labels = _label_columns(columns, rows)
+        settled = self._sample.indices is not None
+        places, slots = self._sample.take(rows, None if settled else self._group(labels, rows))
+        if self._buffers is None:
+            height = self._sample.capacity if self._sample.indices is None else len(self._sample.indices)
+            self._buffers = {
+                name: np.empty((height, *t.shape[1:]), np.uint8 if t.dtype == torch.uint8 else np.float32)
+                for name, t in tensors.items()
+            }
+            self._columns = {name: [None] * height for name in labels}
+        self._fill(tensors, labels, places, slots)
+
+    def take(self) -> Gathered | None:
+        """What was gathered since `begin`, once; None for nothing."""
+        buffers, columns = self._buffers, self._columns
+        if self._sample is None or not buffers:
+            return None
+        slots = self._sample.end()
+        self._buffers, self._columns = None, {}
+        indices = self._sample.indices
+        if indices is None or not len(slots) or not set(buffers) - {_PICTURE}:
+            return None
+        return Gathered(indices[: len(slots)], slots, buffers, columns)
+
+    def _fill(self, tensors: Tensors, labels: dict[str, list[Any]], places: Indices, slots: Indices) -> None:
+        """Copy the chosen rows to their slots; what a later batch lacks is left out of the snapshot."""
+        buffers = self._buffers or {}
+        for name, buffer in list(buffers.items()):
+            tensor = tensors.get(name)
+            if tensor is None or tensor.shape[1:] != buffer.shape[1:]:
+                del buffers[name]
+                if name != _PICTURE:
+                    self._tell(name, "its batches differ in shape; reduce it to a fixed one")
+                continue
+            _copy_rows(tensor, places, buffer, slots)
+        for name, held in list(self._columns.items()):
+            column = labels.get(name)
+            if column is None:
+                del self._columns[name]
+                continue
+            for place, slot in zip(places.tolist(), slots.tolist(), strict=True):
+                held[slot] = column[place]
+
+    def _reduced(self, values: Mapping[str, Tensor], rows: int) -> Tensors:
+        points: Tensors = {}
+        for name, tensor in values.items():
+            if tensor.dim() == 0 or len(tensor) != rows or tensor.is_complex():
+                continue
+            reduced = reduced_points(tensor, self.settings.reduce.get(name, "flatten"))
+            width, widest = reduced.shape[1], self.settings.max_width
+            if width > widest:
+                self._tell(
+                    name,
+                    f"{width} values a point are more than embeddings.max_width ({widest}); "
+                    f"`embeddings.reduce: {{{name}: mean}}` shows it reduced",
+                )
+            elif width:
+                points[name] = reduced
+        unknown = set(self.settings.reduce) - set(values)
+        for name in sorted(unknown):
+            self._tell(name, f"embeddings.reduce names it, but there are only {', '.join(values)}")
+        return points
+
+    def _picture(self, inputs: Tensors) -> Tensor | None:
+        """What thumbnails of the first input that can be drawn need."""
+        if not self.settings.thumbnail_px:
+            return None
+        for tensor in inputs.values():
+            index = thumbnail_index(tuple(tensor.shape[1:]), self.settings.thumbnail_px)
+            if index is not None and not tensor.is_complex():
+                parts = (p if isinstance(p, slice) else torch.from_numpy(p).to(tensor.device) for p in index)
+                wanted: Any = (slice(None), *parts)
+                return tensor[wanted]
+        return None
+
+    def _limit(self, tensors: Tensors, rows: int) -> int:
+        values = sum(t[:1].numel() for t in tensors.values()) if rows else 1
+        # A little more is set aside than is shown.
+        return max(1, min(self.settings.max_points, self.settings.max_bytes * 8 // 9 // max(1, 4 * values)))
+
+    def _group(self, labels: dict[str, list[Any]], rows: int) -> Indices | None:
+        """Which class each row is of: its first label, unless that is a measured quantity."""
+        column = next(iter(labels.values()), None)
+        if not column or any(isinstance(value, float) for value in column[:1]):
+            return None
+        return group_numbers([str(value) for value in column], self._groups)
+
+    def _tell(self, name: str, reason: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self._say(f"embeddings: {name} is left out: {reason}")
+
+
+def reduced_points(tensor: Tensor, reduction: Reduction) -> Tensor:
+    """A tensor [row, ...] as points [row, value].
+
+    Args:
+        tensor: of any real dtype.
+        reduction: `flatten` keeps all values. `mean` is that over space or time, all axes after
+            [row, channel]; `centre` the value in their middle; `first` is the first of the second axis,
+            a token's of [row, token, value]. What has no such axes is flattened.
+    """
+    trailing = tensor.dim() > len(("row", "channel"))
+    if reduction == "mean" and trailing:
+        tensor = tensor.float().flatten(2).mean(2)
+    elif reduction == "centre" and trailing:
+        middle: Any = (slice(None), slice(None), *(n // 2 for n in tensor.shape[2:]))
+        tensor = tensor[middle]
+    elif reduction == "first" and trailing:
+        tensor = tensor[:, 0]
+    return tensor.reshape(len(tensor), -1)
+
+
+def _copy_rows(tensor: Tensor, places: Indices, buffer: Array, slots: Indices) -> None:
+    if not len(slots):
+        return
+    target = torch.from_numpy(buffer)
+    first, rows = int(slots[0]), len(slots)
+    if int(slots[-1]) - first + 1 == rows and bool((np.diff(slots) == 1).all()):
+        picked = tensor if rows == len(tensor) else tensor[torch.from_numpy(places).to(tensor.device)]
+        target[first : first + rows].copy_(picked)
+    else:
+        picked = tensor[torch.from_numpy(places).to(tensor.device)]
+        target[torch.from_numpy(slots)] = picked.to("cpu", target.dtype)
+
+
+def _label_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
+    """The columns that have one value a sample; a wide target is no label."""
+    kept: dict[str, list[Any]] = {}
+    for name, column in columns.items():
+        if isinstance(column, Tensor | np.ndarray):
+            size = column.numel() if isinstance(column, Tensor) else column.size
+            if column.ndim > 0 and size == rows == len(column):
+                kept[name] = column.reshape(-1).tolist()
+        elif isinstance(column, list | tuple) and len(column) == rows:
+            kept[name] = list(column)
+    return kept

@@ -1,0 +1,240 @@
+"""A training in little that leaves nothing behind: one batch each way, the hooks, the export, the folders."""
+
+import contextlib
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+
+from unitrain.errors import HookError, SettingsError, UnitrainError
+from unitrain.export.weights import weights_of
+from unitrain.module import ServableModule, batch_inputs
+from unitrain.project import line_in_project
+from unitrain.publish import Lineage, Publisher, Request
+from unitrain.repository import Repository
+from unitrain.settings import Publish
+from unitrain.training.batches import first_batch, sample_inputs
+from unitrain.training.record import never_logged
+from unitrain.training.settings_cli import SettingsCLI
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was tried.
+
+    Attributes:
+        name: in a word or two.
+        passed: whether it went well.
+        text: what was found, or what is wrong.
+    """
+
+    name: str
+    passed: bool
+    text: str
+
+
+def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment: str) -> list[Step]:
+    """What came of each step, in order; the later ones are tried even where an earlier one failed.
+
+    Args:
+        words: `--config` with its content, and flags.
+        raw: the settings file's content.
+        root: the project root.
+        experiment: its name where the settings give none.
+    """
+    steps: list[Step] = []
+    with tempfile.TemporaryDirectory(prefix="unitrain-check-") as folder:
+        probe = _Probe(steps, root, experiment, Path(folder).resolve())
+
+        def make_trainer(cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
+            probe.cli = cli
+            theirs = arguments.pop("callbacks", None) or []
+            # With this logger Lightning gives the module one that takes everything and writes nothing.
+            little: dict[str, Any] = {"fast_dev_run": 1, "logger": True, "default_root_dir": folder}
+            little |= {"enable_progress_bar": False, "enable_model_summary": False}
+            little |= {"barebones": False, "profiler": None}
+            # Whether several processes agree is not what one batch can show.
+            little |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe]
+            return Trainer(**arguments | little | {"callbacks": callbacks})
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cli = SettingsCLI(list(words), raw, make_trainer)
+            _try(steps, "training", root, lambda: _train(cli, probe))
+        steps.insert(0, steps.pop())  # the others were tried while it ran
+        _try(steps, "experiments", root, lambda: _experiments(root / cli.config.experiments_dir))
+    return steps
+
+
+def _train(cli: SettingsCLI, probe: "_Probe") -> str:
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return probe.told
+
+
+class _Probe(Callback):
+    """Tries, while the module is where it trains, what only happens later in a training."""
+
+    def __init__(self, steps: list[Step], root: Path, experiment: str, scratch: Path) -> None:
+        self._steps = steps
+        self._root = root
+        self._experiment = experiment
+        self._scratch = scratch
+        self.cli: SettingsCLI | None = None
+        self.told = ""
+        self._loss = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        self._loss = float(loss.detach()) if isinstance(loss, Tensor) else 0.0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cli = self.cli
+        if cli is None or not trainer.is_global_zero:
+            return
+        losses = {n: float(v) for n, v in trainer.callback_metrics.items() if v.numel() == 1}
+        logged = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        batches = "one batch of training" + (
+            " and one of validation" if sum(map(int, trainer.num_val_batches)) else ", no validation data"
+        )
+        self.told = f"{batches}; logged: {logged or 'nothing'}"
+        self._try("loss", lambda: _finite(self._loss))
+        self._try("monitor", lambda: _monitor(cli, trainer, pl_module, losses))
+        batch = first_batch(trainer, pl_module)
+        if isinstance(pl_module, ServableModule):
+            self._try("hooks", lambda: _hooks(pl_module, batch))
+        settings = cli.section("publish")
+        if settings:
+            model = settings.model or cli.config.experiment or self._experiment
+            repository = Repository(self._root / settings.repository)
+            scratch = self._scratch / "repository"
+            self._try(
+                "publish",
+                lambda: _publish(
+                    settings, pl_module, batch, model=model, repository=repository, scratch=scratch
+                ),
+            )
+
+    def _try(self, name: str, action: Callable[[], str]) -> None:
+        _try(self._steps, name, self._root, action)
+
+
+def _finite(loss: float) -> str:
+    if not math.isfinite(loss):
+        raise HookError(
+            f"the loss of the first training batch is {loss}, at which fit would stop; look at the data and the "
+            "loss, or lower the learning rate"
+        )
+    return f"{loss:.4g} at the first batch"
+
+
+def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses: dict[str, float]) -> str:
+    metric = cli.section("monitor").metric
+    if not sum(map(int, trainer.num_val_batches)):
+        return "no validation data: there will be no best checkpoint and no early stopping"
+    if metric not in losses:
+        if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:
+            return f"{metric} is not logged, and nothing needs it"
+        raise never_logged(metric, module, losses)
+    return f"{metric} is logged"
+
+
+def _hooks(module: ServableModule, batch: Any) -> str:
+    """Call those that are for TensorBoard; a training would come to them at a later validation."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with isolate_rng(), torch.no_grad():
+            inputs = module.preprocess(batch_inputs(module, batch))
+            outputs = module(**inputs)
+            named = {"output": outputs} if isinstance(outputs, Tensor) else outputs
+            shown = module.embeddings(inputs, named, batch)
+            labels = module.labels(batch)
+            summaries = module.summaries(inputs, named, batch)
+    finally:
+        for part, training in modes:
+            part.training = training
+    wrong = [name for name, value in shown.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise HookError(
+            f"{type(module).__name__}.embeddings: {wrong[0]} must be a tensor, got {type(shown[wrong[0]]).__name__}"
+        )
+    return (
+        f"embeddings {', '.join(shown) or 'none'}; labels {', '.join(labels) or 'none'}; "
+        f"summaries {', '.join(summaries) or 'none'}"
+    )
+
+
+def _publish(
+    settings: Publish,
+    module: LightningModule,
+    batch: Any,
+    *,
+    model: str,
+    repository: Repository,
+    scratch: Path,
+) -> str:
+    """A publication through all gates: prepared for the project's repository, committed to another one."""
+    with isolate_rng(), leaving_nothing(repository.root, repository.staging_dir):
+        publisher = Publisher.prepare(
+            module,
+            sample_inputs(module, batch),
+            repository=repository,
+            model=model,
+            settings=settings,
+            lineage=Lineage(run="check", run_dir=""),
+        )
+        elsewhere = replace(publisher, repository=Repository(scratch))
+        try:
+            manifest = elsewhere.publish(Request(weights_of(module), "raw", step=0, epoch=0))
+        finally:
+            elsewhere.close()
+    worst = max((figures["max_abs"] for figures in manifest.parity.values()), default=0.0)
+    signature = manifest.signature
+    inputs, outputs = (", ".join(map(str, tensors)) for tensors in (signature.inputs, signature.outputs))
+    return f"{model}: {inputs} -> {outputs}; parity {worst:.1e}; {repository.root} is writable"
+
+
+def _experiments(folder: Path) -> str:
+    try:
+        with leaving_nothing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".check-"):
+                pass
+    except OSError as error:
+        raise SettingsError(f"experiments_dir: {folder} can't be written: {error.strerror}") from error
+    return f"{folder} is writable"
+
+
+@contextlib.contextmanager
+def leaving_nothing(*folders: Path) -> Iterator[None]:
+    """A block after which folders that were not there before are gone again, as far as they are empty."""
+    missing = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        yield
+    finally:
+        for path in sorted(missing, key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _try(steps: list[Step], name: str, root: Path, action: Callable[[], str]) -> None:
+    try:
+        steps.append(Step(name, passed=True, text=action()))
+    except UnitrainError as error:
+        steps.append(Step(name, passed=False, text=str(error)))
+    except Exception as error:  # noqa: BLE001 - a person's code raises whatever it likes
+        text = " ".join(str(error).split())[:500]
+        steps.append(
+            Step(name, passed=False, text=f"{type(error).__name__}{line_in_project(error, root)}: {text}")
+        )

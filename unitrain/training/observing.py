@@ -1,0 +1,43 @@
+"""What a module made of a batch: taken from its own validation step, or computed where that does not tell."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from unitrain.module import ServableModule, Tensors, batch_inputs, flatten_outputs
+
+
+def observe(module: LightningModule, batch: Any, returned: Any = None) -> tuple[Tensors, Tensors]:
+    """(inputs as forward takes them, outputs) of a batch, by name.
+
+    Args:
+        module: in evaluation mode, where a forward pass is needed.
+        batch: on the module's device.
+        returned: by `validation_step`; a ServableModule's own one returns both.
+    """
+    if isinstance(module, ServableModule):
+        if isinstance(returned, Mapping) and {"inputs", "outputs"} <= set(returned):
+            return returned["inputs"], returned["outputs"]
+        inputs = module.preprocess(batch_inputs(module, batch))
+        outputs = module(**inputs)
+        return inputs, {"output": outputs} if isinstance(outputs, Tensor) else outputs
+    inputs = batch_inputs(module, batch)
+    return inputs, flatten_outputs(module(**inputs))
+
+
+@contextlib.contextmanager
+def evaluating(module: LightningModule) -> Iterator[None]:
+    """A block without gradients in which every part of the module is in evaluation mode."""
+    # eval() and train() on the whole would flip submodules that the person has frozen.
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
