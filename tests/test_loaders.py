@@ -1,13 +1,12 @@
 """The loaders: order by seed and epoch, position, sharding, and the same samples whatever the workers."""
 
 import random
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 import unitrain.loaders
 from unitrain.errors import HookError
@@ -211,28 +210,3 @@ def test_large_batches_come_one_by_one() -> None:
     batches = list(loader)
     assert [len(batch) for batch in batches] == [7] * 14 + [2]
     assert all(torch.equal(a[:, :1], b) for a, b in zip(batches, narrow, strict=True))
-
-
-def test_array_loader_is_many_times_faster_than_fetching_by_sample() -> None:
-    """At least ten times, and no slower than slicing by hand with half as much again; benchmarks/loaders.py has figures."""
-    x, y = torch.randn(6400, 8), torch.randn(6400, 1)
-    ways = {
-        "ours": ArrayLoader((x, y), batch_size=64, shuffle=True),
-        "torch's": DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True),
-    }
-    took_s: dict[str, list[float]] = {name: [] for name in (*ways, "slicing")}
-    for _ in range(7):
-        for name, loader in ways.items():
-            begun = time.perf_counter()
-            for _batch in loader:
-                pass
-            took_s[name].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        order = torch.randperm(6400)
-        for first in range(0, 6400, 64):
-            chosen = order[first : first + 64]
-            _pair = x[chosen], y[chosen]
-        took_s["slicing"].append(time.perf_counter() - begun)
-    best = {name: min(times) for name, times in took_s.items()}
-    assert best["torch's"] > 10 * best["ours"]
-    assert best["ours"] < 1.5 * best["slicing"]

@@ -81,11 +81,18 @@ def test_class_names_become_a_label_file(names: Any) -> None:
     assert [tensor.label_filename for tensor in config.output] == ["labels_scores.txt", ""]
 
 
-@pytest.mark.parametrize("names", [["one"], {"scores": ["a", "b", "c"]}, {"no_such": ["a"]}])
+@pytest.mark.parametrize("names", [{"scores": ["a", "b", "c"]}, {"no_such": ["a"]}])
 def test_class_names_that_fit_no_output_are_refused(names: Any) -> None:
     """The widths there are, are told."""
     with pytest.raises(HookError, match="class_names: "):
         served_config("m", SIGNATURE, Publish(), names)
+
+
+def test_class_names_of_a_model_that_serves_no_classes_are_passed_over() -> None:
+    """An autoencoder may know them to label its embeddings."""
+    config, labels = served_config("m", SIGNATURE, Publish(), ["a", "b", "c", "d"])
+    assert labels == {}
+    assert {tensor.label_filename for tensor in config.output} == {""}
 
 
 def test_class_names_come_from_an_attribute_or_a_hyper_parameter() -> None:

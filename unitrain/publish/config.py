@@ -16,7 +16,7 @@ ClassNames = Mapping[str, Sequence[str]] | Sequence[str] | None
 def class_names_of(module: LightningModule) -> ClassNames:
     """A classifier's class names: the module's attribute or hyper-parameter `class_names`.
 
-    A list is for the one output that is as wide; a mapping from outputs to lists says for which.
+    A list is for the one output that is as wide, if there is one; a mapping from outputs to lists says for which.
     """
     names = getattr(module, "class_names", None)
     if names is None:
@@ -76,11 +76,11 @@ def _by_output(class_names: ClassNames, signature: Signature) -> dict[str, list[
                     f"{', '.join(f'{name}: {width}' for name, width in widths.items())} values"
                 )
         return {str(output): list(names) for output, names in class_names.items()}
-    fitting = [name for name, width in widths.items() if width == len(class_names)]
-    if len(fitting) != 1:
+    # A model may know class names and serve no classes: an autoencoder that labels its embeddings, say.
+    fitting = [spec.name for spec in signature.outputs if spec.dims == (len(class_names),)]
+    if len(fitting) > 1:
         raise HookError(
-            f"class_names: expected one output of {len(class_names)} values, got "
-            f"{', '.join(fitting) or 'none'} of {', '.join(widths) or 'no outputs with an axis'}; say which by a "
-            "mapping from the output to the names"
+            f"class_names: {', '.join(fitting)} have {len(class_names)} values each; say which of them the names are "
+            "of by a mapping from the output to the names"
         )
-    return {fitting[0]: list(class_names)}
+    return dict.fromkeys(fitting, list(class_names))
