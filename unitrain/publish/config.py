@@ -83,4 +83,4 @@ def _by_output(class_names: ClassNames, signature: Signature) -> dict[str, list[
             f"class_names: {', '.join(fitting)} have {len(class_names)} values each; say which of them the names are "
             "of by a mapping from the output to the names"
         )
-    return dict.fromkeys(fitting, list(class_names))
+    return {name: list(class_names) for name in fitting}
