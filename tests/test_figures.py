@@ -1,5 +1,6 @@
 """The ready-made figures say what is in the numbers, without pyplot and without torch."""
 
+import subprocess
 import sys
 from typing import Any
 
@@ -20,7 +21,6 @@ def drawn(drawing: figures.Drawing) -> Any:
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     assert np.ptp(np.asarray(canvas.buffer_rgba())[..., :3]) > 100
-    assert "matplotlib.pyplot" not in sys.modules
     return figure
 
 
@@ -75,3 +75,13 @@ def test_what_does_not_fit_together_is_refused() -> None:
         figures.confusion_matrix([0, 1, 2], [0, 1])
     with pytest.raises(DataError, match="reconstructions"):
         figures.reconstructions(np.ones((2, 3, 4)), np.ones((2, 3, 5)))
+
+
+def test_neither_importing_nor_drawing_brings_pyplot_or_torch_in() -> None:
+    """Pyplot belongs to the main thread, and the import costs nothing before anything is drawn."""
+    program = (
+        "import sys; from unitrain import figures; assert 'matplotlib' not in sys.modules;"
+        "figures.confusion_matrix([0, 1], [0, 1])();"
+        "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

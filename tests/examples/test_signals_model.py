@@ -102,6 +102,6 @@ def test_summary_shows_signals_with_their_reconstructions(
 ) -> None:
     """One panel a signal, four at most, each with two lines a channel."""
     inputs = model.preprocess(batch_inputs(model, batch))
-    figure = model.summaries(inputs, model(**inputs), batch)["reconstruction"]
+    figure = model.summaries(inputs, model(**inputs), batch)["reconstruction"]()
     assert len(figure.axes) == 4
     assert all(len(axes.lines) == 12 for axes in figure.axes)
