@@ -22,6 +22,7 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
 ]  # fmt: skip
 pytestmark = [
+    pytest.mark.timeout(600),
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to look with"),
 ]
@@ -82,7 +83,7 @@ def page(url: str) -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         tab = browser.new_page(viewport={"width": 1200, "height": 750})
-        tab.set_default_timeout(60_000)
+        tab.set_default_timeout(150_000)  # three-dimensional drawing without a graphics card
         yield tab
         browser.close()
 
@@ -117,9 +118,13 @@ def test_the_projector_shows_points_by_name_label_and_thumbnail(page: Any, url: 
         for info in answer(url, "plugin/projector/info", run=run)["embeddings"]
     }
     assert names == {"validation/code", "validation/reconstruction", "validation/signals"}
-    page.wait_for_timeout(3000)  # a menu that is opened before the labels are read stays empty
-    projector.locator("#colorby").click()
     by_class = projector.locator("paper-item:visible").filter(has_text=re.compile(r"^\s*class"))
+    for _ in range(60):  # a menu that is opened before the labels are read stays empty
+        projector.locator("#colorby").click()
+        page.wait_for_timeout(1000)
+        if by_class.count():
+            break
+        page.keyboard.press("Escape")
     by_class.first.click()
     projector.get_by_text("Running").first.wait_for()  # the legend
     page.wait_for_timeout(1500)

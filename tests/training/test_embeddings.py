@@ -134,17 +134,28 @@ def test_memory_is_bounded_by_points_and_by_bytes() -> None:
     assert few.tensors["x"].nbytes + few.tensors["double"].nbytes <= 4 * 8 * 90
 
 
-def test_a_tensor_that_is_too_wide_or_changes_shape_is_left_out_and_told() -> None:
-    """Once; the others are shown."""
-    batches = [
-        {"x": torch.ones(4, 3), "label": torch.arange(4)},
-        {"x": torch.ones(4, 5), "label": torch.arange(4)},
-    ]
-    collector = Collector(Embeddings(), said.append)
-    assert collector.take() is None
-    points = collected(batches[:1], max_width=3)
+def test_a_tensor_that_is_too_wide_is_left_out_and_told() -> None:
+    """Once, with its width and the setting; a narrower one is shown."""
+    points = collected([{"x": torch.ones(4, 3), "label": torch.arange(4)}], max_width=3)
     assert set(points.tensors) == {"x", "double"}
-    said.clear()
+    assert said == []
+    wide = [{"x": torch.ones(4, 5), "label": torch.arange(4)}]
+    from unitrain import ServableModule
+
+    class Halves(ServableModule):
+        def forward(self, x):
+            return {"half": x[:, :2]}
+
+    collector = Collector(Embeddings(max_width=3), said.append)
+    for _ in range(2):
+        collector.begin()
+        for batch in wide:
+            collector.add(Halves(), batch)
+        gathered = collector.take()
+    assert gathered is not None
+    assert set(gathered.points().tensors) == {"half"}
+    assert len(said) == 1
+    assert "5 values a point are more than embeddings.max_width (3)" in said[0]
 
 
 def test_the_sample_does_not_depend_on_how_the_stream_is_cut() -> None:

@@ -266,6 +266,29 @@ def test_signal_ends_with_a_checkpoint_and_its_exit_code(
     assert "Traceback" not in said
 
 
+def test_second_signal_quits_at_once(settings: Path, project: Path) -> None:
+    """A step that takes minutes is not waited for twice, and the run says how it ended."""
+    source = project / "models" / "small.py"
+    source.write_text(
+        source.read_text() + "\n\nclass Slow(Curve):\n"
+        "    def on_train_batch_start(self, batch, batch_idx):\n"
+        "        import time\n"
+        "        while self.trainer.current_epoch == 1:\n"
+        "            time.sleep(0.05)\n"
+    )
+    process = start(settings, "--model.class_path", "models.small.Slow")
+    run_dir = wait_until_it_trains(project)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert "a second signal quits at once" in said
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+
+
 def test_killed_run_is_recognised_and_resumed_as_the_last(settings: Path, project: Path) -> None:
     """Kill -9 leaves no word, but a whole checkpoint; a second resume meanwhile is refused by name."""
     process = start(settings, "--trainer.max_epochs", "100000", "--early_stopping", "null")

@@ -64,8 +64,9 @@ class EMA(WeightAveraging):
         """Pair the tensors, once the module is on its device."""
         average = self._average()
         average.to(pl_module.device)
-        ours = list(average.parameters())
-        theirs = list(pl_module.parameters())
+        # Detached, they share their memory with the parameters and need no `no_grad` at every step.
+        ours = [parameter.detach() for parameter in average.parameters()]
+        theirs = [parameter.detach() for parameter in pl_module.parameters()]
         buffers = list(zip(average.buffers(), pl_module.buffers(), strict=True))
         follows = [self.average_buffers and a.is_floating_point() for a, _ in buffers]
         averaged = [pair for pair, follow in zip(buffers, follows, strict=True) if follow]
@@ -83,8 +84,7 @@ class EMA(WeightAveraging):
         n = self._updates
         self._updates = n + 1
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
-        with torch.no_grad():
-            torch._foreach_lerp_(*self._averaged, 1 - decay)
+        torch._foreach_lerp_(*self._averaged, 1 - decay)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: updates go by steps."""
