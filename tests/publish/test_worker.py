@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from pytorch_lightning import LightningModule
 from torch import nn
@@ -89,3 +90,36 @@ def test_failures_are_reported_and_later_versions_published(tmp_path: Path) -> N
     assert isinstance(outcomes[0].error, PublishRefused)
     assert outcomes[1].manifest is not None
     assert outcomes[1].manifest.version == 1
+
+
+def test_listener_that_fails_does_not_keep_later_versions_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A closed standard error, say."""
+    module, seen = Net(), list[int]()
+
+    def report(outcome: Outcome) -> None:
+        seen.append(outcome.request.step)
+        raise BrokenPipeError
+
+    made = publisher(tmp_path, module)
+    for step in (1, 2):
+        worker = Worker(made, report)
+        worker.submit(request(module, step))
+        worker.submit(request(module, step + 10))
+        worker.finish()
+    assert {1, 2} <= {step % 10 for step in seen}
+    assert len(made.repository.versions("net")) == len(seen)
+    assert "could not be told" in caplog.text
+
+
+def test_damaged_record_of_the_newest_version_does_not_keep_later_ones_back(tmp_path: Path) -> None:
+    """Nothing that is published depends on a manifest that was there before."""
+    module, outcomes = Net(), list[Outcome]()
+    made = publisher(tmp_path, module)
+    for step in (1, 2):
+        worker = Worker(made, outcomes.append)
+        worker.submit(request(module, step))
+        worker.finish()
+        (made.repository.version_dir("net", step) / "manifest.json").write_text("{")
+    assert [o.error for o in outcomes] == [None, None]

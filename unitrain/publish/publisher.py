@@ -219,8 +219,12 @@ class Publisher:
         self.repository.prune(self.model, self.settings.keep, num_versions=self.settings.num_versions)
 
     def _newest(self) -> Manifest | None:
+        """The newest version's record; None where there is none that can be read: nothing depends on it."""
         versions = self.repository.versions(self.model)
-        return read_manifest(self.repository.version_dir(self.model, versions[-1])) if versions else None
+        try:
+            return read_manifest(self.repository.version_dir(self.model, versions[-1])) if versions else None
+        except RepositoryError:
+            return None
 
 
 def tolerance_of(settings: Publish) -> Tolerance:

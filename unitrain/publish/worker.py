@@ -4,6 +4,7 @@ concurrent.futures has no executor in which a newer request takes the place of o
 which is what keeps a slow disk from falling behind a fast training; hence the hand-made queue of one.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from unitrain.errors import UnitrainError
 from unitrain.manifest import Manifest
 from unitrain.publish.publisher import Publisher, Request
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ class Worker:
                 request, self._waiting = self._waiting, None
             if request is None:
                 return
-            self._report(self._outcome(request))
+            outcome = self._outcome(request)
+            try:
+                self._report(outcome)
+            except Exception:  # noqa: BLE001 - whoever listens has failed; later versions must come all the same
+                _log.exception("the outcome of a publication could not be told")
 
     def _outcome(self, request: Request) -> Outcome:
         try:
