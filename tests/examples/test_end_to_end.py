@@ -11,21 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from triton_server import TritonServer
+from whole_way import ROOT, WholeWay
 
-ROOT = Path(__file__).resolve().parents[2]
 CURVE = ROOT / "examples" / "curve_fitting" / "settings.yaml"
-
-
-def unitrain(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "unitrain", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 def processes_naming(text: str) -> list[str]:
@@ -51,22 +39,14 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_served_curve_follows_the_true_one(triton: TritonServer, tmp_path: Path) -> None:
+def test_served_curve_follows_the_true_one(whole_way: WholeWay, tmp_path: Path) -> None:
     """Fit, serve and predict by the shipped settings: an RMSE of 0.25 at most, and a plot."""
-    fit = unitrain(
-        "fit", "--config", str(CURVE), "--experiments_dir", str(tmp_path / "experiments"),
-        "--publish.repository", str(triton.repository), "--publish.every_n_validations", "1000",
-    )  # fmt: skip
-    assert fit.returncode == 0, fit.stdout + fit.stderr
-    triton.wait_for("curve_fitting", 1)
-    predict = unitrain(
-        "predict", "curve_fitting", "--url", triton.url, "--config", str(CURVE),
-        "--io.plot", str(tmp_path / "served.png"), "--json",
-    )  # fmt: skip
-    assert predict.returncode == 0, predict.stdout + predict.stderr
+    whole_way.fit(CURVE, "--publish.every_n_validations", "1000")
+    plot = tmp_path / "served.png"
+    predict = whole_way.predict("curve_fitting", "--config", str(CURVE), "--io.plot", str(plot), "--json")
     rmse = float(predict.stdout.split("RMSE to the true curve ")[1].split()[0])
     assert rmse <= 0.25
-    assert (tmp_path / "served.png").read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
