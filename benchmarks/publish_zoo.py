@@ -4,6 +4,7 @@ python benchmarks/publish_zoo.py
 """
 
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -34,11 +35,14 @@ def row(name: str) -> tuple[str, ...]:
         return name, f"{parameters}", "refused", "-", "-", "-", str(error)
     export_s = time.perf_counter() - started_s
     started_s = time.perf_counter()
-    model = template.with_weights(perturbed(weights_of(module), seed=99))
+    graph = template.with_weights(perturbed(weights_of(module), seed=99))
     later_ms = (time.perf_counter() - started_s) * 1e3
     sizes = {"batch_sizes": (1, 2, 13), "tolerance": Tolerance()}
     try:
-        figures = gates.parity(template.served, model.SerializeToString(), template.sample, **sizes)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            graph.write(path)
+            figures = gates.parity(template.served, gates.loadable(path), template.sample, **sizes)
         parity = f"{max(f['max_abs'] for f in figures.values()):.1e}"
     except PublishRefused as error:
         parity = f"refused: {error}"

@@ -34,6 +34,7 @@ class Manifest:
         run: `<experiment>/<run folder's name>`.
         weights: "ema" or "raw".
         parity: by output, the largest absolute and relative difference of onnxruntime from torch.
+        tolerance: what it was held against, the fields of `repository.answers.Tolerance`.
         sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
         files: SHA-256 of further files by name: weights that lie beside the graph.
         previous: the version before and its metric, where it was measured on the same data.
@@ -57,6 +58,7 @@ class Manifest:
     sources_sha256: str | None = None
     git_commit: str | None = None
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    tolerance: dict[str, Any] | None = None
     golden_sha256: str | None = None
     opset: int | None = None
     ir_version: int | None = None

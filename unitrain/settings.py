@@ -151,6 +151,11 @@ class Publish:
     """Share of an integer or bool output's values that may differ: an argmax of nearly equal values."""
     external_data_above_bytes: int = 1_800_000_000
     """Weights of more bytes lie in a file beside the graph: an ONNX file can't pass 2 GB."""
+    server: str | None = None
+    """host:port of a Triton that serves the repository: each version is waited for there, and asked its golden
+    samples; what comes of it is reported."""
+    server_wait_s: float = 60.0
+    """How long that server may take to have a version."""
     strict: bool = False
     """End the training with an error when a version can't be published."""
 
@@ -158,7 +163,7 @@ class Publish:
         _at_least(self, 1, "every_n_validations", "keep", "num_versions", "max_batch_size")
         _at_least(
             self, 0, "max_queue_delay_microseconds", "golden", "golden_max_bytes", "absolute_tolerance",
-            "relative_tolerance", "integer_share", "external_data_above_bytes",
+            "relative_tolerance", "integer_share", "external_data_above_bytes", "server_wait_s",
         )  # fmt: skip
         for name, pair in self.tolerances.items():
             if name not in _FLOATS or len(pair) != _PAIR or min(pair) < 0:

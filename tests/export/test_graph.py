@@ -32,7 +32,7 @@ def test_graph_with_swapped_weights_answers_as_torch_at_any_batch_size(name: str
     assert template.swappable is (name not in EXPORTED_ANEW)
     assert template.signature.batched
     trained = perturbed(weights_of(module), seed=99)
-    model = template.with_weights(trained).SerializeToString()
+    model = template.with_weights(trained).to_model().SerializeToString()
     for rows in (1, 2, 13):
         inputs = {key: np.concatenate([value.numpy()] * 3)[:rows] for key, value in sample.items()}
         expected = run_torch(template.served, inputs)
@@ -72,7 +72,7 @@ def test_signature_names_dtypes_and_open_axes() -> None:
     )
     assert str(lengths.signature).startswith("(series: FP32[2, ?]) -> (mean: FP32[3], each: FP32[3, ?])")
     longer = {"series": np.ones((2, 2, 31), np.float32)}
-    assert run_onnx(lengths.model, longer)["each"].shape == (2, 3, 31)
+    assert run_onnx(lengths.graph.to_model(), longer)["each"].shape == (2, 3, 31)
 
 
 def test_output_without_a_batch_axis_makes_the_signature_unbatched() -> None:
@@ -123,10 +123,12 @@ def test_output_named_like_an_input_is_refused() -> None:
 def test_weights_under_another_shape_are_refused() -> None:
     """A swap never makes a graph that does not fit."""
     template = build_template(MLP(), {"x": torch.ones(3, 4)}, opset=20, tolerance=Tolerance())
-    from unitrain.export.weights import swap_weights
-
     with pytest.raises(ExportError, match=r"net\.0\.weight"):
-        swap_weights(template.model, {"net.0.weight": torch.ones(3, 3)}, prefix="module.")
+        template.graph.with_weights({"net.0.weight": torch.ones(3, 3)}, prefix="module.")
+    with pytest.raises(ExportError, match=r"net\.0\.bias"):
+        template.graph.with_weights(
+            {"net.0.bias": template.served.module.net[0].bias.double()}, prefix="module."
+        )
 
 
 def test_parity_names_the_value_that_is_off() -> None:
@@ -158,4 +160,4 @@ def test_plain_parameter_of_a_servable_module_is_swapped_too() -> None:
     template = build_template(module, {"x": torch.ones(3, 1)}, opset=20, tolerance=Tolerance())
     assert template.swappable
     model = template.with_weights({"scale": torch.tensor([7.0])})
-    assert run_onnx(model, {"x": np.ones((2, 1), np.float32)})["y"].tolist() == [[7.0], [7.0]]
+    assert run_onnx(model.to_model(), {"x": np.ones((2, 1), np.float32)})["y"].tolist() == [[7.0], [7.0]]

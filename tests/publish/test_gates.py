@@ -1,5 +1,7 @@
 """Each gate refuses what it is there for, by its own name."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -48,38 +50,44 @@ def test_weight_that_is_no_number_is_refused(template: Template, value: float) -
     assert "layer.bias" in refusal("finite_weights", gates.finite_weights, weights)
 
 
-def test_graph_that_the_checker_refuses_is_refused(template: Template) -> None:
+def test_graph_that_the_checker_refuses_is_refused(template: Template, tmp_path: Path) -> None:
     """A node that reads what nobody writes."""
-    gates.valid_onnx(template.model)
-    broken = onnx.ModelProto()
-    broken.CopyFrom(template.model)
+    path = tmp_path / "model.onnx"
+    template.graph.write(path)
+    gates.valid_onnx(path)
+    broken = template.graph.to_model()
     broken.graph.node[0].input[0] = "nowhere"
-    assert "onnx.checker" in refusal("valid_onnx", gates.valid_onnx, broken)
+    onnx.save_model(broken, path)
+    assert "onnx.checker" in refusal("valid_onnx", gates.valid_onnx, path)
 
 
-def test_graph_with_other_weights_than_torch_is_refused(template: Template) -> None:
+def test_graph_with_other_weights_than_torch_is_refused(template: Template, tmp_path: Path) -> None:
     """The output and the place are named; with the right weights the figures are small."""
     weights = perturbed(weights_of(template.served.module), seed=5)
-    right = template.with_weights(weights).SerializeToString()
+    template.with_weights(weights).write(tmp_path / "right.onnx")
+    right = gates.loadable(tmp_path / "right.onnx")
     options = {"batch_sizes": (1, 2, 9), "tolerance": Tolerance()}
     figures = gates.parity(template.served, right, template.sample, **options)
     assert figures["y"]["max_abs"] < 1e-5
-    wrong = template.model.SerializeToString()
+    template.graph.write(tmp_path / "wrong.onnx")
+    wrong = gates.loadable(tmp_path / "wrong.onnx")
     assert "y[0" in refusal("parity", gates.parity, template.served, wrong, template.sample, **options)
 
 
-def test_graph_that_onnxruntime_cannot_load_is_refused(template: Template) -> None:
+def test_graph_that_onnxruntime_cannot_load_is_refused(template: Template, tmp_path: Path) -> None:
     """Truncated bytes."""
-    data = template.model.SerializeToString()[:100]
-    options = {"batch_sizes": (1,), "tolerance": Tolerance()}
-    assert "with 1 rows" in refusal("parity", gates.parity, template.served, data, template.sample, **options)
+    path = tmp_path / "model.onnx"
+    template.graph.write(path)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "onnxruntime can't" in refusal("parity", gates.loadable, path)
 
 
 def test_graph_of_another_signature_is_refused(template: Template) -> None:
     """Both sides are shown."""
-    gates.expected_signature(template.model, template.signature)
+    structure = template.graph.structure
+    gates.expected_signature(structure, template.signature)
     other = Signature(template.signature.inputs, (TensorSpec("y", "FP32", (3,)),), batched=True)
-    reason = refusal("signature", gates.expected_signature, template.model, other)
+    reason = refusal("signature", gates.expected_signature, structure, other)
     assert "y: FP32[2]" in reason
     assert "y: FP32[3]" in reason
 

@@ -1,6 +1,8 @@
 """Weights become a version that carries its proof, whatever its size, or are refused by the gate that saw it."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import nn
 
-from unitrain.errors import PublishRefused
-from unitrain.export.parity import run_onnx
+from unitrain.errors import ExportError, PublishRefused
+from unitrain.export.attributes import attributes_of
+from unitrain.export.graph import build_template
+from unitrain.export.parity import Tolerance, run_onnx
+from unitrain.export.process import ExportProcess
 from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
 from unitrain.publish import Lineage, Publisher, Request
@@ -25,9 +30,12 @@ class Net(LightningModule):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(3, 600), nn.ReLU(), nn.Linear(600, 2))
+        self.temperature = 1.0
+        self.noise = 0.0
 
     def forward(self, x):
-        return {"y": self.layers(x)}
+        y = self.layers(x) / self.temperature
+        return {"y": y + self.noise * torch.rand_like(y) if self.noise else y}
 
 
 class Spectral(LightningModule):
@@ -151,17 +159,80 @@ def test_full_exports_run_in_one_process_that_is_kept(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_attribute_that_the_training_changes_is_in_the_next_version(tmp_path: Path) -> None:
+    """A graph has it as a constant, which swapping weights leaves as it was: the graph is exported anew."""
+    module = Net()
+    made = publisher(tmp_path, module)
+    made.publish(request(module, 1))
+    assert made._export.pid is None
+    module.temperature = 0.25
+    made.publish(replace(request(module, 2), attributes=attributes_of(module)))
+    assert made._export.pid is not None
+    made.close()
+    made.publish(replace(request(module, 3), attributes=attributes_of(module)))
+    assert made._export.pid is None, "from then on weights are swapped again, in the new graph"
+    x = {"x": np.ones((2, 3), np.float32)}
+    first, second, third = (
+        run_onnx(made.repository.version_dir("net", number) / "model.onnx", x)["y"] for number in (1, 2, 3)
+    )
+    np.testing.assert_allclose(second, 4 * first, rtol=1e-4)
+    np.testing.assert_allclose(third, 4 * first, rtol=1e-4)
+
+
+def test_class_of_the_main_script_is_exported_without_another_process(tmp_path: Path) -> None:
+    """The other process has another main script: it says that it can't read the class, and this one exports."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from pytorch_lightning import LightningModule\n"
+        "from unitrain.export.graph import ServedGraph\n"
+        "from unitrain.export.process import ExportProcess\n"
+        "class Own(LightningModule):\n"
+        "    def forward(self, x):\n"
+        "        return {'y': x + 1}\n"
+        "export = ExportProcess()\n"
+        "graph = export(ServedGraph(Own().eval(), ('x',)), {'x': torch.ones(2, 3).numpy()}, opset=20)\n"
+        "export.close()\n"
+        "print([o.name for o in graph.structure.graph.output])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "['y']"), done.stderr
+
+
+def test_export_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """Its process is gone, the reason is told, and the next export has a process of its own."""
+    template = build_template(Net(), {"x": torch.randn(6, 3)}, opset=20, tolerance=Tolerance())
+    export = ExportProcess(limit_s=0.05)
+    with pytest.raises(ExportError, match=r"took more than 0\.05 s"):
+        template.exported_anew(export)
+    assert export.pid is None
+    export.close()
+
+
+def test_published_tolerances_are_those_that_a_version_is_verified_by(tmp_path: Path) -> None:
+    """What was accepted is no damage later; what is worse is."""
+    module = Net()
+    manifest = publisher(tmp_path, module, absolute_tolerance=0.5).publish(request(module))
+    assert manifest.tolerance is not None
+    assert manifest.tolerance["absolute"] == 0.5
+    version_dir = tmp_path / "repository" / "net" / "1"
+    golden = dict(np.load(version_dir / "golden.npz"))
+    for off, passes in ((0.4, True), (4.0, False)):
+        moved = golden | {"outputs/y": golden["outputs/y"] + np.float32(off)}
+        np.savez(version_dir / "golden.npz", allow_pickle=False, **moved)
+        assert passed(version_dir)[2] is passes
+
+
 def corrupt_graph(made: Publisher) -> None:
-    made.template.model.graph.node[0].input[0] = "nowhere"
+    made.template.graph.structure.graph.node[0].input[0] = "nowhere"
 
 
-def corrupt_constant(made: Publisher) -> None:
-    node = next(n for n in made.template.model.graph.node if n.op_type == "Relu")
-    node.op_type = "Sigmoid"
+def corrupt_forward(made: Publisher) -> None:
+    made.template.served.module.noise = 1.0  # no graph answers twice alike then
 
 
 def corrupt_names(made: Publisher) -> None:
-    graph = made.template.model.graph
+    graph = made.template.graph.structure.graph
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
     for info in graph.value_info:
         if info.name == graph.output[0].name:
@@ -170,7 +241,7 @@ def corrupt_names(made: Publisher) -> None:
 
 @pytest.mark.parametrize(
     ("gate", "corrupt"),
-    [("valid_onnx", corrupt_graph), ("parity", corrupt_constant), ("signature", corrupt_names)],
+    [("valid_onnx", corrupt_graph), ("parity", corrupt_forward), ("signature", corrupt_names)],
 )
 def test_a_corrupted_graph_is_refused_by_the_gate_that_is_there_for_it(
     tmp_path: Path, gate: str, corrupt

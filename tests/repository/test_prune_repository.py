@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from unitrain.repository import Repository
+from unitrain.repository import Repository, changed_config, read_config, write_config_text
 
 
 @pytest.fixture
@@ -41,6 +41,22 @@ def test_prune_spares_the_young(aged: Repository) -> None:
     _age(aged, 3, -3600)
     assert aged.prune("codes", 4, num_versions=2) == [1, 4]
     assert aged.versions("codes") == [2, 3, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ({"specific": {"versions": [1, 3]}}, [1, 3, 5, 6, 7, 8]),
+        ({"latest": {"num_versions": 4}}, [3, 4, 5, 6, 7, 8]),
+        ({"all": {}}, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_prune_spares_what_the_edited_config_serves(aged: Repository, policy: dict, kept: list[int]) -> None:
+    """A person's own version policy counts, not the settings alone."""
+    path = aged.config_path("codes")
+    path.write_text(write_config_text(changed_config(read_config(path), {"version_policy": policy})))
+    aged.prune("codes", 1, num_versions=2)
+    assert aged.versions("codes") == kept
 
 
 def test_a_new_version_is_young(repository: Repository, publish: Callable[[], int]) -> None:

@@ -1,9 +1,12 @@
 """A version appears whole, under a number that was never used, or not at all."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -283,6 +286,48 @@ def test_staging_on_another_filesystem_is_refused(repository: Repository) -> Non
         with pytest.raises(RepositoryError, match="another filesystem"):
             repository.check_writable()
     assert list(repository.root.iterdir()) == []
+
+
+def test_root_that_is_a_mount_point_is_staged_within(tmp_path: Path) -> None:
+    """Its sibling is on another disk, from which no rename leads; a reader sees models only."""
+    mounts = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
+    roots = [path for path in mounts if path == Path("/dev/shm") and os.access(path, os.W_OK)]  # noqa: S108
+    if not roots:
+        pytest.skip("there is no mount point to write to here")
+    repository, name = Repository(roots[0]), f"mounted-{os.getpid()}"
+    assert repository.staging_dir.parent == roots[0]
+    try:
+        repository.check_writable()
+        assert [repository.publish(name, config_of(), fill) for _ in range(2)] == [1, 2]
+        assert name in repository.models()
+        assert repository.staging_dir.name not in repository.models() + repository.foreign()
+    finally:
+        shutil.rmtree(roots[0] / name, ignore_errors=True)
+        shutil.rmtree(repository.staging_dir / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            repository.staging_dir.rmdir()
+
+
+def test_root_beside_which_nothing_can_be_made_is_staged_within() -> None:
+    """A volume that belongs to this user in a folder that does not; who may write there agrees with who may not."""
+    code = (
+        "import os, sys; from pathlib import Path; from unitrain.repository import Repository\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"  # root may write everywhere
+        "r = Repository(Path(sys.argv[1])); r.check_writable(); print(r.staging_dir)"
+    )
+    with tempfile.TemporaryDirectory() as disk:  # pytest's own folders are closed to other users
+        root = Path(disk, "repo")
+        root.mkdir()
+        if os.geteuid() == 0:
+            os.chown(root, 65534, 65534)
+        Path(disk).chmod(0o555)
+        try:
+            command = [sys.executable, "-c", code, str(root)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        finally:
+            Path(disk).chmod(0o755)
+        assert done.stdout.strip() == str(root / ".unitrain-staging"), done.stderr
+        assert Repository(root).staging_dir == root / ".unitrain-staging"
 
 
 def test_what_a_dead_process_left_is_swept(repository: Repository, publish: Callable[[], int]) -> None:

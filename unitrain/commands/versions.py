@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unitrain.errors import ClientError, UnitrainError, UsageError
+from unitrain.errors import UsageError
 
 if TYPE_CHECKING:
     from unitrain.repository import Repository
@@ -68,7 +68,9 @@ def verify(
     for model, version in pairs:
         checks = verify_version(repository.version_dir(model, version))
         if url is not None:
-            checks.append(_check_served(repository, model, version, url))
+            from unitrain.client.served_check import check_served
+
+            checks.append(check_served(repository.version_dir(model, version), model, version, url))
         results += [(model, version, check) for check in checks]
     if as_json:
         print_json([{"model": m, "version": v} | asdict(check) for m, v, check in results])
@@ -78,50 +80,6 @@ def verify(
     else:
         print(f"there is no version of any model in {repository.root}")
     return int(any(check.passed is False for _, _, check in results))
-
-
-def _check_served(repository: "Repository", model: str, version: int, url: str) -> "Check":
-    """The golden samples, asked of the live server; a version that it does not serve is nothing to check."""
-    from unitrain.client import Client
-    from unitrain.repository.answers import Tolerance
-    from unitrain.repository.verify import Check, compare_golden, read_golden
-
-    name = "served"
-    try:
-        golden = read_golden(repository.version_dir(model, version))
-        with Client(url) as client:
-            if version not in client.models().get(model, ()):
-                return Check(name, passed=None, detail=f"{url} does not serve it")
-            if golden is None:
-                return Check(name, passed=None, detail="it has no golden samples")
-            inputs, outputs = golden
-            info = client.model(model, version)
-            # Triton takes no empty shape: a single value a row has length 1 there.
-            fitted = {
-                spec.name: inputs[spec.name].reshape(_shape(inputs[spec.name], spec, info))
-                for spec in info.inputs
-            }
-            answers = client.predict(model, fitted, version=version, allow_nan=True).outputs
-    except KeyError as error:
-        return Check(
-            name, passed=False, detail=f"the server wants an input {error} that the golden samples lack"
-        )
-    except (ClientError, UnitrainError) as error:
-        return Check(name, passed=False, detail=str(error))
-    shaped = {
-        n: a.reshape(outputs[n].shape)
-        for n, a in answers.items()
-        if n in outputs and a.size == outputs[n].size
-    }
-    ordered = {n: shaped.get(n, answers.get(n)) for n in outputs if n in answers}
-    return compare_golden(
-        name, outputs, {n: a for n, a in ordered.items() if a is not None}, Tolerance(), url
-    )
-
-
-def _shape(array: Any, spec: Any, info: Any) -> tuple[int, ...]:
-    missing = int(len(spec.dims) + bool(info.signature.batched) - array.ndim)
-    return (*array.shape, *[1] * missing)
 
 
 def rollback(repository: "Repository", model: str, version: int, *, as_json: bool) -> int:

@@ -9,26 +9,30 @@ import copy
 import io
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError, HookError
+from unitrain.export.onnx_graph import OnnxGraph
 from unitrain.export.parity import Tolerance, compare, run_onnx, run_torch
-from unitrain.export.weights import load_weights, perturbed, swap_weights, weights_of
+from unitrain.export.weights import load_weights, perturbed, weights_of
 from unitrain.module import ServableModule, Tensors, flatten_outputs
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
 BATCH = "batch"
+PREFIX = "module."
+"""What an initializer's name has before that of the weight that it is."""
 
 
 class ServedGraph(nn.Module):
@@ -54,11 +58,9 @@ class ServedGraph(nn.Module):
 
 
 class Export(Protocol):
-    """What `export_onnx` is: a served graph and a sample in, an ONNX model out."""
+    """What `export_onnx` is: a served graph and a sample in, an ONNX graph out."""
 
-    def __call__(
-        self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int
-    ) -> onnx.ModelProto: ...
+    def __call__(self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph: ...
 
 
 @dataclass(frozen=True)
@@ -66,29 +68,37 @@ class Template:
     """An exported graph, and what is needed to put other weights into it.
 
     Attributes:
-        model: the graph with some weights.
+        graph: with some weights.
         served: an eval copy on the CPU that answers as torch does; its weights are whatever was loaded last.
-        swappable: whether `model` with swapped initializers was proven to answer as torch does.
+        swappable: whether `graph` with swapped initializers was proven to answer as torch does.
         sample: real inputs, [row, ...] each, at least two rows.
     """
 
-    model: onnx.ModelProto
+    graph: OnnxGraph
     served: ServedGraph
     signature: Signature
     swappable: bool
     sample: dict[str, np.ndarray]
     opset: int
 
-    def with_weights(self, weights: Mapping[str, Tensor], export: Export | None = None) -> onnx.ModelProto:
+    def with_weights(self, weights: Mapping[str, Tensor], export: Export | None = None) -> OnnxGraph:
         """The graph with these weights: swapped in where that is proven right, exported anew elsewhere.
 
         Args:
             weights: by name.
-            export: exports anew in the place of `export_onnx`, which keeps every other thread waiting.
+            export: see `exported_anew`.
         """
         load_weights(self.served.module, weights)
-        if self.swappable:
-            return swap_weights(self.model, weights, prefix="module.")
+        return (
+            self.graph.with_weights(weights, prefix=PREFIX) if self.swappable else self.exported_anew(export)
+        )
+
+    def exported_anew(self, export: Export | None = None) -> OnnxGraph:
+        """The graph of `served` as it is now.
+
+        Args:
+            export: exports in the place of `export_onnx`, which keeps every other thread waiting.
+        """
         return (export or export_onnx)(self.served, self.sample, opset=self.opset)
 
 
@@ -126,26 +136,28 @@ def build_template(
         load_weights(served.module, perturbed(original, seed=1))
         # torch draws the graph of what it could not trace; the error names the line.
         with redirect_stderr(io.StringIO()):
-            model = export_onnx(served, arrays, opset=opset)
+            graph = export_onnx(served, arrays, opset=opset)
         second = perturbed(original, seed=2)
         load_weights(served.module, second)
-        swappable = _answers_alike(
-            served, lambda: swap_weights(model, second, prefix="module."), arrays, tolerance
-        )
+        try:
+            swapped = graph.with_weights(second, prefix=PREFIX)
+            swappable = _failure(served, swapped, arrays, tolerance) is None
+        except ExportError:
+            swappable = False
         if not swappable:
-            model = export_onnx(served, arrays, opset=opset)
-            difference = compare(run_torch(served, arrays), run_onnx(model, arrays), tolerance)
-            if difference.failure:
+            graph = export_onnx(served, arrays, opset=opset)
+            failure = _failure(served, graph, arrays, tolerance)
+            if failure:
                 raise ExportError(
                     f"{type(module).__name__}: the exported graph does not answer as torch does: "
-                    f"{difference.failure}; look for randomness or data-dependent code in forward"
+                    f"{failure}; look for randomness or data-dependent code in forward"
                 )
         load_weights(served.module, original)
-    return Template(model, served, signature, swappable, arrays, opset)
+    return Template(graph, served, signature, swappable, arrays, opset)
 
 
-def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> onnx.ModelProto:
-    """The served graph as an ONNX model with named inputs and outputs and a dynamic batch axis.
+def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph:
+    """The served graph as an ONNX graph with named inputs and outputs and a dynamic batch axis.
 
     Raises:
         ExportError: torch can't export it; the message holds torch's reason.
@@ -180,7 +192,7 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
         logging.disable(previous)
     if program is None:
         raise ExportError(f"{type(served.module).__name__}: the exporter returned no program")
-    return program.model_proto
+    return OnnxGraph.of(program.model_proto)
 
 
 def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signature:
@@ -250,14 +262,14 @@ def _spec(name: str, tensor: Tensor, batched: bool, dynamic: Mapping[int, Any]) 
     return TensorSpec(name, dtype, dims[1:] if batched else dims)
 
 
-def _answers_alike(
-    served: ServedGraph, build: Any, sample: Mapping[str, np.ndarray], tolerance: Tolerance
-) -> bool:
-    try:
-        difference = compare(run_torch(served, sample), run_onnx(build(), sample), tolerance)
-    except (ExportError, KeyError):
-        return False
-    return difference.failure is None
+def _failure(
+    served: ServedGraph, graph: OnnxGraph, sample: Mapping[str, np.ndarray], tolerance: Tolerance
+) -> str | None:
+    """How onnxruntime's answer differs from torch's; None where it does not."""
+    with tempfile.TemporaryDirectory(prefix="unitrain-export-") as folder:
+        path = Path(folder, "graph.onnx")
+        graph.write(path, external=True)
+        return compare(run_torch(served, sample), run_onnx(path, sample), tolerance).failure
 
 
 def _at_least_two_rows(tensor: Tensor) -> Tensor:

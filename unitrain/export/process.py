@@ -24,19 +24,25 @@ import onnx
 
 from unitrain.errors import ExportError
 from unitrain.export.graph import ServedGraph, export_onnx
+from unitrain.export.onnx_graph import OnnxGraph
 
 GRAPH_FILE = "graph.onnx"
-EXTERNAL_ABOVE_BYTES = 1024
-"""Tensors of more bytes lie beside the graph on the way back, whatever the whole's size."""
+LIMIT_S = 1800.0
+"""How long one export may take."""
 
 
 class ExportProcess:
     """Exports as `export_onnx` does, in one process that lives until `close`.
 
-    A module that can't be pickled (one of a notebook's, or with parametrizations) is exported here.
+    A module that can't be handed over (one whose class is a notebook's or a script's own, or with
+    parametrizations) is exported here.
+
+    Args:
+        limit_s: how long an export may take before its process is ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -45,23 +51,23 @@ class ExportProcess:
         """The process's id; None where none runs."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
-    def __call__(
-        self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int
-    ) -> onnx.ModelProto:
-        """The served graph as an ONNX model.
+    def __call__(self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph:
+        """The served graph as an ONNX graph.
 
         Raises:
-            ExportError: torch can't export it, or the process died.
+            ExportError: torch can't export it, the process died, or it took too long.
         """
         with tempfile.TemporaryDirectory(prefix="unitrain-export-") as work_dir, self._lock:
             try:
                 content = pickle.dumps((served, dict(sample), opset, work_dir))
             except Exception:  # noqa: BLE001 - what a person's module can't do, in whatever words
                 return export_onnx(served, sample, opset=opset)
-            failure = self._ask(pickle.dumps((_open_packages(), content)))
-            if failure is not None:
-                raise ExportError(failure)
-            return onnx.load(Path(work_dir, GRAPH_FILE))
+            answer = self._ask(pickle.dumps((_open_packages(), content)))
+            if answer == _UNREADABLE:
+                return export_onnx(served, sample, opset=opset)
+            if answer != _DONE:
+                raise ExportError(str(pickle.loads(answer)))  # noqa: S301 - our own child's
+            return OnnxGraph.of(onnx.load(Path(work_dir, GRAPH_FILE)))
 
     def close(self) -> None:
         """End the process, and return once it has ended."""
@@ -79,23 +85,30 @@ class ExportProcess:
             if process.stdout:
                 process.stdout.close()
 
-    def _ask(self, request: bytes) -> str | None:
-        """What went wrong in the process, None where nothing did."""
+    def _ask(self, request: bytes) -> bytes:
+        """The process's answer."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._process = self._start()
+        # Ending it ends the wait: a pipe has no time limit of its own.
+        overdue = threading.Timer(self._limit_s, process.kill)
+        overdue.start()
         try:
             _stdin(process).write(len(request).to_bytes(8, "big") + request)
             _stdin(process).flush()
             answer = _read(process.stdout)
         except OSError:
             answer = b""
-        if not answer:
-            process.wait()
-            return (
-                f"the process that exports ended with code {process.returncode}; see its error output above"
-            )
-        return str(pickle.loads(answer)) if answer != _DONE else None  # noqa: S301 - our own child's
+        in_time = overdue.is_alive()
+        overdue.cancel()
+        if answer:
+            return answer
+        process.wait()
+        if not in_time:
+            raise ExportError(f"the export took more than {self._limit_s:g} s and was ended")
+        raise ExportError(
+            f"the process that exports ended with code {process.returncode}; see its error output above"
+        )
 
     @staticmethod
     def _start() -> "subprocess.Popen[bytes]":
@@ -107,7 +120,7 @@ class ExportProcess:
         )
 
 
-_DONE = b"done"
+_DONE, _UNREADABLE = b"done", b"unreadable"
 
 
 def _stdin(process: "subprocess.Popen[bytes]") -> Any:
@@ -129,20 +142,23 @@ def _serve() -> None:
             packages, content = pickle.loads(request)  # noqa: S301 - our own parent's
             _take_packages(packages)
             served, sample, opset, work_dir = pickle.loads(content)  # noqa: S301 - likewise
-            model = export_onnx(served, sample, opset=opset)
-            onnx.save_model(
-                model,
-                Path(work_dir, GRAPH_FILE),
-                save_as_external_data=True,
-                location="weights.bin",
-                size_threshold=EXTERNAL_ABOVE_BYTES,
-            )
-            answer = _DONE
-        except Exception as error:  # noqa: BLE001 - told to the parent, whatever it is
-            text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
-            answer = pickle.dumps(text)
+        except Exception:  # noqa: BLE001 - its class is of the parent's main script, say
+            answer = _UNREADABLE
+        else:
+            answer = _export_into(Path(work_dir), served, sample, opset)
         answers.write(len(answer).to_bytes(8, "big") + answer)
         answers.flush()
+
+
+def _export_into(work_dir: Path, served: ServedGraph, sample: Mapping[str, np.ndarray], opset: int) -> bytes:
+    """Export into a folder, and say how it went."""
+    try:
+        export_onnx(served, sample, opset=opset).write(work_dir / GRAPH_FILE, external=True)
+    except Exception as error:  # noqa: BLE001 - told to the parent, whatever it is
+        return pickle.dumps(
+            str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
+        )
+    return _DONE
 
 
 def _open_packages() -> dict[str, list[str]]:

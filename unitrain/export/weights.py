@@ -1,4 +1,4 @@
-"""A module's weights as named tensors: taken, put back, put into a graph.
+"""A module's weights as named tensors: taken, put back, moved a little.
 
 Weights are parameters and buffers, the non-persistent ones too: a state_dict leaves those out, but a
 graph holds them.
@@ -6,12 +6,8 @@ graph holds them.
 
 from collections.abc import Mapping
 
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
-
-from unitrain.errors import ExportError
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
@@ -57,40 +53,6 @@ def perturbed(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
 def _moved(tensor: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
     return tensor * (1 + 0.1 * noise.clamp(-3, 3)) + 0.01 * noise.abs()
-
-
-def swap_weights(
-    model: onnx.ModelProto, weights: Mapping[str, Tensor], *, prefix: str = ""
-) -> onnx.ModelProto:
-    """A copy of the graph whose initializers of those names hold these weights.
-
-    Raises:
-        ExportError: an initializer has another shape than the weight of its name.
-    """
-    swapped = onnx.ModelProto()
-    swapped.CopyFrom(model)
-    for initializer in swapped.graph.initializer:
-        tensor = weights.get(initializer.name.removeprefix(prefix))
-        if tensor is None:
-            continue
-        value = _tensor_proto(tensor.detach().cpu().contiguous(), initializer.name)
-        if list(value.dims) != list(initializer.dims) or value.data_type != initializer.data_type:
-            raise ExportError(f"initializer {initializer.name} is not the weight of that name")
-        initializer.CopyFrom(value)
-    return swapped
-
-
-def size_bytes(weights: Mapping[str, Tensor]) -> int:
-    """The bytes of all weights, a tied one counted once."""
-    return sum({id(tensor): tensor.nbytes for tensor in weights.values()}.values())
-
-
-def _tensor_proto(tensor: Tensor, name: str) -> onnx.TensorProto:
-    if tensor.dtype is torch.bfloat16:  # numpy has no such type
-        raw = tensor.view(torch.int16).numpy().tobytes()
-        kind = onnx.TensorProto.BFLOAT16
-        return onnx.TensorProto(name=name, data_type=kind, dims=tensor.shape, raw_data=raw)
-    return numpy_helper.from_array(tensor.numpy(), name)
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ The only place that composes `export` and `repository`.
 """
 
 from unitrain.publish.publisher import Lineage, Publisher, Request
-from unitrain.publish.report import gate_of, outcome_text, published_text
+from unitrain.publish.report import figures_of, gate_of, outcome_text, published_text
 from unitrain.publish.worker import Outcome, Worker
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Publisher",
     "Request",
     "Worker",
+    "figures_of",
     "gate_of",
     "outcome_text",
     "published_text",

@@ -28,19 +28,27 @@ def finite_weights(weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def valid_onnx(model: onnx.ModelProto | Path) -> None:
-    """onnx.checker accepts the graph; one with its weights beside it is given by its file."""
+def valid_onnx(path: Path) -> None:
+    """onnx.checker accepts the graph, with what lies beside it."""
     try:
-        onnx.checker.check_model(model if isinstance(model, onnx.ModelProto) else str(model))
+        onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise PublishRefused(
             "valid_onnx", f"onnx.checker refuses the graph: {str(error).splitlines()[0]}"
         ) from error
 
 
+def loadable(path: Path) -> GraphSession:
+    """The graph, opened in onnxruntime; that it can be is the first half of parity."""
+    try:
+        return GraphSession(path)
+    except ExportError as error:
+        raise PublishRefused("parity", str(error)) from error
+
+
 def parity(
     served: ServedGraph,
-    model: bytes | Path,
+    session: GraphSession,
     sample: Mapping[str, np.ndarray],
     *,
     batch_sizes: Iterable[int],
@@ -52,11 +60,9 @@ def parity(
         By output the largest absolute and relative difference over all batch sizes.
     """
     worst: dict[str, dict[str, float]] = {}
-    session: GraphSession | None = None
     for rows in batch_sizes:
         inputs = {name: _rows(array, rows) for name, array in sample.items()}
         try:
-            session = session or GraphSession(model)
             difference = compare(run_torch(served, inputs), session.run(inputs), tolerance)
         except ExportError as error:
             raise PublishRefused("parity", f"with {rows} rows {error}") from error

@@ -1,36 +1,34 @@
 """Weights in, a version in the repository out, or the reason why not."""
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 
 import numpy as np
-import onnx
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from unitrain.client.served_check import check_served
 from unitrain.durable import sha256_of
-from unitrain.errors import RepositoryError, SettingsError
+from unitrain.errors import PublishRefused, RepositoryError, SettingsError
+from unitrain.export.attributes import Attributes, load_attributes
 from unitrain.export.graph import Template, build_template
-from unitrain.export.parity import Tolerance, run_onnx
+from unitrain.export.onnx_graph import OnnxGraph
+from unitrain.export.parity import GraphSession, Tolerance
 from unitrain.export.process import ExportProcess
-from unitrain.export.weights import size_bytes
 from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.publish import gates
 from unitrain.publish.config import class_names_of, served_config
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
+from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
+from unitrain.repository.verify import Check
 from unitrain.settings import Publish
 
 PARITY_ROWS = 16
 """Real samples that onnxruntime and torch are compared on, at most."""
-MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
-EXTERNAL_FROM_BYTES = 1024
-"""Where weights lie beside a graph, tensors of that many bytes do."""
-GOLDEN_FILE = "golden.npz"
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Request:
     step: int
     epoch: int
     metric: Metric | None = None
+    attributes: Attributes = field(default_factory=dict)
+    """The module's plain attributes, as they were then."""
 
 
 @dataclass
@@ -126,51 +126,92 @@ class Publisher:
             PublishRefused: a gate refused it.
             RepositoryError: the disk refused it, or another process changed the model.
         """
-        settings, template = self.settings, self.template
         gates.finite_weights(request.weights)
-        model = template.with_weights(request.weights, self._export)
-        newest = self._newest()
-        manifest = self._record(request, model, newest)
-        onnx.helper.set_model_props(model, manifest.to_metadata())
-        if size_bytes(request.weights) > settings.external_data_above_bytes:
-            prove: Callable[[Path], Proven] = lambda folder: self._prove_file(model, folder)  # noqa: E731
-            gates.expected_signature(model, template.signature)
-        else:
-            proven = self._prove_bytes(model)
-            prove = lambda folder: _written(proven, folder)  # noqa: E731
-        if settings.require_improvement:
-            gates.improvement(request.metric, self.lineage.data_fingerprint, newest)
         written: list[Manifest] = []
-
-        def fill(version_dir: Path, version: int) -> None:
-            proof = prove(version_dir)
-            if proof.golden is not None:
-                (version_dir / GOLDEN_FILE).write_bytes(proof.golden)
-            beside = [p for p in version_dir.iterdir() if p.name not in (MODEL_FILE, GOLDEN_FILE)]
-            complete = replace(
-                manifest,
-                version=version,
-                sha256=sha256_of(version_dir / MODEL_FILE),
-                files={path.name: sha256_of(path) for path in beside},
-                golden_sha256=None if proof.golden is None else sha256_of(version_dir / GOLDEN_FILE),
-                parity=proof.parity,
-            )
-            complete.write(version_dir)
-            written.append(complete)
-
-        self.repository.publish(self.model, self.config, fill, self.labels)
+        # All else under the model's lock, which fill is called with: what is compared with the newest
+        # version is compared with the one that it will follow.
+        self.repository.publish(
+            self.model,
+            self.config,
+            lambda folder, version: written.append(self._fill(request, folder, version)),
+            self.labels,
+        )
         return written[-1]
+
+    def check_served(self, manifest: Manifest) -> Check | None:
+        """Whether `publish.server` answers a version's golden samples as published; None where none is named."""
+        if self.settings.server is None:
+            return None
+        return check_served(
+            self.repository.version_dir(manifest.model, manifest.version),
+            manifest.model,
+            manifest.version,
+            self.settings.server,
+            wait_s=self.settings.server_wait_s,
+        )
 
     def close(self) -> None:
         """End what was started for exporting, if anything was."""
         self._export.close()
 
-    def _record(self, request: Request, model: onnx.ModelProto, newest: Manifest | None) -> Manifest:
+    def _fill(self, request: Request, folder: Path, version: int) -> Manifest:
+        """Write a version's files, each gate passed; the manifest is the last of them."""
+        newest = self._newest()
+        load_attributes(self.template.served.module, request.attributes)
+        graph = self.template.with_weights(request.weights, self._export)
+        record = self._record(request, graph, newest, version)
+        try:
+            session, figures = self._prove(graph, record, folder)
+        except PublishRefused as refused:
+            if refused.gate != "parity" or not self.template.swappable:
+                raise
+            # What was a constant before the first epoch no longer is: an attribute that the training changed.
+            graph = self.template.exported_anew(self._export)
+            session, figures = self._prove(graph, record, folder)
+            self.template = replace(self.template, graph=graph)
+        if self.settings.require_improvement:
+            gates.improvement(request.metric, self.lineage.data_fingerprint, newest)
+        golden = golden_archive(
+            session, self.template.sample, self.settings.golden, self.settings.golden_max_bytes
+        )
+        beside = {path.name: sha256_of(path) for path in folder.iterdir() if path.name != MODEL_NAME}
+        if golden is not None:
+            (folder / GOLDEN_NAME).write_bytes(golden)
+        manifest = replace(
+            record,
+            sha256=sha256_of(folder / MODEL_NAME),
+            files=beside,
+            golden_sha256=None if golden is None else sha256_of(folder / GOLDEN_NAME),
+            parity=figures,
+        )
+        manifest.write(folder)
+        return manifest
+
+    def _prove(
+        self, graph: OnnxGraph, record: Manifest, folder: Path
+    ) -> tuple[GraphSession, dict[str, dict[str, float]]]:
+        """Write a graph, and let it pass the gates as it lies there; open, and how far it is from torch."""
+        path, sample = folder / MODEL_NAME, self.template.sample
+        external = graph.nbytes > self.settings.external_data_above_bytes
+        graph.write(path, metadata=record.to_metadata(), external=external)
+        gates.valid_onnx(path)
+        session = gates.loadable(path)
+        figures = gates.parity(
+            self.template.served,
+            session,
+            sample,
+            batch_sizes=sorted({1, 2, len(next(iter(sample.values())))}),
+            tolerance=tolerance_of(self.settings),
+        )
+        gates.expected_signature(graph.structure, self.template.signature)
+        return session, figures
+
+    def _record(self, request: Request, graph: OnnxGraph, newest: Manifest | None, version: int) -> Manifest:
         """The manifest, but for what is only known of the files."""
         then = gates.comparable(request.metric, self.lineage.data_fingerprint, newest)
         return Manifest(
             model=self.model,
-            version=0,
+            version=version,
             published_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             step=request.step,
             epoch=request.epoch,
@@ -179,40 +220,12 @@ class Publisher:
             previous={"version": newest.version, "value": then} if newest and then is not None else None,
             signature=self.template.signature,
             sha256="",
+            tolerance=asdict(tolerance_of(self.settings)),
             opset=self.settings.opset,
-            ir_version=model.ir_version,
+            ir_version=graph.structure.ir_version,
             versions=self._versions,
             **vars(self.lineage),
         )
-
-    def _prove_bytes(self, model: onnx.ModelProto) -> "Proven":
-        gates.valid_onnx(model)
-        data = model.SerializeToString()
-        figures = self._parity(data)
-        gates.expected_signature(model, self.template.signature)
-        return Proven(data, figures, self._golden(data))
-
-    def _prove_file(self, model: onnx.ModelProto, folder: Path) -> "Proven":
-        """Write a graph that no single file can hold, and prove what was written; the model's lock is held."""
-        path = folder / MODEL_FILE
-        onnx.save_model(
-            model, path, save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=EXTERNAL_FROM_BYTES
-        )
-        gates.valid_onnx(path)
-        return Proven(None, self._parity(path), self._golden(path))
-
-    def _parity(self, model: bytes | Path) -> dict[str, dict[str, float]]:
-        sample = self.template.sample
-        return gates.parity(
-            self.template.served,
-            model,
-            sample,
-            batch_sizes=sorted({1, 2, len(next(iter(sample.values())))}),
-            tolerance=tolerance_of(self.settings),
-        )
-
-    def _golden(self, model: bytes | Path) -> bytes | None:
-        return _golden(model, self.template.sample, self.settings.golden, self.settings.golden_max_bytes)
 
     def prune(self) -> None:
         """Remove the versions that the settings no longer keep."""
@@ -234,28 +247,16 @@ def tolerance_of(settings: Publish) -> Tolerance:
     )
 
 
-@dataclass(frozen=True)
-class Proven:
-    """A graph that passed: its bytes (None: it is written already), its parity, its golden samples."""
-
-    data: bytes | None
-    parity: dict[str, dict[str, float]]
-    golden: bytes | None
-
-
-def _written(proven: Proven, folder: Path) -> Proven:
-    (folder / MODEL_FILE).write_bytes(proven.data or b"")
-    return proven
-
-
-def _golden(model: bytes | Path, sample: Mapping[str, np.ndarray], rows: int, max_bytes: int) -> bytes | None:
+def golden_archive(
+    session: GraphSession, sample: Mapping[str, np.ndarray], rows: int, max_bytes: int
+) -> bytes | None:
     """A golden.npz: a few real samples as `inputs/<name>`, and the graph's answers as `outputs/<name>`.
 
     Rows are left out from the end until the arrays have at most `max_bytes`; None where not one fits.
     """
     while rows:
         inputs = {name: array[:rows] for name, array in sample.items()}
-        outputs = run_onnx(model, inputs)
+        outputs = session.run(inputs)
         arrays = {f"inputs/{n}": a for n, a in inputs.items()} | {
             f"outputs/{n}": a for n, a in outputs.items()
         }

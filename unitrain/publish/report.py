@@ -3,6 +3,7 @@
 from unitrain.errors import PublishRefused
 from unitrain.manifest import Manifest
 from unitrain.publish.worker import Outcome
+from unitrain.repository.verify import Check
 
 
 def gate_of(error: Exception) -> str:
@@ -12,10 +13,32 @@ def gate_of(error: Exception) -> str:
 
 def outcome_text(outcome: Outcome) -> str:
     """The line of a version that was published, or of one that was not: the gate and its reason."""
+    if outcome.manifest is not None and outcome.served is not None:
+        return served_text(outcome.manifest, outcome.served)
     if outcome.manifest is not None:
-        return published_text(outcome.manifest)
+        text = published_text(outcome.manifest)
+        return text if outcome.error is None else f"{text}; older ones could not be pruned: {outcome.error}"
     error = outcome.error or RuntimeError("no reason was given")
     return f"step {outcome.request.step} was not published: {gate_of(error)}: {error}"
+
+
+def figures_of(outcome: Outcome) -> dict[str, float]:
+    """What a curve can show of a published version: its number, its metric, its distance from torch by output."""
+    manifest = outcome.manifest
+    if manifest is None or outcome.served is not None:
+        return {}
+    figures: dict[str, float] = {"version": manifest.version}
+    if manifest.metric is not None:
+        figures[manifest.metric.name] = manifest.metric.value
+    for output, parity in manifest.parity.items():
+        figures |= {f"parity_{name}/{output}": value for name, value in parity.items()}
+    return figures
+
+
+def served_text(manifest: Manifest, check: Check) -> str:
+    """How the server answered a version's golden samples."""
+    how = {True: "is served", False: "is not served as published", None: "was not asked of the server"}
+    return f"{manifest.model} version {manifest.version} {how[check.passed]}: {check.detail}"
 
 
 def published_text(manifest: Manifest) -> str:

@@ -7,22 +7,28 @@ which is what keeps a slow disk from falling behind a fast training; hence the h
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unitrain.errors import UnitrainError
 from unitrain.manifest import Manifest
 from unitrain.publish.publisher import Publisher, Request
+from unitrain.repository.verify import Check
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request: a manifest, or the error that kept it from being published."""
+    """What became of a request: a manifest, or the error that kept it from being published.
+
+    Attributes:
+        served: of a published version, how the server that the settings name answered; told after the rest.
+    """
 
     request: Request
     manifest: Manifest | None
     error: Exception | None
+    served: Check | None = None
 
 
 class Worker:
@@ -69,10 +75,17 @@ class Worker:
             if request is None:
                 return
             outcome = self._outcome(request)
-            try:
-                self._report(outcome)
-            except Exception:  # noqa: BLE001 - whoever listens has failed; later versions must come all the same
-                _log.exception("the outcome of a publication could not be told")
+            self._tell(outcome)
+            if outcome.manifest is not None:
+                served = self._publisher.check_served(outcome.manifest)
+                if served is not None:
+                    self._tell(replace(outcome, served=served))
+
+    def _tell(self, outcome: Outcome) -> None:
+        try:
+            self._report(outcome)
+        except Exception:  # noqa: BLE001 - whoever listens has failed; later versions must come all the same
+            _log.exception("the outcome of a publication could not be told")
 
     def _outcome(self, request: Request) -> Outcome:
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unitrain.errors import ExportError
+from unitrain.manifest import Manifest
 from unitrain.tensors import dtype_of_array
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class Tolerance:
     relative: float = 1e-3
     by_dtype: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"FP16": (1e-2, 1e-2)})
     integer_share: float = 1e-3
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest | None) -> "Tolerance":
+        """What a version was held against when it was published; the defaults where that is not known."""
+        return cls(**manifest.tolerance) if manifest and manifest.tolerance else cls()
 
     def of(self, dtype: np.dtype[Any]) -> tuple[float, float]:
         """The absolute and the relative tolerance of an output of that type; both 0 where it counts or decides."""

@@ -9,6 +9,8 @@ from unitrain.errors import RepositoryError, UsageError
 CONFIG_NAME = "config.pbtxt"
 MODEL_NAME = "model.onnx"
 GOLDEN_NAME = "golden.npz"
+STAGING_NAME = ".unitrain-staging"
+"""In a root beside which nothing can be staged: no model's name, so it is none."""
 LARGEST_VERSION = 2**63 - 1
 """Triton keeps version numbers in a signed 64-bit integer."""
 

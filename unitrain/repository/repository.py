@@ -33,9 +33,17 @@ class Repository:
 
     @property
     def staging_dir(self) -> Path:
-        """Where versions are made: beside the root that a link leads to, so that a rename reaches it."""
+        """Where versions are made: beside the root that a link leads to, so that a rename reaches it.
+
+        In a root that is a mount point, or whose parent takes no folder, it is a folder of the root: a
+        stock Triton that polls complains of it in its log, and serves on.
+        """
         root = Path(os.path.realpath(self.root))
-        return root.parent / f".{root.name}.staging"
+        beside, inside = root.parent / f".{root.name}.staging", root / layout.STAGING_NAME
+        if not root.is_dir() or (beside.is_dir() and not inside.is_dir()):
+            return beside
+        closed = root.stat().st_dev != root.parent.stat().st_dev or not os.access(root.parent, os.W_OK)
+        return inside if closed or inside.is_dir() else beside
 
     def check_writable(self) -> None:
         """Make the root and the staging folder, prove that a rename leads from one to the other, sweep.
@@ -45,19 +53,20 @@ class Repository:
         """
         with self._explained("is not writable"):
             self.root.mkdir(parents=True, exist_ok=True)
-            self.staging_dir.mkdir(parents=True, exist_ok=True)
+            staging_dir = self.staging_dir
+            staging_dir.mkdir(parents=True, exist_ok=True)
             # A file: Triton would take a folder in the root for a model.
             name = f".probe-{os.getpid()}-{time.monotonic_ns()}"
-            probe, target = self.staging_dir / name, self.root / name
+            probe, target = staging_dir / name, self.root / name
             try:
                 probe.write_bytes(b"x" * 4096)
                 probe.rename(target)
             finally:
                 probe.unlink(missing_ok=True)
                 target.unlink(missing_ok=True)
-            for entry in layout.entries(self.staging_dir):
+            for entry in layout.entries(staging_dir):
                 if entry.is_dir(follow_symlinks=False):
-                    Staging(self.staging_dir, entry.name).sweep()
+                    Staging(staging_dir, entry.name).sweep()
 
     def models(self) -> list[str]:
         """The names of the models, sorted: real folders with a valid name and a config.pbtxt."""
@@ -75,7 +84,9 @@ class Repository:
         """
         if model is None:
             others = (e for e in layout.entries(self.root) if not layout.is_model(e))
-            return [e.name for e in others if e.is_symlink() or e.is_dir()]
+            return [
+                e.name for e in others if (e.is_symlink() or e.is_dir()) and e.name != layout.STAGING_NAME
+            ]
         found = layout.entries(self.model_dir(model))
         ours = (e for e in found if e.name != layout.CONFIG_NAME and not layout.LABELS.fullmatch(e.name))
         return [e.name for e in ours if layout.version_number(e) is None]
@@ -140,9 +151,9 @@ class Repository:
                 publishing for minutes, or the disk refused.
         """
         model_dir = self.model_dir(model)
-        staging = Staging(self.staging_dir, model)
         with self._explained(f"took no new version of {model}"):
             self.root.mkdir(parents=True, exist_ok=True)
+            staging = Staging(self.staging_dir, model)
             with staging.exclusive():
                 return commit_version(model_dir, staging, config, fill, labels)
 
@@ -155,8 +166,7 @@ class Repository:
         Raises:
             RepositoryError: the disk refused.
         """
-        kept = max(keep, num_versions + 2)
-        if len(self.versions(model)) <= kept:
+        if len(self.versions(model)) <= max(keep, num_versions + 2):
             return []
         staging = Staging(self.staging_dir, model)
         removed: list[int] = []
@@ -164,6 +174,7 @@ class Repository:
             versions, now_s = self.versions(model), staging.now()
             config_path = self.config_path(model)
             served = served_numbers(read_config(config_path), versions) if config_path.is_file() else set()
+            kept = max(keep, num_versions + 2, len(served) + 2)
             for number in versions[:-kept]:
                 version_dir = self.version_dir(model, number)
                 age_s = now_s - version_dir.stat().st_mtime
@@ -187,8 +198,7 @@ class Repository:
             where = error.filename2 or error.filename  # a rename's target
             path = f" ({where})" if where else ""
             way_out = {
-                errno.EXDEV: f"; {self.staging_dir} lies on another filesystem: let the repository be a folder "
-                "of a disk rather than its mount point",
+                errno.EXDEV: f"; {self.staging_dir} lies on another filesystem: let it be a folder of the same disk",
                 errno.ENOSPC: "; free some space there",
                 errno.EROFS: "; choose another folder",
                 errno.EACCES: "; grant this user the right to write there, or choose another folder",

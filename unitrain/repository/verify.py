@@ -23,13 +23,9 @@ class Check:
     detail: str
 
 
-def verify_version(version_dir: Path, tolerance: Tolerance | None = None) -> list[Check]:
+def verify_version(version_dir: Path) -> list[Check]:
     """Every check of a version's folder, each whatever the others say."""
-    return [
-        check_hashes(version_dir),
-        check_graph(version_dir),
-        check_golden(version_dir, tolerance or Tolerance()),
-    ]
+    return [check_hashes(version_dir), check_graph(version_dir), check_golden(version_dir)]
 
 
 def check_hashes(version_dir: Path) -> Check:
@@ -68,7 +64,7 @@ def check_graph(version_dir: Path) -> Check:
     return Check("onnx.checker", passed=True, detail="")
 
 
-def check_golden(version_dir: Path, tolerance: Tolerance) -> Check:
+def check_golden(version_dir: Path) -> Check:
     """In onnxruntime the golden samples have the answers that were published with them."""
     try:
         golden = read_golden(version_dir)
@@ -78,7 +74,15 @@ def check_golden(version_dir: Path, tolerance: Tolerance) -> Check:
         answers = run_onnx(version_dir / MODEL_NAME, inputs)
     except (ExportError, RepositoryError) as error:
         return Check("golden", passed=False, detail=str(error))
-    return compare_golden("golden", outputs, answers, tolerance, "the file")
+    return compare_golden("golden", outputs, answers, tolerance_of(version_dir), "the file")
+
+
+def tolerance_of(version_dir: Path) -> Tolerance:
+    """What a version was held against when it was published; the defaults where its manifest can't say."""
+    try:
+        return Tolerance.of_manifest(read_manifest(version_dir))
+    except (RepositoryError, TypeError):
+        return Tolerance()
 
 
 def compare_golden(

@@ -2,15 +2,18 @@
 
 import queue
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from unitrain.errors import SettingsError, UnitrainError, UsageError
+from unitrain.export.attributes import attributes_of
 from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
-from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, gate_of, outcome_text
+from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, figures_of, gate_of, outcome_text
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
 from unitrain.settings import Monitor, Publish
@@ -110,6 +113,7 @@ class Publishing(EveryNValidations):
                 metric=None
                 if value is None
                 else Metric(self._monitor.metric, float(value), self._monitor.mode),
+                attributes=attributes_of(pl_module),
             )
         )
 
@@ -137,38 +141,30 @@ class Publishing(EveryNValidations):
         writers = [w.experiment for w in trainer.loggers if isinstance(w, TensorBoardLogger)]
         while not self._outcomes.empty():
             outcome = self._outcomes.get()
-            manifest, step = outcome.manifest, outcome.request.step
+            step = outcome.request.step
             for writer in writers:
-                if manifest is not None:
-                    writer.add_scalar("publish/version", manifest.version, step)
-                    for output, figures in manifest.parity.items():
-                        writer.add_scalar(f"publish/parity_max_abs/{output}", figures["max_abs"], step)
+                for name, value in figures_of(outcome).items():
+                    writer.add_scalar(f"publish/{name}", value, step)
                 writer.add_text("publish/outcome", outcome_text(outcome), step)
 
     def _report(self, outcome: Outcome) -> None:
         """Tell what became of a request; on the worker's thread."""
         self._outcomes.put(outcome)
-        request, manifest, error = outcome.request, outcome.manifest, outcome.error
+        manifest, error = outcome.manifest, outcome.error
+        good = error is None if outcome.served is None else outcome.served.passed is not False
+        tell = self._console.say if good else self._console.warn
         try:
-            if manifest is not None:
+            if manifest is None:
+                self._failure = error
+                self._run.append("refused", _refusal(outcome))
+            elif outcome.served is not None:
+                self._run.append("served", {"version": manifest.version} | asdict(outcome.served))
+            else:
                 self.published.append(manifest.version)
                 entry = manifest.to_json()
                 kept = {key: entry[key] for key in _RECORDED}
                 self._run.append("published", kept | {"repository": str(self.repository.root)})
-                self._console.say(outcome_text(outcome))
-            if error is not None:
-                if manifest is None:
-                    self._failure = error
-                    refused = {
-                        "step": request.step,
-                        "epoch": request.epoch,
-                        "gate": gate_of(error),
-                        "reason": str(error),
-                    }
-                    self._run.append("refused", refused)
-                    self._console.warn(outcome_text(outcome))
-                else:
-                    self._console.warn(f"{self.model} was not pruned: {error}")
+            tell(outcome_text(outcome))
         except UnitrainError as trouble:  # a full disk: the training goes on, and says so
             self._console.warn(str(trouble))
 
@@ -176,3 +172,8 @@ class Publishing(EveryNValidations):
         if self.settings.strict and self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+
+def _refusal(outcome: Outcome) -> dict[str, Any]:
+    request, error = outcome.request, outcome.error or RuntimeError("no reason was given")
+    return {"step": request.step, "epoch": request.epoch, "gate": gate_of(error), "reason": str(error)}

@@ -49,13 +49,11 @@ class TensorBoardSummaries(EveryNValidations):
         self._background = Background("summaries", console)
         self._found: Mapping[str, Any] | None = None
         self._best: float | None = None
-        self._marked: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = _writer(trainer)
         if writer is None:
             return
-        self._marked = {entry["version"] for entry in self._run.record().get("published") or ()}
         add_settings(writer, self._run.settings_path)
         add_session_start(writer, flat_settings(self._run.settings_path), group=self._run.name)
         if self.settings.graph:
@@ -101,7 +99,6 @@ class TensorBoardSummaries(EveryNValidations):
             if self._ema is not None:
                 writer.add_scalar("ema_distance", self._ema.distance(), trainer.global_step)
             self._add_best(trainer, writer)
-            self._mark_publications(writer)
         super().on_validation_end(trainer, pl_module)
         self._found = None
 
@@ -143,7 +140,6 @@ class TensorBoardSummaries(EveryNValidations):
     def _end(self, trainer: Trainer, *, success: bool) -> None:
         writer = _writer(trainer)
         if writer is not None:
-            self._mark_publications(writer)
             add_session_end(writer, success=success)
             writer.flush()
 
@@ -155,20 +151,6 @@ class TensorBoardSummaries(EveryNValidations):
         if self._best is None or (now < self._best) == (self._monitor.mode == "min"):
             self._best = now
         writer.add_scalar(f"best/{self._monitor.metric}", self._best, trainer.global_step)
-
-    def _mark_publications(self, writer: Any) -> None:
-        for entry in self._run.record().get("published") or ():
-            version, step = entry["version"], entry["step"]
-            if version in self._marked:
-                continue
-            self._marked.add(version)
-            worst = max((figures["max_abs"] for figures in entry["parity"].values()), default=0.0)
-            metric = entry.get("metric")
-            said = f", {metric['name']} {metric['value']:.5g}" if metric else ""
-            writer.add_scalar("publish/version", version, step)
-            writer.add_scalar("publish/parity_max_abs", worst, step)
-            text = f"version {version} of {entry['model']}{said}, parity {worst:.1e}"
-            writer.add_text("publish", text, step)
 
     def _add_graph(self, trainer: Trainer, module: LightningModule, writer: Any) -> None:
         batch = first_batch(trainer, module)
