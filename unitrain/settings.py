@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PROJECTOR_MAX_POINTS = 100_000
+ONNX_FILE_MAX_BYTES = 1_800_000_000
 
 Reduction = Literal["flatten", "mean", "first", "centre"]
 """How a tensor becomes a point of the Projector."""
@@ -149,8 +150,9 @@ class Publish:
     """Other [absolute, relative] tolerances for outputs of a type, by Triton's name of it."""
     integer_share: float = 1e-3
     """Share of an integer or bool output's values that may differ: an argmax of nearly equal values."""
-    external_data_above_bytes: int = 1_800_000_000
-    """Weights of more bytes lie in a file beside the graph: an ONNX file can't pass 2 GB."""
+    external_data_above_bytes: int = 1_000_000
+    """Weights of more bytes lie in a file beside the graph. One file can't pass 2 GB, and making it keeps the
+    training waiting: 35 MB for a quarter of a second."""
     server: str | None = None
     """host:port of a Triton that serves the repository: each version is waited for there, and asked its golden
     samples; what comes of it is reported."""
@@ -165,6 +167,11 @@ class Publish:
             self, 0, "max_queue_delay_microseconds", "golden", "golden_max_bytes", "absolute_tolerance",
             "relative_tolerance", "integer_share", "external_data_above_bytes", "server_wait_s",
         )  # fmt: skip
+        if self.external_data_above_bytes > ONNX_FILE_MAX_BYTES:
+            raise ValueError(
+                f"publish.external_data_above_bytes must be at most {ONNX_FILE_MAX_BYTES}, since an ONNX file can't "
+                f"pass 2 GB, got {self.external_data_above_bytes}"
+            )
         for name, pair in self.tolerances.items():
             if name not in _FLOATS or len(pair) != _PAIR or min(pair) < 0:
                 raise ValueError(

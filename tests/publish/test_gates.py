@@ -42,12 +42,15 @@ def refusal(gate: str, call, *arguments, **options) -> str:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weight_that_is_no_number_is_refused(template: Template, value: float) -> None:
-    """The weight is named."""
-    weights = weights_of(template.served.module)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.cfloat])
+def test_weight_that_is_no_number_is_refused(value: float, dtype: torch.dtype) -> None:
+    """Whatever its type, the weight is named; empty and integer ones have nothing to refuse."""
+    weights = {"none": torch.empty(0), "counter": torch.tensor(7), "scale": torch.ones(3, 4, dtype=dtype)}
     gates.finite_weights(weights)
-    weights["layer.bias"][1] = value
-    assert "layer.bias" in refusal("finite_weights", gates.finite_weights, weights)
+    weights["scale"][1, 2] = value
+    assert "1 of 3 weights hold NaN or infinity, scale first" in refusal(
+        "finite_weights", gates.finite_weights, weights
+    )
 
 
 def test_graph_that_the_checker_refuses_is_refused(template: Template, tmp_path: Path) -> None:

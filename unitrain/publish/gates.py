@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor
 
 from unitrain.errors import ExportError, PublishRefused
@@ -19,7 +20,7 @@ from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
 def finite_weights(weights: Mapping[str, Tensor]) -> None:
     """Every weight is a number: neither NaN nor infinite."""
-    wrong = [name for name, w in weights.items() if w.is_floating_point() and not bool(w.isfinite().all())]
+    wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
     if wrong:
         raise PublishRefused(
             "finite_weights",
@@ -115,6 +116,15 @@ def improvement(metric: Metric | None, fingerprint: str | None, newest: Manifest
             f"{metric.name} is {metric.value:.6g}, worse than version {newest.version}'s {then:.6g}; "
             "publish.require_improvement: false publishes it all the same",
         )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Of extremes, which keep a NaN and need no memory of the weight's size."""
+    if weight.is_complex():
+        weight = torch.view_as_real(weight)
+    if not weight.is_floating_point() or not weight.numel():
+        return True
+    return all(bool(extreme.isfinite()) for extreme in weight.aminmax())
 
 
 def _rows(array: np.ndarray, count: int) -> np.ndarray:
