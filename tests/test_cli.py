@@ -5,7 +5,7 @@ import pytest
 from unitrain import __version__
 from unitrain.cli import COMMANDS, main
 
-REQUIRED = {"predict": ["a_model"], "export": ["--run", "a_run"]}
+REQUIRED = {"new": ["x"], "predict": ["a_model"], "export": ["--run", "a_run"]}
 """What these commands would otherwise miss first."""
 
 

@@ -25,14 +25,14 @@ LAYERS = [
     ["module", "loaders"],
     ["export"],
     ["publish"],
-    ["training"],
+    ["training", "template"],
     ["commands"],
     ["cli"],
     ["__main__", "__init__"],
 ]
 """A module may import those of earlier lines and of its own package."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NEEDS_TORCH = {"module", "loaders", "export", "publish", "training"}
+NEEDS_TORCH = {"module", "loaders", "export", "publish", "training", "template"}
 FREE_COMMANDS = sorted(set(COMMANDS) - {"fit"})
 
 NO_TORCH = textwrap.dedent(

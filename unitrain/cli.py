@@ -10,6 +10,7 @@ from unitrain import __version__
 from unitrain.errors import UnitrainError
 
 COMMANDS = {
+    "new": ("unitrain.commands.new", "make a working project to start from"),
     "fit": ("unitrain.commands.fit", "train, and publish versions of the model while doing so"),
     "validate": ("unitrain.commands.evaluate:validate", "measure a run's checkpoint on the validation data"),
     "test": ("unitrain.commands.evaluate:test", "measure a run's checkpoint on the test data"),

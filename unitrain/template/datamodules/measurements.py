@@ -1,0 +1,43 @@
+"""Rows of features and the number that belongs to each."""
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+
+from unitrain.loaders import ArrayLoader
+
+
+def load(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(features [row, feature], targets [row, 1]): made up here; read your own files instead."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(2000, 3)).astype(np.float32)
+    targets = np.sin(features[:, :1]) + features[:, 1:2] * features[:, 2:]
+    return features, (targets + 0.1 * generator.normal(size=targets.shape)).astype(np.float32)
+
+
+class Measurements(LightningDataModule):
+    """Batches are mappings of `features`, float32 [batch, n_features], and `target`, float32 [batch, 1].
+
+    Args:
+        batch_size: rows a training batch.
+        validation_rows: rows kept for validation.
+        seed: of the data.
+    """
+
+    def __init__(self, batch_size: int = 64, validation_rows: int = 400, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        features, targets = load(seed)
+        self.validation = {"features": features[:validation_rows], "target": targets[:validation_rows]}
+        self.train = {"features": features[validation_rows:], "target": targets[validation_rows:]}
+
+    @property
+    def n_features(self) -> int:
+        """Values of a row, for the model."""
+        return int(self.train["features"].shape[1])
+
+    def train_dataloader(self) -> ArrayLoader:
+        return ArrayLoader(self.train, batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> ArrayLoader:
+        return ArrayLoader(self.validation, batch_size=1024)
