@@ -1,86 +1,38 @@
-"""Samples a second by way of asking, on a tiny MLP, in one run against a real Triton.
+"""Samples a second by way of asking, by batch size, in one run against a real Triton.
 
-    python benchmarks/client_throughput.py [--seconds 2] [--json]
+    python benchmarks/client_throughput.py [--seconds 1] [--rounds 3] [--batches 1 8 64 512] [--json]
+    python benchmarks/client_throughput.py --profile
 
-Every way sends the same rows of FP32[8]; what tritonclient is asked is what its own examples do. Figures of
-different runs are not comparable; the ratios within one are.
+A tiny MLP (FP32[8]) and a convolutional autoencoder (FP32[240, 12]). What tritonclient is asked is what its own
+examples do. The ways take turns in each round; ratios are of one round, and their median is shown. With
+--profile: where the client's own time goes, in place of the figures.
 """
 
 import argparse
+import cProfile
+import functools
 import itertools
 import json
-import subprocess
+import pstats
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import tritonclient.grpc as triton
-from onnx import TensorProto, helper
+from client_served import DIMS, publish, served
 
 from unitrain.client import Client
-from unitrain.repository import Repository, model_config
-from unitrain.tensors import Signature, TensorSpec
 
-WIDTH, HIDDEN, OUT, WINDOW, MODEL = 8, 64, 4, 16, "mlp"
-Counted = Callable[[float], int]
-"""Runs until a time of the monotonic clock and returns the samples answered."""
-
-
-def save_mlp(path: Path) -> None:
-    """Write an MLP of 8-64-64-4 with random weights."""
-    generator = np.random.default_rng(0)
-    sizes = (WIDTH, HIDDEN, HIDDEN, OUT)
-    nodes, weights, last = [], [], "x"
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        matrix = generator.normal(size=(fan_in, fan_out)).astype(np.float32)
-        weights.append(onnx.numpy_helper.from_array(matrix, f"w{layer}"))
-        name = "y" if layer == len(sizes) - 2 else f"h{layer}"
-        nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [name]))
-        if name != "y":
-            nodes.append(helper.make_node("Relu", [name], [f"r{layer}"]))
-        last = f"r{layer}"
-    graph = helper.make_graph(
-        nodes,
-        MODEL,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", OUT])],
-        weights,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-
-
-@contextmanager
-def served(repository: Path) -> Iterator[str]:
-    """The address of a Triton that serves the MLP; it is ended after the block."""
-    signature = Signature(
-        (TensorSpec("x", "FP32", (WIDTH,)),), (TensorSpec("y", "FP32", (OUT,)),), batched=True
-    )
-    config = model_config(
-        MODEL, signature, max_batch_size=1024, num_versions=2, max_queue_delay_microseconds=100
-    )
-    Repository(repository).publish(MODEL, config, lambda folder, _number: save_mlp(folder / "model.onnx"))
-    command = [sys.executable, "-m", "unitrain", "serve", "--model-repository", str(repository), "--json"]
-    command += ["--grpc-port", "0", "--metrics-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            url = ""
-            for line in process.stdout or ():
-                event = json.loads(line)
-                url = event.get("grpc", url)
-                if event["event"] == "loaded":
-                    break
-            yield url
-        finally:
-            process.terminate()
-            process.communicate()
+WINDOW = 16
+Asking = Callable[[float], float]
+"""Asks for so many seconds and returns samples a second, from the first request on a connection that stands."""
 
 
 def request_input(rows: np.ndarray) -> list[Any]:
@@ -90,159 +42,263 @@ def request_input(rows: np.ndarray) -> list[Any]:
     return [tensor]
 
 
-def unary_loop(url: str, rows: np.ndarray) -> Counted:
+def unary_loop(url: str, model: str, rows: np.ndarray) -> Asking:
     """The `infer` of tritonclient, one request after the other."""
     client = triton.InferenceServerClient(url)
 
-    def run(until: float) -> int:
-        count = 0
-        while time.monotonic() < until:
-            client.infer(MODEL, request_input(rows)).as_numpy("y")
+    def ask(seconds: float) -> float:
+        start, count = time.monotonic(), 0
+        while time.monotonic() - start < seconds:
+            client.infer(model, request_input(rows)).as_numpy("y")
             count += len(rows)
-        return count
+        return count / (time.monotonic() - start)
 
-    return run
+    return ask
 
 
-def asynchronous(url: str, rows: np.ndarray) -> Counted:
-    """The `async_infer` of tritonclient, as many in flight as our window."""
+class _InFlight:
+    """Counts answers, and keeps as many requests in flight as our window has."""
+
+    def __init__(self) -> None:
+        self.free = threading.Semaphore(WINDOW)
+        self.counted = itertools.count()
+
+    def answered(self, result: Any, error: Any) -> None:
+        """Tritonclient's callback."""
+        if error is not None:
+            raise error
+        result.as_numpy("y")
+        next(self.counted)
+        self.free.release()
+
+    def end(self) -> int:
+        """Wait for the rest; how many were answered."""
+        for _ in range(WINDOW):
+            self.free.acquire()
+        return next(self.counted)
+
+
+def asynchronous(url: str, model: str, rows: np.ndarray) -> Asking:
+    """The `async_infer` of tritonclient."""
     client = triton.InferenceServerClient(url)
 
-    def run(until: float) -> int:
-        free, counted = threading.Semaphore(WINDOW), itertools.count()
+    def ask(seconds: float) -> float:
+        flight, start = _InFlight(), time.monotonic()
+        while time.monotonic() - start < seconds:
+            flight.free.acquire()
+            client.async_infer(model, request_input(rows), flight.answered)
+        return flight.end() * len(rows) / (time.monotonic() - start)
 
-        def answered(result: Any, error: Any) -> None:
-            if error is not None:
-                raise error
-            result.as_numpy("y")
-            next(counted)
-            free.release()
-
-        while time.monotonic() < until:
-            free.acquire()
-            client.async_infer(MODEL, request_input(rows), answered)
-        for _ in range(WINDOW):
-            free.acquire()
-        return next(counted) * len(rows)
-
-    return run
+    return ask
 
 
-def streamed(url: str, rows: np.ndarray) -> Counted:
-    """The `async_stream_infer` of tritonclient, as many in flight as our window."""
+def streamed(url: str, model: str, rows: np.ndarray) -> Asking:
+    """The `async_stream_infer` of tritonclient."""
 
-    def run(until: float) -> int:
-        free, counted = threading.Semaphore(WINDOW), itertools.count()
-
-        def answered(result: Any, error: Any) -> None:
-            if error is not None:
-                raise error
-            result.as_numpy("y")
-            next(counted)
-            free.release()
-
+    def ask(seconds: float) -> float:
+        flight = _InFlight()
         with triton.InferenceServerClient(url) as client:
-            client.start_stream(answered)
-            while time.monotonic() < until:
-                free.acquire()
-                client.async_stream_infer(MODEL, request_input(rows))
-            for _ in range(WINDOW):
-                free.acquire()
-        return next(counted) * len(rows)
+            client.start_stream(flight.answered)
+            start = time.monotonic()
+            while time.monotonic() - start < seconds:
+                flight.free.acquire()
+                client.async_stream_infer(model, request_input(rows))
+            return flight.end() * len(rows) / (time.monotonic() - start)
 
-    return run
+    return ask
 
 
-def unitrain_rows(url: str, rows: np.ndarray, batch_rows: int | None) -> Counted:
+def unitrain_rows(url: str, model: str, rows: np.ndarray, batch_rows: int | None) -> Asking:
     """This client, its source giving single rows."""
+    single = list(rows)
 
-    def run(until: float) -> int:
-        samples = ({"x": row} for row in itertools.cycle(list(rows)))
-        return _count(url, samples, until, batch_rows=batch_rows)
+    def ask(seconds: float) -> float:
+        return _stream(url, model, ({"x": row} for row in itertools.cycle(single)), seconds, batch_rows)
 
-    return run
+    return ask
 
 
-def unitrain_batches(url: str, rows: np.ndarray) -> Counted:
+def unitrain_arrays(url: str, model: str, rows: np.ndarray, *, shared_memory: bool = False) -> Asking:
     """This client, its source giving arrays that have the batch axis already."""
 
-    def run(until: float) -> int:
-        samples = ({"x": rows} for _ in itertools.count())
-        return _count(url, samples, until, batch_rows=len(rows), rows=len(rows))
+    def ask(seconds: float) -> float:
+        samples = itertools.repeat({"x": rows})
+        return _stream(url, model, samples, seconds, len(rows), shared_memory=shared_memory)
 
-    return run
+    return ask
 
 
-def _count(url: str, samples: Any, until: float, *, batch_rows: int | None, rows: int = 1) -> int:
-    stop, count = threading.Event(), 0
+def _stream(
+    url: str, model: str, samples: Any, seconds: float, batch_rows: int | None, *, shared_memory: bool = False
+) -> float:
     with Client(url) as client:
-        for result in client.stream(MODEL, samples, batch_rows=batch_rows, window=WINDOW, stop=stop):
-            if result.error is not None:
-                raise result.error
-            count += rows
-            if not count & 63 and time.monotonic() > until:
-                stop.set()
-    return count
+        results = client.stream(
+            model, samples, batch_rows=batch_rows, window=WINDOW, shared_memory=shared_memory
+        )
+        next(results)  # the connection stands
+        start, count = time.monotonic(), 0
+        for number, result in enumerate(results):
+            if result.outputs is None:
+                raise SystemExit(f"sample {number} failed: {result.error}")
+            y = result.outputs["y"]
+            count += len(y) if y.ndim > len(DIMS[model][1]) else 1
+            if not number & 15 and time.monotonic() - start > seconds:
+                break
+        rate = count / (time.monotonic() - start)
+        results.close()
+    return rate
 
 
-def raw_onnxruntime(path: Path, rows: np.ndarray) -> Counted:
-    """The graph in this process by onnxruntime: no server, no wire."""
+def raw_onnxruntime(path: Path, rows: np.ndarray) -> Asking:
+    """The graph in this process by onnxruntime, on one core as the server has it: no server, no wire."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(until: float) -> int:
-        count = 0
-        while time.monotonic() < until:
+    def ask(seconds: float) -> float:
+        start, count = time.monotonic(), 0
+        while time.monotonic() - start < seconds:
             session.run(None, {"x": rows})
             count += len(rows)
-        return count
+        return count / (time.monotonic() - start)
 
-    return run
+    return ask
+
+
+def ways(url: str, model: str, path: Path, batch: int) -> dict[str, Asking]:
+    """Every way of asking `batch` rows at a time."""
+    rows = np.random.default_rng(batch).normal(size=(batch, *DIMS[model][0])).astype(np.float32)
+    found = {
+        "tritonclient unary loop": unary_loop(url, model, rows),
+        "tritonclient async": asynchronous(url, model, rows),
+        "tritonclient stream": streamed(url, model, rows),
+        "unitrain, arrays": unitrain_arrays(url, model, rows),
+        "unitrain, single rows": unitrain_rows(url, model, rows, batch),
+        "unitrain, arrays, --shm": unitrain_arrays(url, model, rows, shared_memory=True),
+        "raw onnxruntime": raw_onnxruntime(path, rows),
+    }
+    if batch == 1:
+        many = np.repeat(rows, 64, axis=0)
+        found["unitrain, single rows, as it chooses"] = unitrain_rows(url, model, many, None)
+    return found
+
+
+def measure(asked: dict[str, Asking], seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Samples a second of each way in each round; one short round before is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in asked}
+    for turn in range(rounds + 1):
+        for name, ask in asked.items():
+            rate = ask(seconds if turn else 0.2)
+            if turn:
+                rates[name].append(rate)
+    return rates
+
+
+def compare(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Medians: samples a second, and ratios to the unary loop, to the best of tritonclient, to raw onnxruntime."""
+    peer = max((n for n in rates if n.startswith("tritonclient")), key=lambda name: median(rates[name]))
+    best = rates[peer]
+    peers = {"unary": rates["tritonclient unary loop"], "best": best, "raw": rates["raw onnxruntime"]}
+    return {
+        name: {"samples_per_s": round(median(values), 1)}
+        | {
+            f"of_{peer}": round(median(a / b for a, b in zip(values, theirs, strict=True)), 3)
+            for peer, theirs in peers.items()
+        }
+        for name, values in rates.items()
+    }
+
+
+def profile(url: str) -> None:
+    """Print where the client's time goes, by thread and by function, for single rows and for single requests."""
+    rows = np.random.default_rng(0).normal(size=(512, 8)).astype(np.float32)
+    for title, ask in (
+        ("single rows of the MLP, as it chooses", unitrain_rows(url, "mlp", rows, None)),
+        ("requests of one row", unitrain_arrays(url, "mlp", rows[:1])),
+    ):
+        ask(0.5)
+        cpu = time.process_time()
+        rate = ask(3)
+        share = (time.process_time() - cpu) / 3
+        print(f"== {title}: {rate:,.0f} a second, {share / rate * 1e6:.2f} µs of CPU each")
+        _trace(functools.partial(ask, 3))
+
+
+def _trace(call: Callable[[], float]) -> None:
+    """Print the functions that take the most time, in the reader's and the receiver's threads, too."""
+    tracer = cProfile.Profile()
+    threading.setprofile(lambda *_: tracer.enable(subcalls=False))
+    tracer.enable()
+    call()
+    tracer.disable()
+    threading.setprofile(None)  # type: ignore[arg-type]
+    pstats.Stats(tracer).sort_stats("tottime").print_stats(14)
 
 
 def main() -> int:
-    """Measure every way in turn and print the table."""
+    """Measure every way in turn and print the tables; 1 where a target is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each way")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each way in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--models", nargs="+", default=list(DIMS), choices=list(DIMS))
+    parser.add_argument("--profile", action="store_true", help="where the client's time goes")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the tables")
     options = parser.parse_args()
-    rows = {n: np.random.default_rng(n).normal(size=(n, WIDTH)).astype(np.float32) for n in (1, 64, 512)}
-    measured: list[dict[str, Any]] = []
+    measured: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
-        with served(repository) as url:
-            ways: list[tuple[str, str, Counted]] = [
-                ("tritonclient unary loop", "1", unary_loop(url, rows[1]))
-            ]
-            for n, batch in rows.items():
-                ways.append(("tritonclient async", str(n), asynchronous(url, batch)))
-                ways.append(("tritonclient stream", str(n), streamed(url, batch)))
-                ways.append(("unitrain, source of arrays", str(n), unitrain_batches(url, batch)))
-            ways += [
-                ("unitrain, source of rows", str(n or "auto"), unitrain_rows(url, rows[512], n))
-                for n in (None, 1, 64, 512)
-            ]
-            path = repository / MODEL / "1" / "model.onnx"
-            ways += [("raw onnxruntime", str(n), raw_onnxruntime(path, batch)) for n, batch in rows.items()]
-            for name, batch_rows, run in ways:
-                run(time.monotonic() + 0.3)  # warm
-                start = time.monotonic()
-                rate = run(start + options.seconds) / (time.monotonic() - start)
-                measured.append({"way": name, "rows_a_request": batch_rows, "samples_per_s": round(rate, 1)})
-    unary = measured[0]["samples_per_s"]
-    for row in measured:
-        row["times_unary"] = round(row["samples_per_s"] / unary, 2)
+        paths = {name: publish(repository, name) for name in DIMS}
+        with served(repository, *DIMS) as server:
+            if options.profile:
+                profile(server.url)
+                return 0
+            for model in options.models:
+                for batch in options.batches:
+                    asked = ways(server.url, model, paths[model], batch)
+                    figures = compare(measure(asked, options.seconds, options.rounds))
+                    measured.setdefault(model, {})[batch] = figures
+                    if not options.json:
+                        _print(model, batch, figures)
+    targets = check(measured)
     if options.json:
-        print(json.dumps({"seconds": options.seconds, "window": WINDOW, "measured": measured}))
-        return 0
-    print(f"{'way':<28}{'rows a request':>15}{'samples/s':>14}{'x unary':>10}")
-    for row in measured:
-        rate, times = f"{row['samples_per_s']:,.0f}", f"{row['times_unary']:.1f}"
-        print(f"{row['way']:<28}{row['rows_a_request']:>15}{rate:>14}{times:>10}")
+        print(json.dumps({"window": WINDOW, "measured": measured, "targets": targets}))
+    else:
+        for name, (got, wanted) in targets.items():
+            print(f"{'met   ' if got >= wanted else 'missed'} {name}: {got:.2f} (target {wanted:g})")
     return 0
+
+
+def check(measured: dict[str, dict[int, dict[str, dict[str, float]]]]) -> dict[str, tuple[float, float]]:
+    """What was got and what was wanted, for each target whose figures are there."""
+    targets = {}
+    for model, batches in measured.items():
+        for batch, figures in batches.items():
+            name = f"{model}, {batch} rows a request, of the best of tritonclient"
+            targets[name] = (figures["unitrain, arrays"]["of_best"], 1.0)
+            single = figures.get("unitrain, single rows, as it chooses")
+            if model == "mlp" and single:
+                targets["mlp, single-sample source, times the unary loop"] = (single["of_unary"], 30.0)
+            if model == "autoencoder" and batch == 64:
+                targets["autoencoder at 64, of raw onnxruntime"] = (
+                    figures["unitrain, arrays"]["of_raw"],
+                    0.45,
+                )
+                shm = figures["unitrain, arrays, --shm"]["of_raw"]
+                targets["autoencoder at 64 with --shm, of raw onnxruntime"] = (shm, 0.60)
+    return targets
+
+
+def _print(model: str, batch: int, figures: dict[str, dict[str, float]]) -> None:
+    print(
+        f"{model + ', ' + str(batch) + ' rows a request':<38}{'samples/s':>12}{'x unary':>9}{'x best':>8}{'x raw':>8}"
+    )
+    for name, row in figures.items():
+        rate = f"{row['samples_per_s']:,.0f}"
+        print(f"  {name:<36}{rate:>12}{row['of_unary']:>9.1f}{row['of_best']:>8.2f}{row['of_raw']:>8.3f}")
+    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,13 @@ class Ran:
 
 
 def run_predict(
-    *words, stdin: str | None = "", cwd: Path | None = None, interrupt_when: Callable[[], None] | None = None
+    *words,
+    stdin: str | None = "",
+    cwd: Path | None = None,
+    interrupt_when: Callable[[], None] | None = None,
+    number: int = signal.SIGINT,
 ) -> Ran:
-    """Run `predict` as a process; once `interrupt_when()` is true it gets Ctrl-C."""
+    """Run `predict` as a process; once `interrupt_when()` is true it gets Ctrl-C, or signal `number`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "unitrain", "predict", *map(str, words)],
         stdin=subprocess.PIPE,
@@ -35,7 +39,7 @@ def run_predict(
         try:
             if interrupt_when is not None:
                 interrupt_when()
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, number)
             out, err = process.communicate(stdin, timeout=60)
         except BaseException:
             process.kill()

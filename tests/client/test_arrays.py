@@ -5,7 +5,7 @@ import pytest
 
 from unitrain.client.arrays import fit_dtype, has_nan
 from unitrain.client.model import ModelInfo
-from unitrain.client.wire import decode_response, encode_request
+from unitrain.client.wire import Encoder, decode_response
 from unitrain.errors import DataError
 from unitrain.tensors import DTYPES, Signature, TensorSpec
 
@@ -80,7 +80,7 @@ def test_every_dtype_lies_in_messages_as_numpy_has_it(dtype):
         array = np.array([[0, 1]]).astype(DTYPES[dtype].numpy)
     spec = TensorSpec("x", dtype, (2,))
     model = ModelInfo("m", (1,), 7, Signature((spec,), (spec,), batched=True), 8, "localhost:1")
-    request = encode_request(model, [array], 3, "here")
+    request = service_pb2.ModelInferRequest.FromString(Encoder(model).encode([array], 3, "here"))
     assert (request.model_version, request.id) == ("7", "3")
     response = service_pb2.ModelInferResponse(
         model_version="7",
@@ -99,4 +99,4 @@ def test_message_over_the_limit_is_refused_with_its_size():
     model = ModelInfo("m", (1,), None, Signature((spec,), (spec,), batched=False), 0, "localhost:1")
     huge = np.broadcast_to(np.zeros(1, np.uint8), (2**31,))
     with pytest.raises(DataError, match="2,147,483,648 bytes is over gRPC's limit"):
-        encode_request(model, [huge], 1, "here")
+        Encoder(model).encode([huge], 1, "here")

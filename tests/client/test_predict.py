@@ -1,7 +1,5 @@
 """The command, as a process, against a real Triton."""
 
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -9,91 +7,13 @@ import time
 
 import numpy as np
 import pytest
+from predict_files import ROWS, read_rows, read_text, write_rows
 from predict_process import run_predict
-
-ROWS = 7
-
-OWN_IO = '''
-"""A source and sink of one's own."""
-
-import numpy as np
-
-from unitrain.client import ClientIO
-
-
-class Own(ClientIO):
-    def __init__(self, model, path: str, rows: int = 3, scale: float = 1.0, loud: bool = False, fail_at: int = -1,
-                 endless: bool = False):
-        super().__init__(model)
-        self.path, self.rows, self.scale, self.loud, self.fail_at = path, rows, scale, loud, fail_at
-        self.endless = endless
-        self.seen = []
-
-    def inputs(self):
-        index = 0
-        while self.endless or index < self.rows:
-            if index == self.fail_at:
-                raise ValueError("the source broke")
-            yield {"x": np.full(3, index * self.scale, np.float32)}
-            index += 1
-
-    def decode(self, index, outputs, version):
-        self.seen.append(float(outputs["y"][0]))
-        if self.endless and index == 100:
-            open(self.path + ".going", "w").close()
-
-    def finalize(self):
-        with open(self.path, "w") as file:
-            file.write(f"{self.loud} {len(self.seen)} {self.seen[:5]}")
-'''
 
 
 @pytest.fixture
 def rows():
     return np.random.default_rng(1).normal(size=(ROWS, 3)).astype(np.float32)
-
-
-@pytest.fixture
-def project(tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "own.py").write_text(OWN_IO)
-    return tmp_path
-
-
-def write_rows(path, rows):
-    """The rows as a source of the path's kind."""
-    if path.suffix == ".npy":
-        np.save(path, rows)
-    elif path.suffix == ".npz":
-        np.savez(path, x=rows, label=np.zeros(len(rows)))
-    elif path.suffix == ".csv":
-        lines = [",".join(["label", *(f"x[{i}]" for i in range(3))])]
-        path.write_text("\n".join(lines + [",".join(["a", *map(str, row)]) for row in rows]) + "\n")
-    else:
-        path.write_text("\n".join(json.dumps({"x": row.tolist()}) for row in rows) + "\n")
-    return path
-
-
-def read_rows(path):
-    """(outputs y, versions) of a sink of the path's kind."""
-    if path.suffix == ".npz":
-        arrays = np.load(path)
-        assert arrays["version"].dtype == np.int64
-        return arrays["y"], arrays["version"].tolist()
-    if path.suffix == ".npy":
-        return np.load(path), None
-    return read_text(path.read_text(), path.suffix)
-
-
-def read_text(text, suffix):
-    if suffix == ".csv":
-        lines = list(csv.DictReader(io.StringIO(text)))
-        return np.array([[np.float32(r[f"y[{i}]"]) for i in range(3)] for r in lines]), [
-            int(r["version"]) for r in lines
-        ]
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert [r["index"] for r in lines] == list(range(len(lines)))
-    return np.array([r["y"] for r in lines], np.float32), [r["version"] for r in lines]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +32,9 @@ def test_every_format_round_trips(predict, tmp_path, rows, source, sink):
     assert versions in (None, [1] * ROWS)
     report = json.loads(ran.out)
     assert (report["samples"], report["versions"], report["errors"]) == (ROWS, {"1": ROWS}, {})
-    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] < 10_000
+    latency = report["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] < 10_000
+    assert [(c["version"], c["after_s"] > 0) for c in report["version_changes"]] == [(1, True)]
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl"])
@@ -286,7 +208,7 @@ def test_bad_input_is_one_sentence(predict, tmp_path, name, content, said):
         (
             ["linear", "--input", "data.txt"],
             2,
-            "--input: expected .csv, .npy, .npz, .jsonl, `-`, `golden` or `random`",
+            "--input: expected .csv, .npy, .npz, .jsonl, a folder, a pattern such as 'images/*.png', `-`, `golden` or",
         ),
         (["linear", "--input", "random", "--output", "data.txt"], 2, "--output: expected .csv"),
         (
@@ -297,7 +219,7 @@ def test_bad_input_is_one_sentence(predict, tmp_path, name, content, said):
         (["linear", "--input", "random", "--batch-rows", 1000], 2, "takes 1 to 64 rows a request, got 1000"),
         (["linear", "--input", "random", "--batch-rows", 0], 2, "--batch-rows: expected at least 1"),
         (["linear", "--input", "random", "--timeout", 0], 2, "--timeout: expected seconds above 0"),
-        (["linear", "--input", "golden"], 2, "--input golden needs --model-repository"),
+        (["linear", "--input", "golden"], 1, "linear/1/golden.npz: can't be read"),
         (
             ["linear", "--input", "random", "--inptu", "x"],
             2,
@@ -349,76 +271,6 @@ def test_no_server_is_one_sentence(tmp_path):
     assert "unitrain serve" in ran.err
     assert ran.err.count("\n") == 1
     assert run_predict("linear", "--input", "random", "--url", "nonsense").code == 2
-
-
-def test_own_io_replaces_source_and_sink(predict, project):
-    """A ClientIO brings samples and takes answers; its options are typed by its signature."""
-    done = project / "done.txt"
-    words = ("linear", "--io", "own.Own", "--io.path", done, "--io.rows", 4)
-    ran = predict(*words, "--io.scale=0.5", "--io.loud", "true", cwd=project)
-    assert ran.code == 0, ran.err
-    assert done.read_text() == "True 4 [0.0, 1.0, 2.0, 3.0]"
-
-
-def test_own_io_comes_from_the_settings(predict, project):
-    """The `client` section names the class and its options; the command line's win."""
-    done = project / "done.txt"
-    settings = project / "examples" / "settings.yaml"
-    settings.parent.mkdir()
-    settings.write_text(f"client: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
-    assert predict("linear", "--config", settings, "--io.rows", 2).code == 0
-    assert done.read_text() == "False 2 [0.0, 2.0]"
-    settings.write_text("experiment: x\n")
-    ran = predict("linear", "--config", settings)
-    assert ran.code == 2
-    assert "expected a section `client:" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--io", "own.Won"], "`Won` does not exist"),
-        (
-            ["--io", "own.Own", "--io.path", "p", "--io.row", "3"],
-            "has no option row; its options are path, rows",
-        ),
-        (["--io", "own.Own", "--io.path", "p", "--io.rows", "many"], "own.Own"),
-        (["--io", "own.Own"], "path"),
-        (["--io", "json.JSONDecoder"], "must be a unitrain.client.ClientIO with inputs, decode, finalize"),
-    ],
-)
-def test_wrong_io_is_one_sentence(predict, project, words, said):
-    """Exit 2, naming the class and the option."""
-    ran = predict("linear", *words, cwd=project)
-    assert ran.code == 2, ran.err
-    assert said in ran.err
-    assert ran.err.count("\n") == 1
-
-
-def test_own_io_is_finalized_when_its_source_breaks(predict, project):
-    """What came before is decoded, finalize runs, and the exception is told in one line."""
-    done = project / "done.txt"
-    ran = predict("linear", "--io", "own.Own", "--io.path", done, "--io.fail_at", 2, cwd=project)
-    assert ran.code == 1
-    assert "the source broke" in ran.err
-    assert "samples    2 in" in ran.out
-    assert done.read_text() == "False 2 [0.0, 2.0]"
-
-
-def test_own_io_is_finalized_on_ctrl_c(predict, project):
-    """Ctrl-C ends an endless source with exit 130, after the report and finalize."""
-    done = project / "done.txt"
-    words = ("linear", "--io", "own.Own", "--io.path", done, "--io.endless", "true", "--json")
-
-    def going():
-        deadline = time.monotonic() + 20
-        while not (project / "done.txt.going").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    ran = predict(*words, cwd=project, interrupt_when=going)
-    assert ran.code == 130
-    assert done.read_text().startswith(f"False {json.loads(ran.out)['samples']} [")
 
 
 def test_predict_never_imports_torch(server):

@@ -270,3 +270,78 @@ def test_server_away_for_too_long_gives_every_sample_its_error(triton):
             seen.extend(results)
     assert [r.index for r in seen] == list(range(len(seen)))
     assert seen[-1].error.kind == "unavailable"
+
+
+def test_version_that_is_replaced_ends_the_stream_soon(triton):
+    """A pinned version that is no longer served fails what is left within seconds, naming those that are."""
+    onnx_models.publish_model(triton.repository, num_versions=1)
+    triton.wait_for("linear", 1)
+    seen, gone_s = [], 0.0
+
+    def source():
+        nonlocal gone_s
+        for i, sample in enumerate(numbered(10**6)):
+            if i == 100:
+                onnx_models.publish_model(triton.repository, num_versions=1)
+                triton.wait_for("linear", 2)
+                gone_s = time.monotonic()
+            yield sample
+
+    with Client(triton.url) as client:
+        results = client.stream("linear", source(), version=1, batch_rows=4, window=4, retry_for_s=60)
+        with pytest.raises(ClientError, match="model linear has no version 1 any more; it has 2"):
+            seen.extend(results)
+    assert time.monotonic() - gone_s < 15
+    assert [r.index for r in seen] == list(range(len(seen)))
+    assert all(r.version in (0, 1) for r in seen)
+    assert seen[-1].error.kind == "unavailable"
+
+
+def test_model_is_waited_for(triton):
+    """`wait` returns when the model is there; without it in time, the sentence says what is missing."""
+    told = []
+    with Client(triton.url) as client:
+        with pytest.raises(ClientError, match="there is no model linear; the server has none ready yet"):
+            client.wait("linear", timeout_s=0.3)
+        timer = threading.Timer(0.5, onnx_models.publish_model, [triton.repository])
+        timer.start()
+        info = client.wait("linear", timeout_s=30, note=told.append)
+        timer.join()
+        assert (info.name, info.versions) == ("linear", (1,))
+        assert client.predict("linear", x=[1, 2, 3]).version == 1
+    assert len(told) == 1
+    assert "waiting for it: " in told[0]
+
+
+def test_numbers_begin_where_they_are_told_to(server):
+    """A stream that goes on after an earlier one numbers its results and its errors on from there."""
+    with Client(server.url) as client:
+        samples = [*numbered(2), {"x": np.ones(2, np.float32)}]
+        results = list(client.stream("linear", samples, first_index=100))
+    assert [r.index for r in results] == [100, 101, 102]
+    assert "sample 102" in str(results[2].error)
+
+
+def test_requests_over_the_limit_are_sent_in_parts(server, monkeypatch):
+    """Where rows chosen for one request are too many bytes for a message, they go in two; alone they are refused."""
+    monkeypatch.setattr("unitrain.client.packing.MAX_PAYLOAD_BYTES", 100)
+    monkeypatch.setattr("unitrain.client.wire.MAX_PAYLOAD_BYTES", 100)
+    with Client(server.url) as client:
+        check_all(client.stream("linear", numbered(64), batch_rows=64), 64)
+        [result] = client.stream("linear", [{"x": np.ones((9, 3), np.float32)}])
+    assert "sample 0: a request of 108 bytes is over gRPC's limit of 100" in str(result.error)
+
+
+def test_examples_of_the_docstrings_run(server):
+    """Those of the client and of ClientIO, as they stand, on a real server."""
+    import doctest
+
+    from unitrain.client import client as client_module
+    from unitrain.client import io as io_module
+
+    runner = doctest.DocTestRunner()
+    for module in (client_module, io_module):
+        for test in doctest.DocTestFinder().find(module, extraglobs={"url": server.url}):
+            runner.run(test)
+    assert runner.tries == 4
+    assert runner.failures == 0

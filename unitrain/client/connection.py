@@ -33,7 +33,7 @@ class Connection:
             # A new connection must not inherit the back-off of one that has just failed.
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        if _is_local(self.url):
+        if is_local(self.url):
             options.append(("grpc.enable_http_proxy", 0))
         self._channel = grpc.insecure_channel(self.url, options=options)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -69,7 +69,7 @@ class Connection:
             raise self._unknown(name, version, error) from error
         return model_info(metadata, config, version, self.url)
 
-    def served(self) -> dict[str, list[int]]:
+    def served(self, timeout_s: float = _ASK_TIMEOUT_S) -> dict[str, list[int]]:
         """Every model that the server has ready, with its versions, ascending.
 
         Triton's statistics name them; its repository index is locked where the server is hardened.
@@ -80,11 +80,40 @@ class Connection:
         from tritonclient.grpc import service_pb2
 
         with self.telling():
-            answer = self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=_ASK_TIMEOUT_S)
+            answer = self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=timeout_s)
         found: dict[str, list[int]] = {}
         for model in answer.model_stats:
             found.setdefault(model.name, []).append(int(model.version))
         return {name: sorted(versions) for name, versions in sorted(found.items())}
+
+    def infer(self, request: bytes, timeout_s: float) -> Any:
+        """The ModelInferResponse to a serialised ModelInferRequest.
+
+        Raises:
+            ClientError: no server, no answer in time, or it refused the request.
+        """
+        from tritonclient.grpc import service_pb2
+
+        # The generated stub would serialise messages, and copy their arrays twice more.
+        call = self._channel.unary_unary(
+            _method("ModelInfer"), response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
+        with self.telling():
+            return call(request, timeout=timeout_s)
+
+    def stream(self, requests: Iterator[bytes]) -> Any:
+        """The call of a new gRPC stream; iterating it gives ModelStreamInferResponse messages.
+
+        Args:
+            requests: serialised ModelInferRequest messages; read by a thread of gRPC's own.
+        """
+        from tritonclient.grpc import service_pb2
+
+        call = self._channel.stream_stream(
+            _method("ModelStreamInfer"),
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
+        return call(requests)
 
     def is_ready(self, model: ModelInfo, timeout_s: float) -> bool:
         """Whether the server answers and says that the model is ready."""
@@ -125,6 +154,12 @@ class Connection:
         return ClientError(f"{self.url}: there is no model {name}; the server has {', '.join(models)}{hint}")
 
 
+def _method(name: str) -> str:
+    from tritonclient.grpc import service_pb2
+
+    return f"/{service_pb2.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/{name}"
+
+
 def check_url(url: str) -> str:
     """`url` as `host:port`, gRPC's scheme taken off.
 
@@ -152,7 +187,8 @@ def request_error(error: Any, url: str) -> ClientError:
     return RequestError(f"{url}: {details} ({code.name})")
 
 
-def _is_local(url: str) -> bool:
+def is_local(url: str) -> bool:
+    """Whether `host:port` is on this machine, as its address tells."""
     host = url.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -9,8 +9,9 @@ import numpy as np
 
 from unitrain.client.arrays import Array
 from unitrain.client.model import ModelInfo
+from unitrain.client.npfiles import array_rows
 from unitrain.client.sinks import Sink, open_sink
-from unitrain.client.sources import Note, golden_arrays, open_samples, rows_of
+from unitrain.client.sources import Named, Note, Windows, golden_arrays, open_samples
 from unitrain.errors import ClientError, DataError, SettingsError
 
 
@@ -21,6 +22,7 @@ class ClientIO:
 
     Attributes:
         model: what the server says of the model.
+        total: samples there will be; None where nobody knows.
 
     Example:
         >>> class Doubles(ClientIO):
@@ -35,6 +37,8 @@ class ClientIO:
         ...     def decode(self, index, outputs, version):
         ...         print(index, outputs["y"], version)
     """
+
+    total: int | None = None
 
     def __init__(self, model: ModelInfo) -> None:
         self.model = model
@@ -63,7 +67,12 @@ class ClientIO:
 
 
 class FileIO(ClientIO):
-    """Files, standard input and output, or random samples: what `--input` and `--output` name."""
+    """Files, folders, standard input and output, or random samples: what `--input` and `--output` name.
+
+    Attributes:
+        first_index: of the first sample it gives: those before it were there when its output was resumed.
+        total: samples it gives; None where nobody knows.
+    """
 
     def __init__(
         self,
@@ -71,24 +80,40 @@ class FileIO(ClientIO):
         *,
         source: str,
         target: str | None,
-        output_name: str | None,
-        count: int | None,
+        output_name: str | None = None,
+        count: int | None = None,
+        windows: Windows | None = None,
+        resume: bool = False,
         note: Note,
     ) -> None:
         super().__init__(model)
-        self._samples = open_samples(source, model, count, note)
-        self._sink: Sink | None = None if target is None else open_sink(target, model, output_name)
+        # The source first: a wrong one leaves an older output as it was.
+        samples = open_samples(source, model, count, note, windows=windows)
+        self._sink: Sink | None = None
+        if target is not None:
+            self._sink = open_sink(target, model, output_name, resume=resume)
+        self.first_index = self._sink.done if self._sink is not None else 0
+        if self.first_index:
+            note(f"{target}: goes on after the {self.first_index} samples that are there")
+        self._samples = samples.cut(self.first_index, None)
+        self.total = self._samples.total
+        self._names: dict[int, str] = {}
 
     def inputs(self) -> Iterator[Mapping[str, Any] | ClientError]:
-        return self._samples
+        for index, sample in enumerate(self._samples.rows, self.first_index):
+            if isinstance(sample, Named):
+                self._names[index] = sample.name
+            yield sample
 
     def decode(self, index: int, outputs: dict[str, Array], version: int) -> None:
+        name = self._names.pop(index, None)
         if self._sink is not None:
-            self._sink.write(index, outputs, version)
+            self._sink.write(index, outputs, version, name)
 
     def failed(self, index: int, error: ClientError) -> None:
+        name = self._names.pop(index, None)
         if self._sink is not None:
-            self._sink.write_error(index, error)
+            self._sink.write_error(index, error, name)
 
     def finalize(self) -> None:
         if self._sink is not None:
@@ -102,6 +127,7 @@ class GoldenIO(ClientIO):
         checked: samples compared.
         largest: the largest difference met.
         wrong: samples beyond the tolerance.
+        total: samples there are.
     """
 
     def __init__(
@@ -117,7 +143,7 @@ class GoldenIO(ClientIO):
         super().__init__(model)
         inputs, self._expected = golden_arrays(model, repository, version)
         self._where = f"golden samples of {model.name} version {version}"
-        self._samples = rows_of(inputs, model, self._where)
+        self._samples, self.total = array_rows(inputs, model, self._where)
         self._sink = sink
         self._tolerances = absolute_tolerance, relative_tolerance
         self.checked = self.wrong = 0

@@ -31,11 +31,11 @@ class Link:
         self._connection = connection
         self._events = events
         self._outgoing: SimpleQueue[Any] = SimpleQueue()
-        self._call = connection.stub.ModelStreamInfer(iter(self._outgoing.get, None))
+        self._call = connection.stream(iter(self._outgoing.get, None))
         threading.Thread(target=self._receive, name="unitrain-link", daemon=True).start()
 
-    def send(self, request: Any) -> None:
-        """Queue a ModelInferRequest message for sending."""
+    def send(self, request: bytes) -> None:
+        """Queue a serialised ModelInferRequest for sending."""
         self._outgoing.put(request)
 
     def close(self) -> None:

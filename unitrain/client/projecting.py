@@ -22,6 +22,7 @@ class ProjectorSnapshot:
     """
 
     def __init__(self, directory: Path, model: ModelInfo, outputs: tuple[TensorSpec, ...]) -> None:
+        self.done = 0
         self._directory = directory
         self._model = model
         self._names = [spec.name for spec in outputs]
@@ -33,12 +34,12 @@ class ProjectorSnapshot:
         except OSError as error:
             raise DataError(f"{directory}: can't be written: {error.strerror}") from error
 
-    def write(self, index: int, outputs: dict[str, Array], version: int) -> None:
-        self._pending.append((index, {name: np.array(outputs[name]) for name in self._names}, version))
+    def write(self, index: int, outputs: dict[str, Array], version: int, name: str | None = None) -> None:
+        self._pending.append((index, {output: np.array(outputs[output]) for output in self._names}, version))
         if len(self._pending) >= _CHUNK_ROWS:
             self._choose()
 
-    def write_error(self, index: int, error: ClientError) -> None:
+    def write_error(self, index: int, error: ClientError, name: str | None = None) -> None:
         """Nothing: a point of it would lie where no answer is."""
 
     def close(self) -> None:

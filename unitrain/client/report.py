@@ -11,6 +11,9 @@ from unitrain.errors import ClientError, DataError, RequestError
 _RESOLUTION = math.log(1.01)
 """Latencies are counted in steps of one per cent."""
 
+_SHOWN_CHANGES = 10
+"""Of version, the newest, in the table; JSON has the last thousand."""
+
 
 class Report:
     """Counts results as they come.
@@ -73,13 +76,14 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values; times in seconds and milliseconds."""
-        p50, p99 = self.latency_ms(0.5), self.latency_ms(0.99)
+        shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+        latencies = {name: self.latency_ms(share) for name, share in shares.items()}
         return {
             "samples": self.samples,
             "answered": self.samples - self.failed,
             "seconds": round(self.seconds, 4),
             "samples_per_s": round(self.samples / max(self.seconds, 1e-9), 1),
-            "latency_ms": {"p50": p50 and round(p50, 3), "p99": p99 and round(p99, 3)},
+            "latency_ms": {name: value and round(value, 3) for name, value in latencies.items()},
             "versions": {str(version): count for version, count in sorted(self._versions.items())},
             "version_changes": [{"after_s": round(s, 3), "version": v} for s, v in self._changes],
             "errors": dict(sorted(self._errors.items())),
@@ -89,14 +93,18 @@ class Report:
     def table(self) -> str:
         """All of it as a small plain table."""
         data = self.to_json()
-        p50, p99 = data["latency_ms"]["p50"], data["latency_ms"]["p99"]
+        latencies = [f"{n} {v:.2f} ms" for n, v in data["latency_ms"].items() if v is not None]
+        changes = [f"{c['version']} after {c['after_s']:.2f} s" for c in data["version_changes"]]
+        if len(changes) > _SHOWN_CHANGES:
+            changes = ["…", *changes[-_SHOWN_CHANGES:]]
         versions = ", ".join(f"{version} ({count})" for version, count in data["versions"].items())
         errors = ", ".join(f"{kind} ({count})" for kind, count in data["errors"].items())
         rows = [
             ("samples", f"{data['samples']} in {self.seconds:.2f} s"),
             ("samples/s", f"{data['samples_per_s']:,.1f}"),
-            ("latency", "-" if p50 is None else f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"),
+            ("latency", ", ".join(latencies) or "-"),
             ("versions", versions or "-"),
+            *([("changes", ", ".join(changes))] if len(changes) > 1 else []),
             ("errors", errors or "0"),
             *((name, str(value)) for name, value in self.checks.items()),
         ]

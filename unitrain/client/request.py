@@ -40,6 +40,8 @@ class StreamOptions:
         retry_for_s: how long a server or model may be away before the stream gives up.
         allow_nan: send NaN rather than refuse it.
         stop: when set, nothing more is taken from the source, and the stream ends with what is in flight.
+        first_index: of the first sample.
+        shared_memory: send and receive tensors by memory shared with a server on this host.
     """
 
     batch_rows: int | None = None
@@ -48,6 +50,8 @@ class StreamOptions:
     retry_for_s: float = 60.0
     allow_nan: bool = False
     stop: threading.Event | None = None
+    first_index: int = 0
+    shared_memory: bool = False
 
 
 class Request:
@@ -60,14 +64,18 @@ class Request:
         "items",
         "latency_ms",
         "message",
+        "number",
         "outputs",
         "sent_s",
+        "slot",
         "version",
     )
 
     def __init__(self, items: list[Item]) -> None:
         self.items = items
-        self.message: Any = None
+        self.message: Any = None  # serialised; where its tensors are in shared memory, the message itself
+        self.number = 0  # what the answer will name
+        self.slot: int | None = None  # of shared memory
         self.first_sent_s = self.sent_s = 0.0
         self.outputs: dict[str, Array] | None = None
         self.error: ClientError | None = None

@@ -1,21 +1,22 @@
-"""Samples from files, standard input, a version's golden samples, or chance, one row at a time.
+"""Samples from files, folders, standard input or chance, one row at a time, in memory that does not grow.
 
 What is wrong with a file as a whole is raised before anything is sent; what is wrong with one row takes
 that row's place.
 """
 
-import difflib
 import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from unitrain.client.arrays import Array, check_names, fit_dtype
+from unitrain.client.arrays import Array
 from unitrain.client.model import ModelInfo
+from unitrain.client.npfiles import load_npz, npy_rows, npz_rows
 from unitrain.client.text import csv_samples, jsonl_samples
 from unitrain.errors import DataError, UsageError
 from unitrain.tensors import TensorSpec
@@ -25,65 +26,91 @@ SUFFIXES = (".csv", ".npy", ".npz", ".jsonl")
 Note = Callable[[str], None]
 """Takes a sentence that the person should see but that is no error."""
 
+Given = Mapping[str, Any] | DataError
+
 _UNKNOWN_LENGTH = 16
 """Of a random sample's axes that the model leaves open."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a source gives.
+
+    Attributes:
+        rows: one sample each, or what is wrong with it.
+        total: how many there will be; None where nobody knows before the end.
+    """
+
+    rows: Iterator[Given]
+    total: int | None = None
+
+    def cut(self, skip: int, count: int | None) -> "Samples":
+        """Without the first `skip`, and ending after the `count`-th of all."""
+        total = self.total if count is None else count if self.total is None else min(count, self.total)
+        rest = itertools.islice(self.rows, skip, None if count is None else max(skip, count))
+        return Samples(rest, None if total is None else max(0, total - skip))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A window that slides over a long signal: `steps` long, the next one beginning `hop` later."""
+
+    steps: int
+    hop: int
+
+
+class Named(dict[str, Any]):
+    """A sample that has a name: the file that it is from."""
+
+    def __init__(self, values: Mapping[str, Any], name: str) -> None:
+        super().__init__(values)
+        self.name = name
 
 
 def check_source(source: str) -> None:
     """Refuse what no source is named by.
 
     Raises:
-        UsageError: neither `-`, `golden`, `random` nor a known kind of file.
+        UsageError: neither `-`, `golden`, `random`, a folder, a pattern nor a known kind of file.
     """
-    if source not in ("-", "golden", "random") and Path(source).suffix not in SUFFIXES:
+    known = source in ("-", "golden", "random") or is_folder(source)
+    if not known and Path(source).suffix not in SUFFIXES:
         raise UsageError(
-            f"--input: expected {', '.join(SUFFIXES)}, `-`, `golden` or `random`, got `{source}`"
+            f"--input: expected {', '.join(SUFFIXES)}, a folder, a pattern such as 'images/*.png', `-`, `golden` or "
+            f"`random`, got `{source}`"
         )
 
 
 def open_samples(
-    source: str, model: ModelInfo, count: int | None, note: Note
-) -> Iterator[Mapping[str, Any] | DataError]:
-    """Samples of a file, `-` or `random`.
+    source: str,
+    model: ModelInfo,
+    count: int | None,
+    note: Note,
+    *,
+    windows: Windows | None = None,
+) -> Samples:
+    """Samples of a file, a folder, `-` or `random`.
 
     Args:
         source: see `check_source`; `golden` is opened by `golden_arrays`.
         model: that they are for.
-        count: at most; -1: endless, a file starting again at its end; None: the file's (`random`: one).
+        count: at most; -1: endless, a file starting again at its end; None: the
+            file's (`random`: one).
         note: takes what is worth saying.
+        windows: cut them out of a long signal, which the source holds.
 
     Raises:
+        UsageError: the model can't be asked so.
         DataError: the file is missing, unreadable, or does not fit the model as a whole.
     """
     if source == "random":
-        samples: Iterator[Mapping[str, Any] | DataError] = _random(model)
-        return itertools.islice(samples, 1 if count is None else count) if count != -1 else samples
-    if source == "-":
-        samples = _standard_input(model, note)
-    elif count == -1:
-        samples = _again_and_again(source, model, note)
+        samples = Samples(_random(model), None)
+        count = 1 if count is None else count
+    elif count == -1 and source != "-":
+        samples = Samples(_again_and_again(source, model, note, windows))
     else:
-        samples = _file(source, model, note)
-    return samples if count in (None, -1) else itertools.islice(samples, count)
-
-
-def rows_of(arrays: Mapping[str, Array], model: ModelInfo, where: str) -> Iterator[Mapping[str, Any]]:
-    """Arrays with rows first, by input name, as samples.
-
-    Raises:
-        DataError: names, shapes, dtypes or numbers of rows that do not fit.
-    """
-    check_names(arrays, model.signature, where)
-    if not model.signature.batched:
-        return iter([dict(arrays)])
-    for spec in model.inputs:
-        _check_rows(arrays[spec.name], spec, where)
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        raise DataError(f"{where}: the arrays must have as many rows each, got {told}")
-    names = tuple(arrays)
-    return (dict(zip(names, row, strict=True)) for row in zip(*arrays.values(), strict=True))
+        samples = _open(source, model, note, windows)
+    return samples.cut(0, None if count == -1 else count)
 
 
 def golden_arrays(
@@ -94,8 +121,7 @@ def golden_arrays(
     Raises:
         DataError: the version has none, or they can't be read.
     """
-    path = repository / model.name / str(version) / "golden.npz"
-    arrays = _load_npz(path)
+    arrays = load_npz(repository / model.name / str(version) / "golden.npz")
 
     def below(folder: str) -> dict[str, Array]:
         return {name.removeprefix(folder): a for name, a in arrays.items() if name.startswith(folder)}
@@ -103,42 +129,48 @@ def golden_arrays(
     return below("inputs/"), below("outputs/")
 
 
-def _check_rows(array: Array, spec: TensorSpec, where: str) -> None:
-    shape = array.shape[1:] if array.ndim else ()
-    scalar = spec.dims == (1,) and array.ndim == 1
-    fits = array.ndim == len(spec.dims) + 1 and all(
-        d in (-1, n) for d, n in zip(spec.dims, shape, strict=False)
-    )
-    if not fits and not scalar:
-        dims = ", ".join("?" if d < 0 else str(d) for d in spec.dims)
-        raise DataError(
-            f"{where}: input {spec.name} must have the shape [rows, {dims}], got {list(array.shape)}"
-        )
-    # One row tells whether the kind of dtype can fit at all, before the first sample is sent.
-    kinds = {"O": "OSU", "b": "b"}.get(spec.numpy.kind, "iuf")
-    if array.dtype.kind not in kinds and len(array):
-        fit_dtype(np.asarray(array[:1]), spec, where)
+def is_folder(source: str) -> bool:
+    """Whether it names a folder, or files by a pattern."""
+    path = Path(source)
+    return path.is_dir() or (any(sign in source for sign in "*?[") and not path.exists())
 
 
-def _file(source: str, model: ModelInfo, note: Note) -> Iterator[Mapping[str, Any] | DataError]:
+def _open(source: str, model: ModelInfo, note: Note, windows: Windows | None) -> Samples:
+    if windows is not None:
+        from unitrain.client.windows import open_windows
+
+        return open_windows(source, model, windows, note)
+    if is_folder(source):
+        from unitrain.client.folder import folder_samples
+
+        rows, total = folder_samples(source, model, note)
+        return Samples(rows, total)
+    return open_file(source, model, note)
+
+
+def open_file(source: str, model: ModelInfo, note: Note) -> Samples:
+    """Samples of one file, or of standard input.
+
+    Raises:
+        DataError: it is missing, unreadable, or does not fit the model as a whole.
+    """
+    if source == "-":
+        return Samples(_standard_input(model, note))
     path = Path(source)
     if path.suffix == ".npy":
-        if len(model.inputs) != 1:
-            names = ", ".join(spec.name for spec in model.inputs)
-            raise DataError(
-                f"{path}: a .npy file holds one array, but the model's inputs are {names}; use .npz"
-            )
-        return rows_of({model.inputs[0].name: _load_npy(path)}, model, source)
+        return Samples(*npy_rows(path, model))
     if path.suffix == ".npz":
-        return rows_of(_select(_load_npz(path), model, source, note), model, source)
+        return Samples(*npz_rows(path, model, note))
     reader = csv_samples if path.suffix == ".csv" else jsonl_samples
     try:
         file = path.open(encoding="utf-8", newline="")
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in its name
+        raise DataError(f"{source!r}: can't be read: {error}") from error
     try:
-        return _closing(file, reader(file, model, source, note))
-    except DataError:
+        return Samples(_closing(file, reader(file, model, source, note)))
+    except BaseException:
         file.close()
         raise
 
@@ -149,32 +181,37 @@ def _closing(file: IO[str], samples: Iterator[Any]) -> Iterator[Any]:
         yield from samples
 
 
-def _again_and_again(source: str, model: ModelInfo, note: Note) -> Iterator[Mapping[str, Any] | DataError]:
-    first = _file(source, model, note)
+def _again_and_again(source: str, model: ModelInfo, note: Note, windows: Windows | None) -> Iterator[Given]:
+    first = _open(source, model, note, windows)
 
-    def rounds() -> Iterator[Mapping[str, Any] | DataError]:
+    def rounds() -> Iterator[Given]:
         samples = first
         while True:
             any_sample = False
-            for sample in samples:
+            for sample in samples.rows:
                 any_sample = True
                 yield sample
             if not any_sample:
                 return
-            samples = _file(source, model, lambda _: None)
+            samples = _open(source, model, lambda _: None, windows)
 
     return rounds()
 
 
-def _standard_input(model: ModelInfo, note: Note) -> Iterator[Mapping[str, Any] | DataError]:
+def _standard_input(model: ModelInfo, note: Note) -> Iterator[Given]:
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError("standard input: is closed, expected JSON lines or CSV")
     # A file object of its own: a thread that waits in sys.stdin would hinder the interpreter's end.
     file = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8", newline="")
-    first = file.readline()
+    try:
+        first = file.readline()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: is not UTF-8: {error.reason}") from error
     reader = jsonl_samples if first.lstrip().startswith("{") else csv_samples
     return reader(itertools.chain([first] if first else [], file), model, "standard input", note)
 
 
-def _random(model: ModelInfo) -> Iterator[Mapping[str, Any]]:
+def _random(model: ModelInfo) -> Iterator[Given]:
     generator = np.random.default_rng(0)
 
     def draw(spec: TensorSpec) -> Array:
@@ -189,42 +226,8 @@ def _random(model: ModelInfo) -> Iterator[Mapping[str, Any]]:
         yield {spec.name: draw(spec) for spec in model.inputs}
 
 
-def _load_npy(path: Path) -> Array:
-    try:
-        with path.open("rb"):  # a missing file is told as such, whatever numpy makes of it
-            pass
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except Exception as error:  # numpy raises many kinds for a malformed file
-        raise DataError(f"{path}: is no readable .npy file: {' '.join(str(error).split())}") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: is no .npy file but an archive; name it .npz")
-    return array
-
-
-def _load_npz(path: Path) -> dict[str, Array]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except Exception as error:  # numpy and zipfile raise many kinds for a malformed file
-        raise DataError(f"{path}: is no readable .npz file: {' '.join(str(error).split())}") from error
-
-
-def _select(arrays: dict[str, Array], model: ModelInfo, where: str, note: Note) -> dict[str, Array]:
-    """The arrays of the model's inputs; the others are passed over, and said to be."""
-    wanted = [spec.name for spec in model.inputs]
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        near = difflib.get_close_matches(missing[0], arrays, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(
-            f"{where}: there is no array {missing[0]}; it holds {', '.join(arrays) or 'none'}, and the model's inputs "
-            f"are {', '.join(map(str, model.inputs))}{hint}"
-        )
-    others = [name for name in arrays if name not in wanted]
-    if others:
-        note(f"{where}: passed over {', '.join(others)}")
-    return {name: arrays[name] for name in wanted}
+def steps_model(model: ModelInfo, channels: int) -> ModelInfo:
+    """The model as if it took one step of a signal: what reads rows then reads steps."""
+    spec = replace(model.inputs[0], dims=(channels,))
+    signature = replace(model.signature, inputs=(spec,), batched=True)
+    return replace(model, signature=signature)

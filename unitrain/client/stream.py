@@ -5,30 +5,32 @@ stream answers first in, first out. A server that dies ends the stream: a new on
 growing pause, and what is unanswered is sent again.
 """
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from unitrain.client.connection import Connection
-from unitrain.client.intake import Intake, Sample, join, rows_a_request
+from unitrain.client.intake import Intake, Sample, rows_a_request
 from unitrain.client.link import Event, Link
 from unitrain.client.model import ModelInfo
+from unitrain.client.packing import Packer
+from unitrain.client.patience import Patience
 from unitrain.client.request import Request, Result, StreamOptions
-from unitrain.client.wire import decode_response, encode_request
-from unitrain.errors import ClientError, DataError, RequestError
+from unitrain.errors import ClientError, RequestError
 
 _POLL_S = 0.25
 """How often a stop that was asked for is looked for when nothing else happens."""
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-"""Between attempts at a server or model that is away; doubled each time."""
 
 _READY_TIMEOUT_S = 1.0
 
 _SOURCE_END_S = 0.5
 """How long a source that is stopped half-way may take to end."""
+
+_DRAIN_S = 5.0
+"""How long a stream that ends early waits for the server to be done with the shared memory."""
 
 _PASSING = (
     "unknown model",  # between unloading and loading, or while a server that was restarted still loads
@@ -57,17 +59,16 @@ class Stream:
         self._order: deque[Request] = deque()  # as the results will come
         self._unsent: deque[Request] = deque()  # to be sent, or sent again, before anything new
         self._in_flight: deque[Request] = deque()  # as they were sent on this link
-        self._last_number = 0
-        self._resume_at_s = 0.0
-        self._pause_s = _FIRST_PAUSE_S
-        self._failing_since_s: float | None = None
         self._heard_s = time.monotonic()
         self._given_up: ClientError | None = None
+        self._patience = Patience(model, options.retry_for_s)
+        max_rows = rows_a_request(model, options.batch_rows)
+        self._packer = Packer(model, options, max_rows)
         self._intake = Intake(
-            samples, model, rows_a_request(model, options.batch_rows), wake=lambda: self._events.put(None)
+            samples, model, max_rows, wake=lambda: self._events.put(None), first_index=options.first_index
         )
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> Generator[Result, None, None]:
         """Results in the source's order, each as soon as those before it are there.
 
         Raises:
@@ -88,7 +89,11 @@ class Stream:
                     self._wait()
         finally:
             self._intake.close()
-            self._drop_link()
+            try:
+                idle = not self._packer.shares_memory or self._drained()
+            finally:
+                self._drop_link()
+            self._packer.close(idle=idle)
             self._intake.join(_SOURCE_END_S)
         self._intake.raise_failure()
         if self._given_up is not None:
@@ -102,7 +107,7 @@ class Stream:
             self._intake.close()
             if self._link is None:
                 self._fail_all(RequestError("stopped before the server answered", kind="stopped"))
-        while len(self._in_flight) < self._options.window and now >= self._resume_at_s:
+        while len(self._in_flight) < self._options.window and now >= self._patience.resume_at_s:
             if not self._unsent and not self._take(now):
                 return
             if self._link is None and not self._connect():
@@ -119,23 +124,9 @@ class Stream:
                 return False
             request = Request(items)
             self._order.append(request)
-            if self._encode(request):
-                self._unsent.append(request)
+            self._unsent.extend(self._packer.pack(request))
+            if self._unsent:
                 return True
-        return False
-
-    def _encode(self, request: Request) -> bool:
-        """Make its message; False where there is nothing to send, since all of it is refused here."""
-        where = f"sample {request.items[0].index}"
-        try:
-            arrays = join(request.items, self._model, allow_nan=self._options.allow_nan)
-            if arrays:
-                self._last_number += 1
-                request.message = encode_request(self._model, arrays, self._last_number, where)
-                return True
-            request.error = ClientError("refused before sending")  # each item has its own
-        except DataError as error:
-            request.error = error
         return False
 
     def _send(self, request: Request, now: float) -> None:
@@ -143,7 +134,8 @@ class Stream:
         request.first_sent_s = request.first_sent_s or now
         self._in_flight.append(request)
         if self._link is not None:
-            self._link.send(request.message)
+            message = request.message
+            self._link.send(message if type(message) is bytes else message.SerializeToString())
 
     # --- receiving
 
@@ -153,8 +145,8 @@ class Stream:
         due = [now + _POLL_S]
         if self._in_flight:
             due.append(self._in_flight[0].sent_s + self._options.timeout_s)
-        if self._resume_at_s > now:
-            due.append(self._resume_at_s)
+        if self._patience.resume_at_s > now:
+            due.append(self._patience.resume_at_s)
         linger = self._intake.due_at()
         if linger is not None and len(self._in_flight) < self._options.window:
             due.append(linger)
@@ -175,29 +167,28 @@ class Stream:
         self._heard_s = event.time_s
         answer = event.response.infer_response
         request = self._answered(answer.id)
-        if request is None or request.done():  # its time had run out
+        if request is None:
+            return
+        if request.done():  # its time had run out
+            self._packer.free(request)
             return
         request.latency_ms = (event.time_s - request.first_sent_s) * 1e3
         if event.response.error_message:
             self._refused(request, event.response.error_message)
             return
-        try:
-            request.outputs, request.version = decode_response(answer)
-        except RequestError as error:
-            request.error = error
-        request.message = None
-        self._failing_since_s, self._pause_s = None, _FIRST_PAUSE_S
+        self._packer.unpack(request, answer)
+        self._patience.answered()
 
     def _answered(self, number: str) -> Request | None:
         """The request that an answer belongs to, taken from those in flight."""
         if not self._in_flight:
             return None
         oldest = self._in_flight.popleft()
-        if not number or oldest.message is None or oldest.message.id == number:
+        if not number or str(oldest.number) == number:
             return oldest
         self._in_flight.appendleft(oldest)
         for request in self._in_flight:
-            if request.message is not None and request.message.id == number:
+            if str(request.number) == number:
                 self._in_flight.remove(request)
                 return request
         return None
@@ -208,17 +199,13 @@ class Stream:
             self._unsent.append(request)
             self._pause(f"model {self._model.name} is not ready: {text}")
             return
+        self._packer.free(request)
         good = [item for item in request.items if item.error is None]
         if len(good) == 1:
             request.error = RequestError(f"sample {good[0].index}: {self._model.url} refused it: {text}")
             return
         # One bad row must not take the others with it.
-        middle = len(request.items) // 2
-        request.halves = [Request(request.items[:middle]), Request(request.items[middle:])]
-        for half in reversed(request.halves):
-            half.first_sent_s = request.first_sent_s
-            if self._encode(half):
-                self._unsent.appendleft(half)
+        self._unsent.extendleft(reversed(self._packer.split(request)))
 
     # --- trouble
 
@@ -227,6 +214,15 @@ class Stream:
         if not connection.is_ready(self._model, _READY_TIMEOUT_S):
             connection.close()
             self._pause(f"no server answers, or model {self._model.name} is not ready")
+            return False
+        try:
+            self._packer.open(connection, self._unsent)
+        except ClientError as error:
+            connection.close()
+            if self._packer.was_open:
+                self._pause(str(error))
+            else:
+                self._give_up(str(error))
             return False
         self._link = Link(connection, self._events)
         self._heard_s = time.monotonic()
@@ -255,25 +251,27 @@ class Stream:
         self._in_flight.clear()
         self._unsent.extendleft(reversed(again))
 
+    def _drained(self) -> bool:
+        """Whether the server has answered all that it was sent, after waiting for it for a while."""
+        deadline = time.monotonic() + _DRAIN_S
+        while self._in_flight and self._link is not None and time.monotonic() < deadline:
+            with contextlib.suppress(Empty):
+                event = self._events.get(timeout=_POLL_S)
+                if event is not None and event.link is self._link:
+                    self._handle(event)
+        return not self._in_flight
+
     def _pause(self, why: str) -> None:
-        """Send nothing for a while; after retry_for_s without an answer, give up."""
-        now = time.monotonic()
-        if now < self._resume_at_s:
-            return  # one pause for all that failed together
-        if self._failing_since_s is None:
-            self._failing_since_s = now
-        if now - self._failing_since_s >= self._options.retry_for_s:
-            waited = f"{self._options.retry_for_s:g} s (--retry-for)"
-            self._given_up = ClientError(f"{self._model.url}: gave up after {waited}: {why}")
-            self._intake.close()
-            self._drop_link()
-            self._fail_all(
-                RequestError(f"{self._model.url}: no answer within {waited}: {why}", kind="unavailable")
-            )
-            return
-        left = self._failing_since_s + self._options.retry_for_s - now
-        self._resume_at_s = now + min(self._pause_s, left)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        """Send nothing for a while; or give up."""
+        reason = self._patience.failed(why)
+        if reason is not None:
+            self._give_up(reason)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = ClientError(reason)
+        self._intake.close()
+        self._drop_link()
+        self._fail_all(RequestError(reason, kind="unavailable"))
 
     def _expire(self, now: float) -> None:
         """Give up requests whose time has run out; a stream that has been silent for as long is dropped."""

@@ -1,7 +1,9 @@
 """`predict`: ask a served model, one sample or a stream, from any source to any sink."""
 
 import argparse
+import itertools
 import json
+import math
 import signal
 import sys
 import threading
@@ -10,26 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unitrain.commands.arguments import ArgumentParser, parse
-from unitrain.errors import DataError, SettingsError, UsageError
+from unitrain.commands.predict_options import parse_options
+from unitrain.errors import ClientError, DataError, SettingsError, UsageError
 
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO, ModelInfo
-    from unitrain.client.report import Report
-
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code: 0 good, 1 any sample failed, 130 ended by Ctrl-C."""
-    words, io_options = _take_io_options(list(argv))
-    options = parse(_parser(), words)
-    _check(options, io_options)
+    """Run the command and return its exit code: 0 good, 1 any sample failed, 128 + n ended by signal n."""
+    options, io_options = parse_options(list(argv))
 
     from unitrain.client import Client
 
     with Client(options.url) as client:
-        model = client.model(options.model, options.version)
+        model = _find_model(client, options)
         if options.input == "golden" and options.version is None:
             # Golden samples belong to one version: a swap in between must not answer for it.
             model = client.model(options.model, model.versions[-1])
@@ -46,6 +43,7 @@ class _Prediction:
         self._client = client
         self._io = io
         self._stop = threading.Event()
+        self._signal = signal.SIGINT
         self._report = Report()
         self._failure: BaseException | None = None
 
@@ -70,17 +68,16 @@ class _Prediction:
         if self._failure is not None and not isinstance(self._failure, KeyboardInterrupt):
             raise self._failure
         if self._stop.is_set() or self._failure is not None:
-            return INTERRUPTED
+            return 128 + self._signal
         if self._report.first_error is not None:
-            failed, samples = self._report.failed, self._report.samples
-            print(
-                f"error: {failed} of {samples} samples failed, the first: {self._report.first_error}",
-                file=sys.stderr,
+            raise ClientError(
+                f"{self._report.failed} of {self._report.samples} samples failed, the first: {self._report.first_error}"
             )
-            return 1
         return 0
 
     def _stream(self) -> None:
+        from unitrain.commands.progress import progress
+
         options, model = self._options, self._io.model
         results = self._client.stream(
             model.name,
@@ -91,29 +88,40 @@ class _Prediction:
             timeout_s=options.timeout,
             retry_for_s=options.retry_for,
             allow_nan=options.allow_nan,
+            shared_memory=options.shm,
+            first_index=getattr(self._io, "first_index", 0),
             stop=self._stop,
         )
-        with _progress(self._report, options.count) as show:
+        most = math.inf if options.max_errors is None else options.max_errors
+        with progress(self._report, self._total()) as show:
             for result in results:
                 self._report.count(result)
                 if result.outputs is not None:
                     self._io.decode(result.index, result.outputs, result.version)
                 else:
                     self._io.failed(result.index, result.error)  # type: ignore[arg-type]
+                    if self._report.failed > most:
+                        results.close()
+                        raise ClientError(
+                            f"gave up after {self._report.failed} of {self._report.samples} samples failed "
+                            f"(--max-errors {most}), the last: {result.error}"
+                        )
                 show()
 
     def _counted(self) -> Iterator[Any]:
         count = self._options.count
-        for index, sample in enumerate(self._io.inputs()):
-            if count is not None and 0 <= count <= index:
-                return
-            yield sample
+        yield from itertools.islice(self._io.inputs(), None if count in (None, -1) else count)
+
+    def _total(self) -> int | None:
+        known = [n for n in (getattr(self._io, "total", None), self._options.count) if n not in (None, -1)]
+        return min(known, default=None)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C takes nothing more from the source and drains what is in flight; a second one ends at once."""
+        """Ctrl-C and SIGTERM take nothing more from the source and drain what is in flight; a second one ends at once."""
 
-        def interrupt(_signal: int, _frame: object) -> None:
+        def interrupt(number: int, _frame: object) -> None:
+            self._signal = signal.Signals(number)
             if self._stop.is_set():
                 raise KeyboardInterrupt
             self._stop.set()
@@ -121,11 +129,12 @@ class _Prediction:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _check_golden(self) -> None:
         from unitrain.client.io import GoldenIO, golden_verdict
@@ -147,106 +156,10 @@ class _Prediction:
         print(text, file=sys.stderr if self._options.output == "-" else sys.stdout)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser("predict", "Ask a served model; all else is known from the server's metadata.")
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="its name on the server")
-    add("--url", default="127.0.0.1:8001", help="host:port of Triton's gRPC endpoint")
-    add("--version", type=int, help="to be asked (default: the newest)")
-    add("--input", help=".csv, .npy, .npz or .jsonl file; - (standard input, jsonl or csv); golden; random")
-    add(
-        "--output",
-        help=".csv, .npy, .npz or .jsonl file; projector:DIR (for TensorBoard); - (standard output, jsonl) "
-        "(default: none; - if --input is -)",
-    )
-    add("--output-name", help="the output that a .npy file holds, where the model has more than one")
-    add("--count", type=int, help="samples at most; -1: endless, a file starting again at its end")
-    add(
-        "--batch-rows", type=int, help="rows a request (default: what is at hand, up to the server's maximum)"
-    )
-    add("--window", type=int, default=16, help="requests in flight at most")
-    add("--timeout", type=float, default=30.0, metavar="S", help="seconds for the answer to one request")
-    add(
-        "--retry-for",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds that a server may be away meanwhile",
-    )
-    add("--allow-nan", action="store_true", help="send NaN rather than refuse it")
-    add(
-        "--io",
-        metavar="CLASS",
-        help="class path of a ClientIO in place of --input and --output; --io.OPTION V",
-    )
-    add("--config", type=Path, metavar="F", help="settings file whose `client` section names the ClientIO")
-    add("--model-repository", type=Path, metavar="DIR", help="for --input golden")
-    add("--json", action="store_true", help="report as one JSON object")
-    return parser
-
-
-def _take_io_options(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The words without `--io.OPTION V`, and those options."""
-    rest: list[str] = []
-    taken: dict[str, str] = {}
-    queue = iter(words)
-    for word in queue:
-        if not word.startswith("--io."):
-            rest.append(word)
-            continue
-        name, equals, value = word.removeprefix("--io.").partition("=")
-        if not equals:
-            following = next(queue, None)
-            if following is None:
-                raise UsageError(f"predict: {word} needs a value")
-            value = following
-        taken[name.replace("-", "_")] = value
-    return rest, taken
-
-
-def _check(options: argparse.Namespace, io_options: dict[str, str]) -> None:
-    _check_source_and_sink(options, io_options)
-    for flag, value, least in (
-        ("count", options.count, -1),
-        ("window", options.window, 1),
-        ("batch-rows", options.batch_rows, 1),
-        ("version", options.version, 1),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"--{flag}: expected at least {least}, got {value}")
-    if not 0 < options.timeout <= threading.TIMEOUT_MAX:
-        raise UsageError(f"--timeout: expected seconds above 0, got {options.timeout}")
-    if not 0 <= options.retry_for <= threading.TIMEOUT_MAX:
-        raise UsageError(f"--retry-for: expected seconds from 0, got {options.retry_for}")
-
-
-def _check_source_and_sink(options: argparse.Namespace, io_options: dict[str, str]) -> None:
-    own = options.io is not None or options.config is not None
-    if own and (options.input or options.output):
-        raise UsageError(
-            "predict: --io and --config bring their own source and sink; leave --input and --output out"
-        )
-    if io_options and not own:
-        raise UsageError(f"predict: --io.{next(iter(io_options))} needs --io CLASS or --config F")
-    if own:
-        return
-    if options.input is None:
-        raise UsageError(
-            "predict: --input is missing; it takes a file, `-`, `golden` or `random` (or use --io CLASS)"
-        )
-    if options.input == "golden" and options.model_repository is None:
-        raise UsageError(
-            "predict: --input golden needs --model-repository DIR, where the version's golden.npz lies"
-        )
-    if options.input == "-" and options.output is None:
-        options.output = "-"
-    if options.output not in (None, "-") and Path(options.output).resolve() == Path(options.input).resolve():
-        raise UsageError(
-            f"predict: --output would overwrite its own --input, {options.input}; name another file"
-        )
-    from unitrain.client.sources import check_source
-
-    check_source(options.input)
+def _find_model(client: "Client", options: argparse.Namespace) -> "ModelInfo":
+    if options.wait is None:
+        return client.model(options.model, options.version)
+    return client.wait(options.model, options.version, timeout_s=options.wait, note=_note)
 
 
 def _open_io(options: argparse.Namespace, model: "ModelInfo", texts: dict[str, str]) -> "ClientIO":
@@ -259,16 +172,36 @@ def _open_io(options: argparse.Namespace, model: "ModelInfo", texts: dict[str, s
 
         return build_io(import_class(class_path, root), model, arguments, texts)
     if options.input == "golden":
+        repository = _golden_repository(options)
         sink = None if options.output is None else open_sink(options.output, model, options.output_name)
-        return GoldenIO(model, options.model_repository, model.version or model.versions[-1], sink)
+        return GoldenIO(model, repository, model.version or model.versions[-1], sink)
+    from unitrain.client.sources import Windows
+
+    steps, hop = options.window_steps, options.hop_steps
     return FileIO(
         model,
         source=options.input,
         target=options.output,
         output_name=options.output_name,
         count=options.count,
+        windows=None if steps is None else Windows(steps, hop or steps),
+        resume=options.resume,
         note=_note,
     )
+
+
+def _golden_repository(options: argparse.Namespace) -> Path:
+    """Where the golden samples lie: as named, or as the `serve` of this user that answers at the url knows."""
+    from unitrain.serving.runtime import find_server
+
+    if options.model_repository is not None:
+        return options.model_repository  # type: ignore[no-any-return]
+    server = find_server(options.url)
+    if server is None:
+        raise UsageError(
+            "predict: --input golden needs --model-repository DIR, where the version's golden.npz lies"
+        )
+    return Path(server.repository)
 
 
 def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path]:
@@ -301,37 +234,3 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(report: "Report", count: int | None) -> Iterator[Any]:
-    """A function that shows how far the report is, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    total = None if count in (None, -1) else count
-    columns = (
-        TextColumn("samples"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=5, transient=True) as bar:
-        task = bar.add_task("samples", total=total, rate="")
-        next_s = 0.0
-
-        def show() -> None:
-            nonlocal next_s
-            # Asking the clock costs far less than the bar does.
-            seconds = report.seconds
-            if seconds >= next_s:
-                next_s = seconds + 0.2
-                bar.update(
-                    task, completed=report.samples, rate=f"{report.samples / max(seconds, 1e-9):,.0f}/s"
-                )
-
-        yield show
