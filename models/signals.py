@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection, R2Score
 
 from unitrain.figures import reconstructions
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import ServableModule, Tensors, batch_targets
 
 
 class SignalsAutoencoder(ServableModule):
@@ -20,8 +20,8 @@ class SignalsAutoencoder(ServableModule):
     - `reconstruction`, float32 [batch, n_channels, n_steps], in the sensors' units again.
 
     Standardisation by channel is part of the graph: `forward` sees standardised signals and gives
-    standardised reconstructions. A batch is a mapping with `signals` and, for looking at the codes,
-    `label`, int64 [batch].
+    standardised reconstructions. A batch is a mapping with `signals` and, for looking at the codes, any
+    labels: `label`, int64 [batch], a place in `class_names`, and others, numbers or texts, one a signal.
 
     Args:
         channel_means: of each channel over the training signals, in the sensors' units.
@@ -105,13 +105,15 @@ class SignalsAutoencoder(ServableModule):
         return outputs["reconstruction"].flatten(), inputs["signals"].flatten()
 
     def labels(self, batch: Any) -> Mapping[str, Sequence[Any] | Tensor]:
-        label = batch["label"]
-        if self.class_names is None:
-            return {"class": label}
-        return {"class": [self.class_names[i] for i in label.tolist()]}
+        labels = batch_targets(self, batch)
+        if "label" in labels:
+            label = labels.pop("label")
+            names = self.class_names
+            labels["class"] = label if names is None else [names[i] for i in label.tolist()]
+        return labels
 
     def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
-        names = list(self.labels(batch)["class"])
+        names = next((list(map(str, label)) for label in self.labels(batch).values()), None)
         return {"reconstruction": reconstructions(inputs["signals"], outputs["reconstruction"], names)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -192,7 +193,19 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
         logging.disable(previous)
     if program is None:
         raise ExportError(f"{type(served.module).__name__}: the exporter returned no program")
-    return OnnxGraph.of(program.model_proto)
+    model = program.model_proto
+    _forget_origins(model)
+    return OnnxGraph.of(model)
+
+
+def _forget_origins(model: onnx.ModelProto) -> None:
+    """Take out what torch's exporter notes of each node: the lines of code it came from, with this machine's paths."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            node.ClearField("metadata_props")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+    model.graph.ClearField("metadata_props")
 
 
 def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signature:

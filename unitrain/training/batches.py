@@ -72,7 +72,7 @@ def fingerprint(batch: Any) -> str:
     def feed(value: Any) -> None:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 digest.update(str(key).encode())

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -46,6 +46,7 @@ class Fit:
         argv: further settings, as flags.
         resume_point: where a run that was interrupted goes on.
         start_from: another run, and which of its weights ("ema" or "raw") to begin with.
+        callbacks: further ones, beside the settings' own.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Fit:
         quiet: bool,
         resume_point: ResumePoint | None = None,
         start_from: tuple[str, str] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.path = path
         self.raw = raw
         self.argv = [word for pair in absolute(argv) for word in pair]
         self.resume_point = resume_point
         self.start_from = start_from
+        self.callbacks = callbacks
         self.root = (
             resume_point.root
             if resume_point
@@ -175,7 +178,7 @@ class Fit:
             take_weights(cli.model, kept[0], self.start_from[1], self.console)
             run.update(init_from={"checkpoint": str(kept[0]), "weights": self.start_from[1]})
         theirs = arguments.pop("callbacks", None) or []
-        theirs = list(theirs) if isinstance(theirs, Sequence) else [theirs]
+        theirs = [*(theirs if isinstance(theirs, Sequence) else [theirs]), *self.callbacks]
         stack = compose(
             cli.section,
             theirs,
@@ -258,7 +261,10 @@ def _why_ended(trainer: Trainer) -> tuple[str, str]:
         return "finished", f"all {trainer.max_epochs} epochs done"
     if 0 <= trainer.max_steps <= trainer.global_step:
         return "finished", f"all {trainer.max_steps} steps done"
-    return "finished", "trainer.max_time was reached"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
+            return "finished", "trainer.max_time was reached"
+    return "stopped", "a callback asked for it (trainer.should_stop)"
 
 
 def _silence_lightning() -> None:

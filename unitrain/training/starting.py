@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pytorch_lightning import Callback
+
 from unitrain.errors import SettingsError
 from unitrain.runs import read_summary
 from unitrain.training.console import Console
@@ -25,6 +27,7 @@ def fit(
     *,
     init_from: str | Path | None = None,
     init_weights: Literal["ema", "raw"] = "ema",
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> RunResult:
     """Train by a settings file, as `python -m unitrain fit` does.
@@ -35,6 +38,8 @@ def fit(
             `{"model.init_args.hidden": 32, "publish": None}`.
         init_from: a run, whose best weights (else its last) the new one begins with.
         init_weights: its averaged or its raw ones.
+        callbacks: Lightning's, for this call beside those of the settings: to look on from a search, say. The
+            run's settings can't hold them, so a resumed run does without.
         quiet: tell nothing but warnings, and show no progress bar.
 
     Raises:
@@ -51,7 +56,8 @@ def fit(
     path = None if isinstance(settings, Mapping) else Path(settings)
     raw = dict(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
     start = None if init_from is None else (str(init_from), init_weights)
-    return Fit(path, raw, as_flags(overrides or {}), start_from=start, quiet=quiet).run()
+    flags = as_flags(overrides or {})
+    return Fit(path, raw, flags, start_from=start, callbacks=callbacks, quiet=quiet).run()
 
 
 def resume(

@@ -1,0 +1,112 @@
+"""Arrays in memory, or in an .npz file, as batches by name."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+
+from datamodules.csv_files import data_path
+from unitrain.errors import DataError
+from unitrain.loaders import ArrayLoader
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class InMemory(LightningDataModule):
+    """Arrays of one length as batches that have their names.
+
+    Batches are mappings of each array's name to a tensor [batch, ...]. Without validation arrays a share of the
+    training rows, drawn by the seed, is kept for validation.
+
+    Args:
+        train: the arrays by name, [row, ...] each; or an .npz file's path that holds them, where
+            `package:path` is a file in an installed package.
+        validation: the same for validation; None: a share of `train`.
+        test: the same for the test; None: there is none.
+        names: arrays that are used, in the batches' order; empty: all.
+        validation_share: of the training rows, in (0, 1), where there are no validation arrays.
+        batch_size: rows a training batch.
+        drop_last: leave out a last training batch that is not full.
+        seed: of the choice of validation rows.
+
+    Raises:
+        DataError: a file can't be read, an array is missing, holds objects, or differs in length; or a part has
+            no rows.
+    """
+
+    def __init__(
+        self,
+        train: str | Arrays,
+        *,
+        validation: str | Arrays | None = None,
+        test: str | Arrays | None = None,
+        names: Sequence[str] = (),
+        validation_share: float = 0.2,
+        batch_size: int = 64,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.drop_last = batch_size, drop_last
+        known = read_arrays(train, names)
+        if validation is None:
+            rows = len(next(iter(known.values())))
+            n_validation = round(rows * validation_share)
+            if not 0 < n_validation < rows:
+                raise DataError(
+                    f"InMemory: expected rows for training and for validation, got {rows} rows and validation_share "
+                    f"{validation_share}"
+                )
+            order = np.random.default_rng(seed).permutation(rows)
+            chosen, rest = np.sort(order[:n_validation]), np.sort(order[n_validation:])
+            self.train = {name: array[rest] for name, array in known.items()}
+            self.validation = {name: array[chosen] for name, array in known.items()}
+        else:
+            self.train, self.validation = known, read_arrays(validation, names)
+        self.test = None if test is None else read_arrays(test, names)
+
+    def train_dataloader(self) -> ArrayLoader:
+        return ArrayLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> ArrayLoader:
+        return ArrayLoader(self.validation, batch_size=max(256, self.batch_size))
+
+    def test_dataloader(self) -> ArrayLoader | list[ArrayLoader]:
+        # An empty list says that there is nothing to test on.
+        return [] if self.test is None else ArrayLoader(self.test, batch_size=max(256, self.batch_size))
+
+
+def read_arrays(source: str | Arrays, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """The arrays by name, those of `names` or all.
+
+    Raises:
+        DataError: the file can't be read, an array is missing, holds objects, or differs in length.
+    """
+    if isinstance(source, Mapping):
+        where, found = "arrays", dict(source)
+    else:
+        where, path = source, data_path(source)
+        try:
+            with np.load(Path(path), allow_pickle=False) as file:
+                found = {name: file[name] for name in names or file.files if name in file}
+        except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            raise DataError(f"{where} can't be read as an .npz file of numbers: {error}") from error
+    missing = [name for name in names if name not in found]
+    if missing or not found:
+        raise DataError(
+            f"{where}: expected the arrays {', '.join(missing) or 'of the data'}, got {', '.join(found) or 'none'}"
+        )
+    chosen = {name: np.asarray(found[name]) for name in names or found}
+    for name, array in chosen.items():
+        if array.dtype.kind not in "fiub" or array.ndim < 1:
+            raise DataError(f"{where}, {name}: expected numbers [row, ...], got {array.dtype} {array.shape}")
+    lengths = {name: len(array) for name, array in chosen.items()}
+    if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: expected arrays of one length above 0, got {told}")
+    # torch is at home in 32 bits.
+    return {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in chosen.items()}

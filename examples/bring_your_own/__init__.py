@@ -1,0 +1,1 @@
+"""A plain LightningModule and LightningDataModule, served without a line that knows of it."""

@@ -1,0 +1,1 @@
+"""Half a year of carbon dioxide told from the two years before."""

@@ -1,0 +1,1 @@
+"""Digits generated from codes, and codes found for digits."""

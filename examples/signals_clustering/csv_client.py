@@ -1,0 +1,125 @@
+"""The windows of a folder of CSV files streamed through the served model, and what came back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.csv_files import find_files
+from datamodules.csv_series import Columns, Windows, open_recording
+from examples.signals_clustering.evaluation import Pca, explained_variance
+from unitrain.client import ClientIO, ModelInfo
+from unitrain.serving.install import cache_dir
+
+MAX_GAP = 2.5
+
+
+class CsvSignalsIO(ClientIO):
+    """Asks for the codes of the last rows of each file, and prints the explained variance beside PCA's.
+
+    Args:
+        model: what the server says of the model; its input says how many steps a window has.
+        folder: of the files; `package:path` is a folder in an installed package.
+        timestamp: the column of times.
+        labels: columns, joined by commas, that are no channels; written beside the codes.
+        share: of each file's rows, the last, that are asked for: those that training did not see.
+        hop: rows from one asked window's begin to the next one's.
+        output: an .npz file to write at the end: `code`, `start`, `stop` and the labels, a row a window;
+            empty: none.
+        plot: a picture of the codes and a window; empty: none.
+
+    Attributes:
+        explained: explained variance of the asked windows by what rebuilt them; empty before any answer.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        folder: str = "aeon:datasets/data/Daphnet_S06R02E0",
+        timestamp: str = "timestamp",
+        labels: str = "is_anomaly",
+        share: float = 0.2,
+        hop: int = 16,
+        output: str = "",
+        plot: str = "",
+    ) -> None:
+        super().__init__(model)
+        n_steps = model.signature.inputs[0].dims[-1]
+        columns = Columns(timestamp, labels=tuple(name for name in labels.split(",") if name))
+        known, asked = [], []
+        for path in find_files(folder):
+            recording = open_recording(path, columns, cache_dir() / "csv_windows")
+            border = len(recording.times_us) - round(share * len(recording.times_us))
+            for begin, stop in recording.runs(MAX_GAP):
+                known.append((recording, begin, min(stop, border)))
+                asked.append((recording, max(begin, border), stop))
+        self._known, self._asked = Windows(known, n_steps, 4), Windows(asked, n_steps, hop)
+        self._output, self._plot = output, plot
+        self._rows: list[int] = []
+        self._codes: list[NDArray[np.float32]] = []
+        self._rebuilt: list[NDArray[np.float32]] = []
+        self.explained: dict[str, float] = {}
+
+    def inputs(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        for window in self._asked:
+            yield {"signals": window["signals"]}
+
+    def decode(self, index: int, outputs: dict[str, NDArray[np.float32]], version: int) -> None:
+        self._rows.append(index)
+        self._codes.append(outputs["code"])
+        self._rebuilt.append(outputs["reconstruction"])
+
+    def finalize(self) -> None:
+        if not self._rows:
+            print("no answers: nothing to compare or write")
+            return
+        windows = [self._asked[row] for row in self._rows]
+        means, stds = (moment[:, None] for moment in self._known.moments())
+        z, rebuilt, known = (
+            (np.stack(signals) - means) / stds
+            for signals in (
+                [window["signals"] for window in windows],
+                self._rebuilt,
+                [window["signals"] for window in self._known],
+            )
+        )
+        size = len(self._codes[0])
+        pca = Pca.fit(known, size)
+        self.explained = {
+            "served": explained_variance(z, rebuilt),
+            f"PCA-{size}": explained_variance(z, pca.reconstruct(z)),
+        }
+        told = ", ".join(f"{name} {value:.3f}" for name, value in self.explained.items())
+        first, last = windows[0]["start"], windows[-1]["stop"]
+        print(f"{len(windows)} windows from {first} to {last}; explained variance: {told}")
+        if self._output:
+            others = {name: [w[name] for w in windows] for name in windows[0] if name != "signals"}
+            np.savez(self._output, code=np.stack(self._codes), **others)
+            print(f"written {self._output}")
+        if self._plot:
+            self._draw(z[len(z) // 2], rebuilt[len(z) // 2], windows[len(z) // 2]["start"])
+            print(f"plot {self._plot}")
+
+    def _draw(self, signal: NDArray[np.float64], rebuilt: NDArray[np.float64], start: str) -> None:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        for channel in range(min(3, len(signal))):
+            left.plot(signal[channel], color=f"C{channel}", alpha=0.35)
+            left.plot(rebuilt[channel], color=f"C{channel}")
+        left.set(
+            title=f"a window (pale) and its served reconstruction, {start}",
+            xlabel="step",
+            ylabel="standardised",
+        )
+        codes = np.stack(self._codes)
+        points = Pca.fit(codes, 2).encode(codes)
+        right.scatter(points[:, 0], points[:, 1], c=np.arange(len(points)), s=14)
+        right.set(
+            title="served codes, from first to last", xlabel="first component", ylabel="second component"
+        )
+        Path(self._plot).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self._plot, dpi=80)

@@ -1,0 +1,1 @@
+"""A curve learned together with what is not known of it."""

@@ -1,0 +1,110 @@
+"""A multilayer perceptron for rows of numbers."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, MetricCollection, R2Score
+
+from unitrain.figures import truth_against_prediction
+from unitrain.module import ServableModule, Tensors
+
+Activation = Literal["relu", "gelu", "silu", "tanh", "elu"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU,
+}  # fmt: skip
+
+
+class MLP(ServableModule):
+    """A multilayer perceptron that predicts numbers from numbers.
+
+    Serves `features`, float32 [batch, n_features] → `prediction`, float32 [batch, n_targets], both in the
+    data's own units: standardisation and its inverse are part of the graph. A batch is a mapping of
+    `features` and `target`, float32 [batch, n_targets].
+
+    Args:
+        feature_means: of each feature over the training rows; its length is the number of features.
+        feature_stds: the standard deviations, likewise, above 0.
+        target_means: of each target; its length is the number of targets.
+        target_stds: the standard deviations, likewise, above 0.
+        hidden: units of the hidden layers, first to last; none: a linear regression.
+        activation: after each hidden layer.
+        dropout: share of a hidden layer's units left out in each training step, in [0, 1).
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+
+    Raises:
+        ValueError: means and standard deviations differ in number.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_means: Sequence[float],
+        feature_stds: Sequence[float],
+        target_means: Sequence[float] = (0.0,),
+        target_stds: Sequence[float] = (1.0,),
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "silu",
+        dropout: float = 0.0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        for name, means, stds in (
+            ("feature", feature_means, feature_stds), ("target", target_means, target_stds),
+        ):  # fmt: skip
+            if len(means) != len(stds):
+                raise ValueError(
+                    f"MLP: expected as many {name}_stds as {name}_means, got {len(stds)} and {len(means)}"
+                )
+        self.save_hyperparameters()
+        self.feature_means: Tensor
+        self.feature_stds: Tensor
+        self.target_means: Tensor
+        self.target_stds: Tensor
+        self.register_buffer("feature_means", torch.tensor(feature_means, dtype=torch.float32))
+        self.register_buffer("feature_stds", torch.tensor(feature_stds, dtype=torch.float32))
+        self.register_buffer("target_means", torch.tensor(target_means, dtype=torch.float32))
+        self.register_buffer("target_stds", torch.tensor(target_stds, dtype=torch.float32))
+        sizes = (len(feature_means), *hidden, len(target_means))
+        self.layers = perceptron(sizes, activation, dropout)
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        return {"features": (inputs["features"] - self.feature_means) / self.feature_stds}
+
+    def forward(self, features: Tensor) -> Tensors:
+        return {"prediction": self.layers(features)}
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        return {"prediction": outputs["prediction"] * self.target_stds + self.target_means}
+
+    def loss(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensor:
+        """The mean squared error of standardised targets, so that none outweighs another by its unit."""
+        standardised = (batch["target"] - self.target_means) / self.target_stds
+        return nn.functional.mse_loss(outputs["prediction"], standardised)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"rmse": MeanSquaredError(squared=False), "r2": R2Score()})
+
+    def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Tensor, Tensor]:
+        return self.postprocess(outputs)["prediction"].flatten(), batch["target"].flatten()
+
+    def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
+        return {"fit": truth_against_prediction(self.postprocess(outputs)["prediction"], batch["target"])}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
+        return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def perceptron(sizes: Sequence[int], activation: Activation = "silu", dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers from each size to the next; all but the last with activation and, above 0, dropout."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(sizes[:-1]):
+        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
