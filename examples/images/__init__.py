@@ -1,0 +1,1 @@
+"""Handwritten digits, with probabilities that mean what they say."""
