@@ -181,7 +181,7 @@ def test_killed_worker_loses_one_trial_and_the_best_is_served(
     """After kill -9 in a trial: the other worker does one more, the search goes on later, the best answers as measured."""
     experiments = tmp_path / "experiments"
     repository = ("--model-repository", str(whole_way.triton.repository))
-    flags = ("--trials", "4", "--workers", "2", "--pruner", "none")
+    flags = ("--trials", "3", "--workers", "2", "--pruner", "none")
     process = subprocess.Popen(
         [sys.executable, "-m", "examples.hyperparameter_search.search", *flags, *repository,
          "--experiments_dir", str(experiments), "--trainer.max_epochs", "4"],
@@ -192,14 +192,14 @@ def test_killed_worker_loses_one_trial_and_the_best_is_served(
     shown, complaints = process.communicate(timeout=200)
     assert process.returncode == 0, shown + complaints
     assert f"worker {killed} ended by SIGKILL" in complaints
-    assert "5 trials: 4 complete, 0 pruned, 0 failed, 1 lost with their workers" in shown
+    assert "4 trials: 3 complete, 0 pruned, 0 failed, 1 lost with their workers" in shown
 
-    words = ["--trials", "5", "--pruner", "none", *repository, "--experiments_dir", str(experiments)]
+    words = ["--trials", "4", "--pruner", "none", *repository, "--experiments_dir", str(experiments)]
     assert search.main([*words, "--trainer.max_epochs", "4"]) == 0
-    assert "6 trials: 5 complete" in capsys.readouterr().out
+    assert "5 trials: 4 complete" in capsys.readouterr().out
     study = open_study(path).study
     runs = list((experiments / "hyperparameter_search").iterdir())
-    assert len(runs) >= 5
+    assert len(runs) >= 4
     versions = sorted(
         int(p.name) for p in (whole_way.triton.repository / "hyperparameter_search").glob("[1-9]*")
     )
@@ -209,7 +209,7 @@ def test_killed_worker_loses_one_trial_and_the_best_is_served(
     settings = str(FOLDER / "settings.yaml")
     answer = whole_way.predict("hyperparameter_search", "--config", settings).stdout
     assert float(answer.split("RMSE ")[1].split()[0]) < 6.0  # the mean of all cars is off by 7.8
-    assert study.best_value <= study.trials[0].value
+    assert study.best_value == min(t.value for t in study.get_trials(states=(TrialState.COMPLETE,)))
 
 
 def kill_a_worker(path: Path, deadline: float) -> int:
