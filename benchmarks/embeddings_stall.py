@@ -1,16 +1,18 @@
-"""What a snapshot at every validation costs the training's thread, and how much of that each part is.
+"""What a snapshot costs the training's thread, and how much of that each part is.
 
-    python benchmarks/embeddings_stall.py [--points 10000] [--validations 8] [--json]
+    OMP_NUM_THREADS=1 python benchmarks/embeddings_stall.py [--points 10000] [--validations 20] [--json]
 
 A training like signals_clustering's: signals of 6 x 100, codes of 24 and reconstructions are shown, with one
-label and drawn thumbnails. The stall is the time inside the callback's hooks, which is all that it keeps the
-training's thread from; the time of the validations with and without snapshots, in turns, shows what the
-writing thread takes from a machine that has no core to spare. Medians over the validations, in milliseconds.
+label and drawn thumbnails. Every second validation of one training takes a snapshot, so that the stall is the
+difference to the validations beside it. The parts are the times inside the callback's hooks; "the rest" is what
+the validation itself then takes longer. The epochs after either kind tell what the writing thread takes from a
+machine that has no core to spare. Medians in milliseconds, of the clock on the wall and of the processor time
+of the training's thread, which other work on the machine does not lengthen (OMP_NUM_THREADS=1, or what torch's
+own threads do is not in it); the first snapshot, which sets its memory aside, is told by itself.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from functools import partial
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from unitrain.loaders import ArrayLoader
@@ -29,6 +32,10 @@ from unitrain.training.console import Console
 from unitrain.training.embeddings import EmbeddingSnapshots
 
 N_CHANNELS, N_STEPS, N_CLASSES, BATCH = 6, 100, 4, 256
+Clocks = NDArray[np.float64]
+Row = dict[str, Clocks]
+CLOCKS = ("wall", "processor")
+PARTS = ("copying batches", "handing over", "waiting")
 
 
 class Autoencoder(ServableModule):
@@ -50,79 +57,91 @@ class Autoencoder(ServableModule):
 
 
 class Timed(EmbeddingSnapshots):
-    """Notes how long each hook of a validation keeps the training's thread."""
+    """Notes how long each hook of a validation keeps the training's thread, and how long all else takes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.parts: dict[str, list[float]] = {"copying batches": [], "handing over": [], "waiting": []}
-        self.validations: list[float] = []
-        self._copying_s = self._began_s = 0.0
+        self.rows: list[Row] = []
+        self._row: Row = {}
         self._inner_wait = self._background.wait
         self._background.wait = self._timed_wait  # type: ignore[method-assign]
-        self._waited_s = 0.0
+        self._ended_s = _now()
 
     def _timed_wait(self) -> None:
-        start_s = time.perf_counter()
+        start_s = _now()
         self._inner_wait()
-        self._waited_s += time.perf_counter() - start_s
+        self._add_time("waiting", start_s)
+
+    def _add_time(self, part: str, start_s: Clocks) -> None:
+        self._row[part] = self._row.get(part, np.zeros(2)) + _now() - start_s
 
     def on_validation_start(self, *arguments: Any) -> None:
-        self._began_s, self._copying_s, self._waited_s = time.perf_counter(), 0.0, 0.0
+        if self.rows:
+            self.rows[-1]["epoch after"] = _now() - self._ended_s
+        self._row = {}
+        self._began_s = _now()
         super().on_validation_start(*arguments)
 
     def on_validation_batch_end(self, *arguments: Any, **named: Any) -> None:
-        start_s = time.perf_counter()
+        start_s = _now()
         super().on_validation_batch_end(*arguments, **named)
-        self._copying_s += time.perf_counter() - start_s
+        self._add_time("copying batches", start_s)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        start_s = time.perf_counter()
+        start_s = _now()
         super().on_validation_end(trainer, pl_module)
-        if not trainer.sanity_checking:
-            whole_s = time.perf_counter() - start_s
-            self.parts["copying batches"].append(self._copying_s)
-            self.parts["waiting"].append(self._waited_s)
-            self.parts["handing over"].append(whole_s - self._waited_s)
-            self.validations.append(time.perf_counter() - self._began_s)
+        self._ended_s = _now()
+        waited_s = self._row.setdefault("waiting", np.zeros(2))
+        self._row["handing over"] = self._ended_s - start_s - waited_s
+        self._row["validation"] = self._ended_s - self._began_s
+        self.rows.append(self._row)
 
 
 def main() -> None:
     """Measure, and print a table or JSON."""
-    parser = argparse.ArgumentParser(description="what a snapshot at every validation costs the training")
+    parser = argparse.ArgumentParser(description="what a snapshot at a validation costs the training")
     parser.add_argument("--points", type=int, default=10_000, help="points of a snapshot")
-    parser.add_argument("--validations", type=int, default=8, help="validations of a training")
+    parser.add_argument("--validations", type=int, default=20, help="validations of the training")
     parser.add_argument("--batches", type=int, default=100, help="training batches between two validations")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    with_s = _train(options, every=1)
-    without_s = _train(options, every=10**9)
-    parts_ms = {name: 1e3 * statistics.median(values) for name, values in with_s.parts.items()}
-    sums = [sum(each) for each in zip(*with_s.parts.values(), strict=True)]
-    result = {
-        "points": options.points,
-        "validations": len(sums),
-        "stall_ms": 1e3 * statistics.median(sums),
-        "stall_greatest_ms": 1e3 * max(sums),
-        "parts_ms": parts_ms,
-        "validation_with_ms": 1e3 * statistics.median(with_s.validations),
-        "validation_without_ms": 1e3 * statistics.median(without_s.validations),
+    rows = _train(options)[:-1]  # the last one has no epoch after it
+    without, (first, *with_snapshot) = rows[2::2], rows[1::2]
+    plain, taken = _medians_ms(without), _medians_ms(with_snapshot)
+    stall_ms = taken["validation"] - plain["validation"]
+    inside_ms = sum((taken[name] for name in PARTS), np.zeros(2))
+    figures = {
+        "a validation with a snapshot": taken["validation"],
+        "a validation without": plain["validation"],
+        "the stall, their difference": stall_ms,
+        **{f"  {name}": taken[name] for name in PARTS},
+        "  the rest": stall_ms - inside_ms,
+        "the first snapshot's hooks": 1e3 * sum((first[name] for name in PARTS), np.zeros(2)),
+        "the epoch after a snapshot": taken["epoch after"],
+        "the epoch after none": plain["epoch after"],
     }
     if options.json:
-        print(json.dumps(result, indent=2))
+        as_json = {
+            name.strip(): dict(zip(CLOCKS, value.tolist(), strict=True)) for name, value in figures.items()
+        }
+        print(
+            json.dumps({"points": options.points, "snapshots": len(with_snapshot), "ms": as_json}, indent=2)
+        )
         return
-    print(
-        f"{options.points} points x 3 tensors: the training's thread is kept for {result['stall_ms']:.1f} ms "
-        f"(at most {result['stall_greatest_ms']:.1f}) of a validation"
-    )
-    for name, value in parts_ms.items():
-        print(f"  {name:<16} {value:6.1f} ms")
-    print(
-        f"a validation takes {result['validation_with_ms']:.0f} ms with snapshots, "
-        f"{result['validation_without_ms']:.0f} ms without"
-    )
+    print(f"{options.points} points x 3 tensors, {len(with_snapshot)} snapshots [ms]   wall  processor")
+    for name, (wall_ms, processor_ms) in figures.items():
+        print(f"{name:<42} {wall_ms:8.1f} {processor_ms:10.1f}")
 
 
-def _train(options: argparse.Namespace, every: int) -> Timed:
+def _now() -> Clocks:
+    return np.array([time.perf_counter(), time.thread_time()])
+
+
+def _medians_ms(rows: list[Row]) -> Row:
+    return {name: 1e3 * np.median([row.get(name, np.zeros(2)) for row in rows], axis=0) for name in rows[0]}
+
+
+def _train(options: argparse.Namespace) -> list[Row]:
     rng = np.random.default_rng(0)
     draw = partial(rng.standard_normal, dtype=np.float32)
     train = {
@@ -134,7 +153,7 @@ def _train(options: argparse.Namespace, every: int) -> Timed:
         "label": rng.integers(0, N_CLASSES, options.points),
     }
     with tempfile.TemporaryDirectory(prefix="stall-") as directory:
-        settings = Embeddings(every_n_validations=every, max_points=options.points)
+        settings = Embeddings(every_n_validations=2, max_points=options.points)
         timed = Timed(settings=settings, run_dir=Path(directory), ema=None, console=Console(quiet=True))
         trainer = pl.Trainer(
             max_epochs=options.validations,
@@ -149,7 +168,7 @@ def _train(options: argparse.Namespace, every: int) -> Timed:
         pl.seed_everything(1)
         loader = ArrayLoader(train, batch_size=BATCH, shuffle=True, repeats=max(1, options.batches // 4))
         trainer.fit(Autoencoder(), loader, ArrayLoader(known, batch_size=BATCH))
-    return timed
+    return timed.rows
 
 
 if __name__ == "__main__":

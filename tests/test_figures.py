@@ -50,6 +50,15 @@ def test_reconstructions_show_signals_and_images(shape: tuple[int, ...]) -> None
     assert len(figure.axes) == (4 if len(shape) == 3 else 2 * min(4, shape[0]))
 
 
+def test_a_pale_reconstruction_looks_pale() -> None:
+    """It is drawn by its original's scale, not by its own."""
+    image = RANDOM.uniform(size=(1, 1, 8, 8))
+    figure = drawn(figures.reconstructions(image, image / 2))
+    before, after = (axes.images[0].get_array() for axes in figure.axes)
+    assert np.ptp(before) == pytest.approx(1)
+    assert np.ptp(after) == pytest.approx(0.5, abs=0.01)
+
+
 def test_truth_against_prediction_tells_error_and_fit() -> None:
     """Over finite values alone; none and one are drawn, too."""
     truth = np.arange(10_000.0)

@@ -30,7 +30,8 @@ Array = NDArray[Any]
 _MOST_NAMED = 12  # classes whose counts are written into a confusion matrix
 _PROBABILITY_AXES, _IMAGE_AXES, _SIGNAL_AXES = 2, 3, 3
 _MOST_POINTS = 5000
-_COLOURS = "tab20"
+_COLOURS = "tab10"
+_MOST_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def calibration(probabilities: Any, target: Any, *, bins: int = 10) -> Drawing:
         edges = np.arange(bins) / bins
         axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
         axes.plot(said[counts > 0], accuracy[counts > 0], "o-", label="measured")
-        axes.set(ylabel="share that was true", ylim=(0, 1), xlim=(0, 1))
+        axes.set(ylabel="share that was true", ylim=(0, 1.03), xlim=(0, 1))
         axes.set_title(f"expected calibration error {error:.3f}")
         axes.legend()
         below.bar(edges, counts, width=1 / bins, align="edge")
@@ -134,7 +135,9 @@ def calibration(probabilities: Any, target: Any, *, bins: int = 10) -> Drawing:
 def reconstructions(
     original: Any, reconstruction: Any, names: Sequence[Any] | None = None, *, most: int = 4
 ) -> Drawing:
-    """Strips of some samples: signals pale under their reconstructions, images above theirs.
+    """Strips of some samples: signals grey under their reconstructions, images above theirs, of one scale both.
+
+    A signal's first eight channels are drawn one below the other.
 
     Args:
         original: [row, channel, step] or [row, channel, height, width].
@@ -155,23 +158,27 @@ def reconstructions(
     def signals(figure: "Figure") -> None:
         rows = figure.subplots(len(before), 1, sharex=True, squeeze=False)[:, 0]
         for axes, shown, rebuilt, title in zip(rows, before, after, titles, strict=True):
-            for channel in range(len(shown)):
-                axes.plot(shown[channel], color=f"C{channel}", alpha=0.4)
-                axes.plot(rebuilt[channel], color=f"C{channel}")
+            kept = np.nan_to_num(np.stack([shown[:_MOST_CHANNELS], rebuilt[:_MOST_CHANNELS]]).astype(float))
+            apart = float(np.ptp(kept, axis=2).max(initial=0)) or 1.0
+            lines = kept - kept[:1].mean(2, keepdims=True) - apart * np.arange(kept.shape[1])[:, None]
+            for channel in range(kept.shape[1]):
+                axes.plot(lines[0, channel], color="0.6", linewidth=1.5)
+                axes.plot(lines[1, channel], color=f"C{channel}", linewidth=1)
+            axes.set_yticks([])
             axes.set_ylabel(title)
-        rows[-1].set_xlabel("step (pale: original, bold: reconstruction)")
+        rows[-1].set_xlabel("step (grey: original, coloured: reconstruction)")
 
     def images(figure: "Figure") -> None:
         grid = figure.subplots(2, len(before), squeeze=False)
         for column, title in enumerate(titles):
             for axes, image in zip(grid[:, column], (before[column], after[column]), strict=True):
-                _show(axes, image)
+                _show(axes, image, scale=before[column])
             grid[0, column].set_title(title)
         grid[0, 0].set_ylabel("original")
         grid[1, 0].set_ylabel("reconstruction")
 
     if before.ndim == _SIGNAL_AXES:
-        return Drawing((10, max(2.0, 2.0 * len(before))), signals)
+        return Drawing((6.4, max(2.0, 2.0 * len(before))), signals)
     return Drawing((max(4.0, 2.0 * len(before)), 4.4), images)
 
 
@@ -267,13 +274,13 @@ def _class_colours(classes: int) -> Array:
     return colours
 
 
-def _show(axes: Any, image: Array) -> None:
-    """An image [channel, height, width], from its least to its greatest value."""
-    finite = np.nan_to_num(image.astype(np.float64))
-    low, span = finite.min(initial=0), float(np.ptp(finite)) if finite.size else 0.0
-    pixels = np.moveaxis((finite - low) / (span or 1.0), 0, -1)
+def _show(axes: Any, image: Array, scale: Array | None = None) -> None:
+    """An image [channel, height, width], from the least to the greatest value of it, or of `scale`."""
+    finite, known = (np.nan_to_num(a.astype(np.float64)) for a in (image, image if scale is None else scale))
+    low, span = (float(known.min()), float(np.ptp(known))) if known.size else (0.0, 0.0)
+    pixels = np.moveaxis(((finite - low) / (span or 1.0)).clip(0, 1), 0, -1)
     colour = pixels.shape[-1] == 3  # noqa: PLR2004 - red, green, blue
-    axes.imshow(pixels if colour else pixels[..., 0], cmap=None if colour else "gray")
+    axes.imshow(pixels if colour else pixels[..., 0], cmap=None if colour else "gray", vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
 

@@ -75,11 +75,20 @@ class ServableModule(LightningModule):
         return {}
 
     def embeddings(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensors:
-        """What the Embedding Projector shows: tensors of shape [batch, ...]; default: inputs and outputs."""
+        """What the Embedding Projector shows, by name; default: the inputs and every output.
+
+        Tensors of shape [batch, ...], of any real dtype. A sample's values are one point: all of them, or what
+        the settings' `embeddings.reduce` makes of them by name (`mean` over space or time, `centre` of a patch,
+        `first` token). Those of more than `embeddings.max_width` values are left out, and the run says so.
+        """
         return {**inputs, **outputs}
 
     def labels(self, batch: Any) -> Mapping[str, Sequence[Any] | Tensor]:
-        """The points' labels by column, one value a sample; default: the targets that are one value each."""
+        """The points' labels by column, one value a sample; default: the targets that are one value each.
+
+        Texts or numbers. Where there are more samples than are shown, as many are taken of each value of the
+        first column, unless it holds floats. The place in the validation set is added as the column `sample`.
+        """
         return batch_targets(self, batch)
 
     def configure_optimizers(self) -> Any:

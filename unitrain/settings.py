@@ -74,13 +74,14 @@ class Embeddings:
     max_points: int = 10_000
     """Samples in a snapshot at most: of more, the same ones each time, as many of each class as can be."""
     max_bytes: int = 512 * 1024 * 1024
-    """Bytes of a snapshot's points in memory at most, which may mean fewer points; two are there at times."""
+    """Bytes of a snapshot's points in memory at most, which may mean fewer points; two such take turns."""
     max_width: int = 4096
     """Values a point at most; a wider tensor is left out, and the run says so."""
     reduce: dict[str, Reduction] = field(default_factory=dict)
     """By tensor, how it becomes a point: `mean` over space or time, `first` token, `centre` of a patch."""
     thumbnail_px: int = 32
-    """Side of the small picture of the first input that is an image or a signal; 0: none."""
+    """Side of the small picture of the first input that is an image or a signal, of which a channel is drawn for
+    each 10 pixels; 0: none."""
     seed: int = 0
     """Of the choice of samples, where there are more than max_points."""
     keep: int = 5

@@ -34,26 +34,20 @@ QUICK = {
     "summaries.histograms_every_n_validations": 1,
     "publish": "null",
 }
+WHOLE = {"publish": "null", "embeddings.keep": 1}
+SCREENSHOTS = os.environ.get("UNITRAIN_SCREENSHOTS")
+"""A folder for pictures of the pages, those of docs/images; the training is a whole one then."""
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A TensorBoard on a short run."""
+    """A TensorBoard on two short runs."""
     logs = tmp_path_factory.mktemp("experiments")
-    flags = [word for name, value in QUICK.items() for word in (f"--{name}", str(value))]
-    settings = ROOT / "examples/signals_clustering/settings.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "unitrain",
-        "fit",
-        "--config",
-        settings,
-        "--experiments_dir",
-        logs,
-        *flags,
-    ]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    for changes in (WHOLE if SCREENSHOTS else QUICK, QUICK | {"model.init_args.width": 16}):
+        flags = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+        settings = ROOT / "examples/signals_clustering/settings.yaml"
+        command = [sys.executable, "-m", "unitrain", "fit", "--config", settings, "--experiments_dir", logs]
+        subprocess.run([*command, *flags], check=True, timeout=240, capture_output=True)
     process = subprocess.Popen(
         [
             sys.executable,
@@ -82,7 +76,7 @@ def page(url: str) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        tab = browser.new_page(viewport={"width": 1200, "height": 750})
+        tab = browser.new_page(viewport={"width": 1400, "height": 900})
         tab.set_default_timeout(150_000)  # three-dimensional drawing without a graphics card
         yield tab
         browser.close()
@@ -97,9 +91,8 @@ def answer(url: str, route: str, **query: str) -> Any:
 
 def keep(page: Any, name: str) -> None:
     """Leave a screenshot where UNITRAIN_SCREENSHOTS says."""
-    if os.environ.get("UNITRAIN_SCREENSHOTS"):
-        path = Path(os.environ["UNITRAIN_SCREENSHOTS"]) / f"{name}.png"
-        page.screenshot(path=path)
+    if SCREENSHOTS:
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
 
 
 def test_the_projector_shows_points_by_name_label_and_thumbnail(page: Any, url: str) -> None:
@@ -127,13 +120,17 @@ def test_the_projector_shows_points_by_name_label_and_thumbnail(page: Any, url: 
         page.keyboard.press("Escape")
     by_class.first.click()
     projector.get_by_text("Running").first.wait_for()  # the legend
+    page.mouse.move(700, 500)
+    for _ in range(3):  # all points in view
+        page.mouse.wheel(0, 200)
+        page.wait_for_timeout(500)
     page.wait_for_timeout(1500)
     keep(page, "projector")
 
 
 def test_every_tab_has_what_the_run_has_to_tell(page: Any, url: str) -> None:
     """Scalars, histograms, the graph, figures and the settings as text."""
-    [run] = [run for run in answer(url, "runs") if "embeddings" not in run]
+    run, _ = sorted(run for run in answer(url, "runs") if "embeddings" not in run)
     scalars = set(answer(url, "plugin/scalars/tags")[run])
     wanted = {"train_loss", "val_loss", "val_reconstruction", "val_explained_variance", "lr", "gradient_norm"}
     assert wanted | {"ema_distance", "best/val_explained_variance"} <= scalars
@@ -152,8 +149,16 @@ def test_every_tab_has_what_the_run_has_to_tell(page: Any, url: str) -> None:
     page.get_by_text("BasicMotions").first.wait_for()
 
 
-def test_the_hparams_tab_has_the_run_with_its_settings(page: Any, url: str) -> None:
-    """By its name, with the settings as columns."""
+def test_the_hparams_tab_has_a_row_a_run_with_settings_and_metrics(page: Any, url: str) -> None:
+    """Both by their names, with the settings as columns, and final and best metrics to compare them by."""
     page.goto(f"{url}/#hparams")
     page.get_by_text("data.init_args.batch_size").first.wait_for()
+    page.get_by_text("model.init_args.width").first.wait_for()
+    for metric in ("best/val_explained_variance", "val_explained_variance", "val_loss"):
+        page.get_by_text(metric, exact=True).first.wait_for(state="attached")
+    runs = [run for run in answer(url, "runs") if "embeddings" not in run]
+    rows = page.get_by_text(re.compile(r"^\s*\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"))
+    rows.nth(1).wait_for()
+    shown = " ".join(rows.all_inner_texts())
+    assert all(run.partition("/")[2] in shown for run in runs)
     keep(page, "hparams")

@@ -1,6 +1,7 @@
 """A running TensorBoard shows each snapshot as it was written, and none breaks the page."""
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +156,8 @@ def test_names_are_fit_for_the_pages_requests(tensorboard: TensorBoard, run_dir:
 def test_thumbnails_lie_in_the_sheet_row_by_row(
     tensorboard: TensorBoard, run_dir: Path, channels: int | None
 ) -> None:
-    """The page cuts point i's thumbnail out of the sheet by its size and the sheet's width."""
-    rows, height, width = 7, 6, 4
+    """The page cuts point i's out at column i modulo the columns, and at row i over the *rows* (its shader does)."""
+    rows, height, width = 5, 6, 4
     images = np.zeros((rows, height, width, *([channels] if channels else [])), np.uint8)
     for row in range(rows):
         images[row] = 30 * row + 10
@@ -164,9 +165,9 @@ def test_thumbnails_lie_in_the_sheet_row_by_row(
     run = tensorboard.wait_for(snapshot)
     assert tensorboard.info(run)["code@1"]["sprite"]["singleImageDim"] == [width, height]
     sheet = Image.open(io.BytesIO(tensorboard.get("sprite_image", run=run, name="code@1")))
-    columns = sheet.width // width
+    columns, lines = sheet.width // width, sheet.height // height
     for row in range(rows):
-        pixel = sheet.getpixel((row % columns * width + 1, row // columns * height + 1))
+        pixel = sheet.getpixel((row % columns * width + 1, row // lines * height + 1))
         assert (pixel if isinstance(pixel, int) else pixel[0]) == 30 * row + 10
 
 
@@ -212,6 +213,55 @@ def test_pruned_snapshots_leave_the_page_working(tensorboard: TensorBoard, run_d
     run = tensorboard.wait_for(write_snapshot(run_dir, "", {"code": points()}, step=200))
     assert tensorboard.tensor(run, "code@200").shape == (ROWS, 8)
     assert tensorboard.tensor(run.replace("200", "100"), "code@100").shape == (ROWS, 8)
+
+
+def test_twenty_runs_of_ten_snapshots_are_answered_for(tensorboard: TensorBoard) -> None:
+    """All 200 are listed, and what the page asks of one a run is answered, dead codes among them."""
+    snapshots = []
+    for run in range(20):
+        code = np.zeros((9, 4), "f4") if run % 2 else points(4, rows=9)
+        snapshots += [
+            write_snapshot(
+                tensorboard.log_dir / f"many {run}", "", {"code": code}, {"row": range(9)}, step=step,
+                sprites=np.full((9, 4, 4), run, np.uint8),
+            )
+            for step in range(10)
+        ]  # fmt: skip
+    shown = [str(snapshot.relative_to(tensorboard.log_dir)) for snapshot in snapshots]
+    deadline = time.monotonic() + 60
+    while len(set(shown) & set(tensorboard.runs())) < 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    for run in range(20):
+        step = run % 10
+        where, name = shown[10 * run + step], f"code@{step}"
+        assert set(tensorboard.info(where)) == {name}
+        assert tensorboard.tensor(where, name).shape == (9, 4)
+        assert tensorboard.labels(where, name)["label"] == list(map(str, range(9)))
+        sheet = Image.open(io.BytesIO(tensorboard.get("sprite_image", run=where, name=name)))
+        assert sheet.getpixel((0, 0)) == run
+
+
+def test_a_single_sample_is_shown_with_label_and_thumbnail(tensorboard: TensorBoard, run_dir: Path) -> None:
+    """One row, one line without a header, one picture."""
+    snapshot = write_snapshot(
+        run_dir, "", {"code": points(rows=1)}, {"class": ["ä"]}, step=1, sprites=np.ones((1, 3, 3), np.uint8)
+    )
+    run = tensorboard.wait_for(snapshot)
+    assert tensorboard.tensor(run, "code@1").shape == (1, 8)
+    assert tensorboard.labels(run, "code@1") == {"label": ["ä"]}
+    assert Image.open(io.BytesIO(tensorboard.get("sprite_image", run=run, name="code@1"))).size == (3, 3)
+
+
+def test_served_answers_are_shown_beside_those_of_the_validation(
+    tensorboard: TensorBoard, run_dir: Path
+) -> None:
+    """`predict --output projector:` on a run's folder adds a run to what a running TensorBoard has of it."""
+    validation = tensorboard.wait_for(write_snapshot(run_dir, "validation", {"code": points()}, step=3))
+    served = tensorboard.wait_for(write_snapshot(run_dir / "served", "signals", {"code": points()}, step=2))
+    assert set(tensorboard.info(validation)) == {"validation/code@3"}
+    assert set(tensorboard.info(served)) == {"signals/code@2"}
+    assert served == validation.replace("embeddings/step_3", "served/embeddings/step_2")
 
 
 def test_the_largest_snapshot_is_served_whole(tensorboard: TensorBoard, run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """`tensorboard` opens on the experiments, on loopback, and leaves nothing running."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -29,12 +30,14 @@ sys.exit(main(sys.argv[1:]))
 class Command:
     """The command as a process, from its link to its end."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, cwd: Path | None = None, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WITHOUT_TORCH, "tensorboard", "--no-browser", *map(str, arguments)],
+            [sys.executable, "-c", WITHOUT_TORCH, "tensorboard", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=cwd,
+            env=dict(os.environ, DISPLAY="", WAYLAND_DISPLAY="") | environment,
         )
         assert self.process.stdout is not None
         self.lines: list[str] = []
@@ -138,6 +141,49 @@ def test_chosen_runs_are_shown_alone_with_their_embeddings(experiments: Path, st
     assert command.end(signal.SIGTERM) == 0
 
 
+def test_one_experiment_is_shown_by_its_name(experiments: Path, started: list[Command]) -> None:
+    """Its two runs, and not the other experiment's."""
+    command = Command("a", "--experiments_dir", experiments, "--port", 0)
+    started.append(command)
+    assert command.projector_runs(2) == sorted(
+        f"{run.name}/embeddings/step_1" for run in _runs(experiments, "a")
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "opened"),
+    [
+        ({"DISPLAY": ":9"}, [], True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, [], True),
+        ({}, [], False),
+        ({"DISPLAY": ":9"}, ["--no-browser"], False),
+    ],
+    ids=["x11", "wayland", "no_display", "not_wanted"],
+)
+def test_a_browser_is_opened_where_there_is_one(
+    *,
+    experiments: Path,
+    started: list[Command],
+    tmp_path: Path,
+    environment: dict[str, str],
+    options: list[str],
+    opened: bool,
+) -> None:
+    """On the link that is printed; not without a display, and not against the person's wish."""
+    notes, browser = tmp_path / "notes", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{notes}.new"; mv "{notes}.new" "{notes}"\n')
+    browser.chmod(0o755)
+    arguments = ["--experiments_dir", experiments, "--port", 0, *options]
+    command = Command(*arguments, BROWSER=f"{browser} %s", **environment)
+    started.append(command)
+    deadline = time.monotonic() + (20 if opened else 1)
+    while not notes.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert notes.exists() == opened
+    if opened:
+        assert notes.read_text().strip() == f"{command.url}/"
+
+
 def test_no_experiments_yet_is_said_and_waited_for(tmp_path: Path, started: list[Command]) -> None:
     """A run that is made later shows up."""
     directory = tmp_path / "experiments"
@@ -147,6 +193,20 @@ def test_no_experiments_yet_is_said_and_waited_for(tmp_path: Path, started: list
     assert not directory.exists()
     write_snapshot(directory / "a" / "run", "", {"code": np.zeros((5, 3))}, step=1)
     assert command.projector_runs(1) == ["a/run/embeddings/step_1"]
+
+
+def test_a_run_that_comes_with_an_example_is_shown_where_there_are_no_experiments(
+    tmp_path: Path, started: list[Command]
+) -> None:
+    """Only where no other folder was asked for."""
+    write_snapshot(
+        tmp_path / "examples" / "b" / "pretrained_run" / "run", "", {"code": np.zeros((5, 3))}, step=1
+    )
+    started.append(Command("--port", 0, cwd=tmp_path))
+    assert "this is the run in examples/b/pretrained_run" in started[0].lines[0]
+    assert started[0].projector_runs(1) == ["run/embeddings/step_1"]
+    started.append(Command("--experiments_dir", "mine", "--port", 0, cwd=tmp_path))
+    assert "runs show up as they are made" in started[1].lines[0]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def check_run(project: Path) -> Path:
-    """One run, one set of publications, embeddings once, and the same average in both processes."""
+    """One run, one set of publications, every sample's embedding once, and the same average in both processes."""
     [run_dir] = (project / "experiments" / "points").iterdir()
     record = json.loads((run_dir / "run.json").read_text())
     assert (record["status"], record["epoch"]) == ("finished", 2)
@@ -52,7 +52,10 @@ def check_run(project: Path) -> Path:
         project / "triton_repo"
     ).versions("points")
     assert len(record["published"]) == 1
-    assert len(list((run_dir / "embeddings").iterdir())) == 1
+    [snapshot] = (run_dir / "embeddings").iterdir()
+    header, *lines = [line.split("\t") for line in (snapshot / "metadata.tsv").read_text().splitlines()]
+    assert header == ["side", "sample"]
+    assert [line[1] for line in lines] == [str(i) for i in range(64)]  # of both processes' shares
     first, second = (torch.load(project / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first if "running" not in name)
     saved = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["state_dict"]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import unitrain
+from unitrain import ServableModule
 from unitrain.projector import StableSample, draw_thumbnails, thumbnail_index
 from unitrain.settings import Embeddings
 from unitrain.training.collecting import Collector, Points, reduced_points
+from unitrain.training.gathering import merged_points
+from unitrain.training.observing import undisturbed
 
 QUICK = {"publish": None, "summaries": None, "trainer.max_epochs": 2, "embeddings.every_n_validations": 1}
 
@@ -35,7 +39,6 @@ def snapshot(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str,
 
 def collected(batches: list[dict[str, torch.Tensor]], **settings: object) -> Points:
     """What a collector gathers of an autoencoder's batches."""
-    from unitrain import ServableModule
 
     class Doubles(ServableModule):
         def forward(self, x):
@@ -140,7 +143,6 @@ def test_a_tensor_that_is_too_wide_is_left_out_and_told() -> None:
     assert set(points.tensors) == {"x", "double"}
     assert said == []
     wide = [{"x": torch.ones(4, 5), "label": torch.arange(4)}]
-    from unitrain import ServableModule
 
     class Halves(ServableModule):
         def forward(self, x):
@@ -229,3 +231,95 @@ def test_old_snapshots_go(settings: Path) -> None:
     run = unitrain.fit(settings, overrides, quiet=True).run_dir
     assert sorted(p.name for p in (run / "embeddings").iterdir()) == ["step_24", "step_32"]
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_shares_of_several_processes_are_put_back_into_the_validations_order() -> None:
+    """Process r of n has every n-th sample from r on; what was added to make the shares equal is left out."""
+    shares = [
+        Points(
+            np.array(own),
+            {"x": np.array(own, "f4")[:, None] * 3 + rank},
+            {"side": [f"{rank}:{i}" for i in own]},
+            np.full((len(own), 9), rank, "f4"),
+        )
+        for rank, own in enumerate(([0, 1, 2], [1, 2], [0, 1, 2]))
+    ]
+    points = merged_points(shares, samples=8)
+    assert points is not None
+    assert points.indices.tolist() == points.tensors["x"][:, 0].tolist() == [0, 2, 3, 4, 5, 6, 7]
+    assert points.labels["side"] == ["0:0", "2:0", "0:1", "1:1", "2:1", "0:2", "1:2"]
+    assert points.labels["sample"] == points.indices.tolist()
+    assert points.pictured is not None
+    assert points.pictured[:, 0].tolist() == [0, 2, 0, 1, 2, 0, 1]
+    assert merged_points([None, None], samples=8) is None
+
+
+def test_memory_is_used_again_once_a_snapshot_is_written() -> None:
+    """Two sets of buffers take turns; what is not yet written is left alone."""
+
+    class Doubles(ServableModule):
+        def forward(self, x):
+            return {"double": 2 * x}
+
+    collector = Collector(Embeddings(), said.append)
+
+    def taken(value: float):
+        collector.begin()
+        collector.add(Doubles(), {"x": torch.full((8, 3), value)})
+        gathered = collector.take()
+        assert gathered is not None
+        return gathered
+
+    taken(0).release()
+    first, second = taken(1), taken(2)
+    assert (first.points().tensors["double"] == 2).all()
+    first.release()
+    third = taken(3)
+    assert third.buffers["x"] is first.buffers["x"]
+    assert third.buffers["x"] is not second.buffers["x"]
+    assert (second.points().tensors["x"] == 2).all()
+
+
+@pytest.mark.parametrize("reduce", [{}, {"x": "mean"}])
+def test_thumbnails_show_the_input_however_it_is_reduced(reduce: dict[str, str]) -> None:
+    """Drawn of the points themselves where they are whole; of the input where they are not."""
+    x = torch.arange(4 * 2 * 20, dtype=torch.float32).reshape(4, 2, 20)
+    points = collected([{"x": x}], reduce=reduce)
+    assert points.pictured is not None
+    np.testing.assert_array_equal(points.pictured, x)
+
+
+def test_hooks_may_draw_random_numbers_and_the_training_does_not_notice() -> None:
+    """torch's, numpy's and Python's generators go on as if nothing had been drawn."""
+
+    def draws() -> list[float]:
+        return [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002 - the global one is meant
+
+    def sown() -> None:
+        torch.manual_seed(3)
+        np.random.seed(3)  # noqa: NPY002 - the global one is meant
+        random.seed(3)
+
+    sown()
+    expected = draws() + draws()
+    sown()
+    got = draws()
+    with undisturbed(torch.device("cpu")):
+        draws()
+    assert got + draws() == expected
+
+
+def test_one_validation_sample_is_a_snapshot_of_one_point() -> None:
+    """And a validation without any is none, without a word."""
+    points = collected([{"x": torch.ones(1, 3)}])
+    assert points.tensors["double"].tolist() == [[2, 2, 2]]
+    assert Collector(Embeddings(), said.append).take() is None
+    assert said == []
+
+
+def test_a_training_without_validation_data_shows_its_training_samples(settings: Path) -> None:
+    """An epoch counts as a validation then."""
+    overrides = QUICK | {"data.class_path": "datamodules.points.NoValidation", "early_stopping": None}
+    run = unitrain.fit(settings, overrides, quiet=True).run_dir
+    tensors, _ = snapshot(run, 16)
+    assert len(tensors["x"]) == 256

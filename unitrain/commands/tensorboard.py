@@ -18,6 +18,7 @@ from unitrain.commands.arguments import ArgumentParser, parse
 from unitrain.errors import UnitrainError, UsageError
 
 _HOST = "127.0.0.1"
+_EXPERIMENTS_DIR = Path("experiments")
 _LARGEST_PORT = 65535
 _END_TIMEOUT_S = 5.0
 _LINK = re.compile(r"http://\S+")
@@ -42,7 +43,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--experiments_dir",
         type=Path,
-        default=Path("experiments"),
+        default=_EXPERIMENTS_DIR,
         metavar="DIR",
         help="folder of the experiments",
     )
@@ -74,7 +75,12 @@ def _log_dir(runs: Sequence[str], experiments_dir: Path) -> Iterator[Path]:
     chosen = [_folder(text, experiments_dir) for text in runs]
     if not chosen:
         if not experiments_dir.is_dir():
-            print(f"there is no folder {experiments_dir} yet; runs show up as they are made", flush=True)
+            shipped = _shipped_runs() if experiments_dir == _EXPERIMENTS_DIR else None
+            if shipped:
+                print(f"there is no folder {experiments_dir} yet; this is the run in {shipped}", flush=True)
+                experiments_dir = shipped
+            else:
+                print(f"there is no folder {experiments_dir} yet; runs show up as they are made", flush=True)
         yield experiments_dir
     elif len(chosen) == 1:
         yield chosen[0]
@@ -85,6 +91,11 @@ def _log_dir(runs: Sequence[str], experiments_dir: Path) -> Iterator[Path]:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(path)
             yield Path(links)
+
+
+def _shipped_runs() -> Path | None:
+    """The folder of a run that comes with an example of the project in the working folder."""
+    return next(iter(sorted(Path("examples").glob("*/pretrained_run"))), None)
 
 
 def _folder(text: str, experiments_dir: Path) -> Path:

@@ -23,8 +23,9 @@ _PNG_UP_FILTER = 2
 def write_sprites(path: Path, images: Array) -> tuple[int, int]:
     """Write the sheet and return a thumbnail's width and height in it, in pixels.
 
-    The sheet is filled row by row, as nearly square as it goes; thumbnails are made smaller where it
-    would be larger than the page shows.
+    The sheet is filled row by row and has as many rows as columns, since the page divides a point's number by
+    the rows where it means the columns: in any other sheet it shows the wrong thumbnails. They are made smaller
+    where it would be larger than the page shows.
 
     Args:
         path: of the PNG file.
@@ -35,14 +36,13 @@ def write_sprites(path: Path, images: Array) -> tuple[int, int]:
     """
     images = _as_bytes(images)
     rows = len(images)
-    columns = math.ceil(math.sqrt(rows))
-    images = _shrunk(images, LARGEST_SHEET_PX // columns)
+    side = math.ceil(math.sqrt(rows))
+    images = _shrunk(images, LARGEST_SHEET_PX // side)
     _, height, width, channels = images.shape
-    lines = math.ceil(rows / columns)
-    sheet = np.zeros((lines * columns, height, width, channels), np.uint8)
+    sheet = np.zeros((side * side, height, width, channels), np.uint8)
     sheet[:rows] = images
-    sheet = sheet.reshape(lines, columns, height, width, channels).swapaxes(1, 2)
-    sheet = sheet.reshape(lines * height, columns * width, channels)
+    sheet = sheet.reshape(side, side, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(side * height, side * width, channels)
     path.write_bytes(_png(sheet))
     return width, height
 

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 Array = np.ndarray[Any, np.dtype[Any]]
 Pixels = NDArray[np.uint8]
 
-MOST_CURVES = 3
-"""Channels of a signal that are drawn, one below the other."""
+CURVE_PX = 10
+"""Height of a curve at least: the first channels of a signal are drawn below each other, three in 32 pixels."""
 
 _MOST_CHANNELS = 16  # [16, steps] is a signal, [17, steps] is a picture of one
 _FEWEST_STEPS = 8
 _STEPS_A_COLUMN = 2  # a curve's peaks are seen, though a column is wider than a step
 _PICTURE_AXES, _SIGNAL_AXES, _VECTOR_AXES = 3, 2, 1
 _COLOUR_CHANNELS = 3
-_WHITE, _INK = 255, 0
+_WHITE, _INK = 255, 64  # not black, or the tint of a signal that fills its thumbnail would be lost
 _CHUNK_ROWS = 512
 
 
@@ -27,7 +27,8 @@ def thumbnail_index(shape: tuple[int, ...], size_px: int) -> tuple[Any, ...] | N
     """What of a sample is enough to draw it: an index into its axes; None where it is nothing to draw.
 
     [channel, height, width] is a picture; [channel, step] a signal, or a picture where there are more
-    channels than curves could be told apart; [step] a signal of one channel.
+    channels than curves could be told apart; [step] a signal of one channel. Of a signal's channels the first
+    are drawn, one for each 10 pixels of `size_px`; of a picture's, the first three as colours, or the first.
 
     Args:
         shape: a sample's, without the batch.
@@ -49,7 +50,7 @@ def thumbnail_index(shape: tuple[int, ...], size_px: int) -> tuple[Any, ...] | N
     most = _STEPS_A_COLUMN * size_px
     # A slice takes a view, which costs the training nothing.
     steps = _spread(shape[-1], most) if shape[-1] > most else slice(None)
-    return (slice(0, MOST_CURVES), steps) if len(shape) == _SIGNAL_AXES else (steps,)
+    return (slice(0, max(1, size_px // CURVE_PX)), steps) if len(shape) == _SIGNAL_AXES else (steps,)
 
 
 def draw_thumbnails(samples: Array, size_px: int) -> Pixels:

@@ -43,22 +43,44 @@ class Points:
 
 @dataclass(frozen=True)
 class Gathered:
-    """A pass's points as they lie in memory, not yet in order."""
+    """A pass's points as they lie in memory, not yet in order.
+
+    Attributes:
+        indices: each sample's place in the validation set, ascending.
+        slots: its row in the buffers.
+        buffers: [row, value] by tensor; there are more rows than points.
+        columns: labels by name, in the buffers' order.
+        drawn: the tensor that thumbnails are drawn of, and a sample's shape in it; None: a buffer of its own.
+    """
 
     indices: Indices
     slots: Indices
     buffers: dict[str, Array]
     columns: dict[str, list[Any]]
+    drawn: tuple[str, tuple[int, ...]] | None
+    _spare: list[dict[str, Array]]
+    _thumbnail_px: int
 
     def points(self) -> Points:
-        """The rows in the validation's order: copies where that is another one, so not for the training's thread."""
+        """The rows in the validation's order: copies where that is another one, so not for the training's thread.
+
+        What is no copy is good until `release`.
+        """
         rows = len(self.slots)
         in_order = bool((self.slots == np.arange(rows)).all())
         tensors = {name: b[:rows] if in_order else b[self.slots] for name, b in self.buffers.items()}
         pictured = tensors.pop(_PICTURE, None)
+        if self.drawn is not None and self.drawn[0] in tensors:
+            name, shape = self.drawn
+            index = thumbnail_index(shape, self._thumbnail_px)
+            pictured = tensors[name].reshape(rows, *shape)[(slice(None), *(index or ()))]
         slots = self.slots.tolist()
         labels = {name: [column[slot] for slot in slots] for name, column in self.columns.items()}
         return Points(self.indices, tensors, labels | {SAMPLE_COLUMN: self.indices.tolist()}, pictured)
+
+    def release(self) -> None:
+        """Give the memory back, for a later pass: its pages are there, which fresh memory's are not."""
+        self._spare.append(self.buffers)
 
 
 class Collector:
@@ -66,7 +88,7 @@ class Collector:
 
     Which samples they are is settled by the first pass, in which any may still be dropped for another;
     later ones copy what is shown and touch nothing else. Memory is set aside for the rows that are kept,
-    so it does not grow with the validation set.
+    so it does not grow with the validation set; two sets of it take turns, one filled while one is written.
 
     Args:
         settings: how many, how wide, and reduced how.
@@ -79,14 +101,19 @@ class Collector:
         self._sample: StableSample | None = None
         self._groups: dict[Any, int] = {}
         self._told: set[str] = set()
+        self._spare: list[dict[str, Array]] = []
+        self._buffers: dict[str, Array] | None = None
         self.begin()
 
     def begin(self) -> None:
         """Forget what was gathered, not which samples are shown."""
         if self._sample is not None:
             self._sample.begin()
-        self._buffers: dict[str, Array] | None = None
+        if self._buffers is not None:
+            self._spare.append(self._buffers)
+        self._buffers = None
         self._columns: dict[str, list[Any]] = {}
+        self._drawn: tuple[str, tuple[int, ...]] | None = None
 
     def add(self, module: LightningModule, batch: Any, returned: Any = None) -> None:
         """Take the points of a batch; see `observe` for what `returned` is."""
@@ -97,9 +124,16 @@ class Collector:
             values, columns = {**inputs, **outputs}, batch_targets(module, batch)
         rows = len(next(iter(inputs.values())))
         tensors = self._reduced(values, rows)
-        picture = self._picture(inputs)
-        if picture is not None:
-            tensors[_PICTURE] = picture
+        drawn = self._drawn_input(inputs)
+        if (
+            drawn is not None
+            and drawn in tensors
+            and values[drawn] is inputs[drawn]
+            and self._is_whole(drawn)
+        ):
+            self._drawn = drawn, tuple(inputs[drawn].shape[1:])
+        elif drawn is not None:
+            tensors[_PICTURE] = _thumbnail_part(inputs[drawn], self.settings.thumbnail_px)
         if self._sample is None:
             self._sample = StableSample(self._limit(tensors, rows), seed=self.settings.seed)
         labels = _label_columns(columns, rows)
@@ -107,10 +141,8 @@ class Collector:
         places, slots = self._sample.take(rows, None if settled else self._group(labels, rows))
         if self._buffers is None:
             height = self._sample.capacity if self._sample.indices is None else len(self._sample.indices)
-            self._buffers = {
-                name: np.empty((height, *t.shape[1:]), np.uint8 if t.dtype == torch.uint8 else np.float32)
-                for name, t in tensors.items()
-            }
+            spare = self._spare.pop() if self._spare else {}
+            self._buffers = {name: _buffer(t, height, spare.get(name)) for name, t in tensors.items()}
             self._columns = {name: [None] * height for name in labels}
         self._fill(tensors, labels, places, slots)
 
@@ -124,7 +156,8 @@ class Collector:
         indices = self._sample.indices
         if indices is None or not len(slots) or not set(buffers) - {_PICTURE}:
             return None
-        return Gathered(indices[: len(slots)], slots, buffers, columns)
+        px = self.settings.thumbnail_px
+        return Gathered(indices[: len(slots)], slots, buffers, columns, self._drawn, self._spare, px)
 
     def _fill(self, tensors: Tensors, labels: dict[str, list[Any]], places: Indices, slots: Indices) -> None:
         """Copy the chosen rows to their slots; what a later batch lacks is left out of the snapshot."""
@@ -137,12 +170,13 @@ class Collector:
                     self._tell(name, "its batches differ in shape; reduce it to a fixed one")
                 continue
             _copy_rows(tensor, places, buffer, slots)
+        chosen, theirs = places.tolist(), slots.tolist()
         for name, held in list(self._columns.items()):
             column = labels.get(name)
             if column is None:
                 del self._columns[name]
                 continue
-            for place, slot in zip(places.tolist(), slots.tolist(), strict=True):
+            for place, slot in zip(chosen, theirs, strict=True):
                 held[slot] = column[place]
 
     def _reduced(self, values: Mapping[str, Tensor], rows: int) -> Tensors:
@@ -165,17 +199,18 @@ class Collector:
             self._tell(name, f"embeddings.reduce names it, but there are only {', '.join(values)}")
         return points
 
-    def _picture(self, inputs: Tensors) -> Tensor | None:
-        """What thumbnails of the first input that can be drawn need."""
+    def _drawn_input(self, inputs: Tensors) -> str | None:
+        """The first input that thumbnails can be drawn of."""
         if not self.settings.thumbnail_px:
             return None
-        for tensor in inputs.values():
-            index = thumbnail_index(tuple(tensor.shape[1:]), self.settings.thumbnail_px)
-            if index is not None and not tensor.is_complex():
-                parts = (p if isinstance(p, slice) else torch.from_numpy(p).to(tensor.device) for p in index)
-                wanted: Any = (slice(None), *parts)
-                return tensor[wanted]
+        for name, tensor in inputs.items():
+            shape = tuple(tensor.shape[1:])
+            if not tensor.is_complex() and thumbnail_index(shape, self.settings.thumbnail_px) is not None:
+                return name
         return None
+
+    def _is_whole(self, name: str) -> bool:
+        return self.settings.reduce.get(name, "flatten") == "flatten"
 
     def _limit(self, tensors: Tensors, rows: int) -> int:
         values = sum(t[:1].numel() for t in tensors.values()) if rows else 1
@@ -213,6 +248,22 @@ def reduced_points(tensor: Tensor, reduction: Reduction) -> Tensor:
     elif reduction == "first" and trailing:
         tensor = tensor[:, 0]
     return tensor.reshape(len(tensor), -1)
+
+
+def _thumbnail_part(tensor: Tensor, thumbnail_px: int) -> Tensor:
+    index = thumbnail_index(tuple(tensor.shape[1:]), thumbnail_px) or ()
+    parts = (p if isinstance(p, slice) else torch.from_numpy(p).to(tensor.device) for p in index)
+    wanted: Any = (slice(None), *parts)
+    return tensor[wanted]
+
+
+def _buffer(tensor: Tensor, height: int, spare: Array | None) -> Array:
+    """Room for `height` rows like the tensor's, in spare memory where that fits."""
+    shape = (height, *tensor.shape[1:])
+    dtype = np.uint8 if tensor.dtype == torch.uint8 else np.float32
+    if spare is not None and spare.dtype == dtype and spare.shape[1:] == shape[1:] and len(spare) >= height:
+        return spare
+    return np.empty(shape, dtype)
 
 
 def _copy_rows(tensor: Tensor, places: Indices, buffer: Array, slots: Indices) -> None:

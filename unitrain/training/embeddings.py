@@ -1,6 +1,7 @@
 """Inputs, outputs and labels over the validation set, as snapshots for the Embedding Projector."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,11 @@ from unitrain.projector import draw_thumbnails, prune_snapshots, write_snapshot
 from unitrain.settings import Embeddings
 from unitrain.training.background import Background
 from unitrain.training.batches import validation_batches
-from unitrain.training.collecting import Collector, Gathered
+from unitrain.training.collecting import Collector, Gathered, Points
 from unitrain.training.console import Console
 from unitrain.training.ema import EMA
-from unitrain.training.observing import evaluating
+from unitrain.training.gathering import gather_points, merged_points, validation_samples
+from unitrain.training.observing import evaluating, undisturbed
 from unitrain.training.schedule import EveryNValidations
 
 
@@ -30,8 +32,8 @@ class EmbeddingSnapshots(EveryNValidations):
     faster than the disk waits for it. Where the end came unforeseen, or there is no validation data, the
     batches are gone through once more.
 
-    In a distributed training the main process shows its own share of the validation set; it asks the
-    others for nothing, so nobody waits.
+    In a distributed training each process takes its part of the points from its own share of the validation
+    set, and hands it to the main process, for which the training waits.
     """
 
     def __init__(self, settings: Embeddings, *, run_dir: Path, ema: EMA | None, console: Console) -> None:
@@ -41,13 +43,22 @@ class EmbeddingSnapshots(EveryNValidations):
         self._ema = ema
         self._console = console
         self._background = Background("the embeddings of a validation", console)
-        self._collector: Collector | None = Collector(settings, console.say)
+        self._collector: Collector | None = None
         self._collecting = False
         self._collected_at = -1
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        share = trainer.world_size if _is_shared(trainer) else 1
+        settings = replace(
+            self.settings,
+            max_points=-(-self.settings.max_points // share),
+            max_bytes=-(-self.settings.max_bytes // share),
+        )
+        self._collector = Collector(settings, self._console.say)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._collecting = False
-        if self._collector is not None and trainer.is_global_zero and self.is_due(trainer):
+        if self._collector is not None and self.is_due(trainer):
             self._collecting = True
             self._collector.begin()
 
@@ -61,7 +72,7 @@ class EmbeddingSnapshots(EveryNValidations):
         dataloader_idx: int = 0,
     ) -> None:
         if self._collecting and dataloader_idx == 0:
-            with isolate_rng():
+            with undisturbed(pl_module.device):
                 self._add(pl_module, batch, outputs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,14 +82,24 @@ class EmbeddingSnapshots(EveryNValidations):
         super().on_validation_end(trainer, pl_module)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or self._collector is None:
+        shared = _is_shared(trainer)
+        if not shared and not trainer.is_global_zero:
             return
         if self._collected_at != trainer.global_step:
             self._pass_through(trainer, pl_module)
         self._collected_at = -1
         gathered = None if self._collector is None else self._collector.take()
+        step = trainer.global_step
+        if not shared:
+            if gathered is not None:
+                self._background.run(partial(self._write_gathered, gathered, step))
+            return
+        # One without points takes part, too: the others wait for it.
+        shares = gather_points(None if gathered is None else gathered.points(), trainer)
         if gathered is not None:
-            self._background.run(partial(self._write, gathered, trainer.global_step))
+            gathered.release()
+        if shares:
+            self._background.run(partial(self._write_merged, shares, validation_samples(trainer), step))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -106,8 +127,18 @@ class EmbeddingSnapshots(EveryNValidations):
             for batch in _batches(trainer, module):
                 self._add(module, batch)
 
-    def _write(self, gathered: Gathered, step: int) -> None:
-        points = gathered.points()
+    def _write_gathered(self, gathered: Gathered, step: int) -> None:
+        try:
+            self._write(gathered.points(), step)
+        finally:
+            gathered.release()
+
+    def _write_merged(self, shares: list[Points | None], samples: int | None, step: int) -> None:
+        points = merged_points(shares, samples)
+        if points is not None and points.tensors:
+            self._write(points, step)
+
+    def _write(self, points: Points, step: int) -> None:
         pictures = None
         if points.pictured is not None:
             pictures = draw_thumbnails(points.pictured, self.settings.thumbnail_px)
@@ -115,6 +146,11 @@ class EmbeddingSnapshots(EveryNValidations):
             self._run_dir, "validation", points.tensors, points.labels, step=step, sprites=pictures
         )
         prune_snapshots(self._run_dir, self.settings.keep)
+
+
+def _is_shared(trainer: Trainer) -> bool:
+    """Whether the validation's samples are dealt out to several processes."""
+    return trainer.world_size > 1 and bool(sum(map(int, trainer.num_val_batches)))
 
 
 def _batches(trainer: Trainer, module: LightningModule) -> Any:

@@ -1,10 +1,13 @@
 """What a module made of a batch: taken from its own validation step, or computed where that does not tell."""
 
 import contextlib
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -41,3 +44,23 @@ def evaluating(module: LightningModule) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+_SPARE_BITS = np.random.MT19937(0)
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """A block whose random draws leave torch's (also the device's), numpy's and Python's generators as they were.
+
+    Lightning's `isolate_rng` in a tenth of its time: numpy's state, which is slow to copy, is not copied.
+    """
+    devices = [device] if device.type == "cuda" else []
+    python, bits = random.getstate(), get_bit_generator()
+    with torch.random.fork_rng(devices):
+        try:
+            set_bit_generator(_SPARE_BITS)
+            yield
+        finally:
+            set_bit_generator(bits)
+            random.setstate(python)

@@ -46,6 +46,16 @@ class TensorBoard:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - our own server's http
             return answer.read()
 
+    def post(self, route: str, question: object) -> Any:
+        """The answer of the HParams plugin."""
+        request = urllib.request.Request(  # noqa: S310 - our own server's http
+            f"{self.url}/data/plugin/hparams/{route}",
+            json.dumps(question).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310 - likewise
+            return json.load(answer)
+
     def runs(self) -> list[str]:
         return json.loads(self.get("runs"))
 
