@@ -182,7 +182,7 @@ def _shm() -> Finding:
 
 
 def _triton() -> Finding:
-    from unitrain.serving.distribution import find_triton
+    from unitrain.serving.distribution import find_triton, network_problem
 
     native = shutil.which("tritonserver")
     try:
@@ -194,8 +194,9 @@ def _triton() -> Finding:
         found = find_triton()
     except ServingError as error:
         return Finding("triton", "warn", str(error), "training and publishing work without; see the sentence")
-    kind = "native" if found.native else f"{install.WHEEL} {install.WHEEL_VERSION}, loopback only"
-    return Finding("triton", "ok", f"{found.program} ({kind})")
+    closed = network_problem(None)
+    reach = f"loopback only: {closed}" if closed else "may listen on a network"
+    return Finding("triton", "ok", f"{found.program} ({found.way}, because {found.reason}); {reach}")
 
 
 def look_at_start() -> Finding:

@@ -1,6 +1,7 @@
 """Triton is found, or fetched once, and `serve` needs no torch."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from triton_server import TritonServer
 
 from unitrain.errors import ServingError
 from unitrain.serving import install
-from unitrain.serving.distribution import assemble_backends, find_triton
+from unitrain.serving.backends_folder import assemble_backends
+from unitrain.serving.distribution import find_triton
+from unitrain.serving.status import server_status
 
 
 @pytest.mark.slow
@@ -52,9 +55,9 @@ def test_a_failing_download_is_told_in_one_sentence_and_leaves_nothing(
 def test_backends_are_assembled_once(triton_wheel: Path) -> None:
     """The second call finds the first one's folder."""
     folder = assemble_backends(triton_wheel)
-    made = folder.stat().st_ctime_ns
+    made = folder.stat().st_ino
     assert assemble_backends(triton_wheel) == folder
-    assert folder.stat().st_ctime_ns == made
+    assert folder.stat().st_ino == made
     assert os.access(folder / "python" / "triton_python_backend_stub", os.X_OK)
 
 
@@ -94,6 +97,32 @@ def test_a_native_tritonserver_on_path_is_preferred(
         assert answers(server.url, within_s=5)
     finally:
         assert server.stop() == 0
+
+
+def test_make_serve_serves_what_the_project_ships(triton: TritonServer) -> None:
+    """`make serve` is `serve` on triton_repo; every model that a clone has there is loaded and answers a question."""
+    root = Path(__file__).resolve().parents[2]
+    told = subprocess.run(["make", "-n", "-C", root, "serve"], capture_output=True, text=True, check=True)
+    assert "python -m unitrain serve --model-repository triton_repo" in told.stdout
+    listed = subprocess.run(
+        ["git", "-C", root, "ls-files", "-co", "--exclude-standard", "triton_repo"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    for name in listed:
+        target = triton.repository.parent / "shipped" / Path(name).relative_to("triton_repo")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, target)
+    models = [Path(name).parts[1] for name in listed if name.endswith("/config.pbtxt")]
+    if not models:
+        pytest.skip("this is no clone, or nothing is shipped")
+    for model in models:
+        (triton.repository.parent / "shipped" / model).rename(triton.repository / model)
+    for model in models:
+        triton.wait_for_event("loaded", accept=lambda event, name=model: event["model"] == name)
+        versions = [row for row in server_status(triton.url).versions if row.model == model]
+        assert any(row.state == "READY" for row in versions)
 
 
 def test_help_takes_less_than_a_second_and_no_torch(tmp_path: Path) -> None:

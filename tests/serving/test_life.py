@@ -1,6 +1,8 @@
 """Triton is kept alive while `serve` runs, and is gone when it ends."""
 
+import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -18,6 +20,8 @@ from triton_server import TritonServer
 from unitrain.serving import runtime
 from unitrain.serving.distribution import find_triton
 from unitrain.serving.process import LOOPBACK, choose_ports
+from unitrain.serving.processes import command_lines
+from unitrain.serving.status import server_status
 
 
 def _serve(*options: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
@@ -81,6 +85,48 @@ def test_a_signal_ends_it_with_streams_open_and_leaves_nothing(
     assert not list(runtime.runtime_dir().glob(f"*_{triton.url.rpartition(':')[2]}.json"))
 
 
+def test_a_closed_terminal_ends_it_and_leaves_nothing(triton_wheel: Path, tmp_path: Path) -> None:
+    """The system tells the programs of a terminal that it has gone by SIGHUP; a stub that is dead does not hold it up."""
+    repository, told = tmp_path / "repository", tmp_path / "told"
+    publish_model(repository)
+    leader, follower = pty.openpty()
+    # `setsid` makes the terminal on stdin the one that controls it.
+    command = ["setsid", "--ctty", sys.executable, "-m", "unitrain", "serve", "--json", "--grpc-port", "0"]
+    command += ["--metrics-port", "0"]
+    with told.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "--model-repository", str(repository), "--log-file", str(tmp_path / "log")],
+            stdin=follower, stdout=file, stderr=file,
+        )  # fmt: skip
+    os.close(follower)
+    deadline = time.monotonic() + 30
+    while b'"loaded"' not in told.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    events = [json.loads(line) for line in told.read_text().splitlines()]
+    group = next(event["triton_pid"] for event in events if event["event"] == "ready")
+    os.kill(stubs(group)[0], signal.SIGKILL)
+    began = time.monotonic()
+    os.close(leader)
+    assert process.wait(20) == 0
+    assert time.monotonic() - began < 5 + 5
+    assert group_members(group) == []
+    assert shared_memory_of(process.pid) == []
+
+
+def test_what_killed_tritons_left_in_tmp_is_swept(triton_wheel: Path, tmp_path: Path) -> None:
+    """The folder that each makes there is removed by a later start, or by this one's own end."""
+    before = set(Path("/tmp").glob("python_env_??????"))  # noqa: S108 - where Triton makes them
+    server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=("--grace", "0")).start()
+    publish_model(server.repository)
+    server.wait_for("linear", 1)
+    made = set(Path("/tmp").glob("python_env_??????")) - before  # noqa: S108 - as above
+    assert made
+    server.stop()
+    # Beside the Tritons of other tests it must not be told apart from theirs: then the next start sweeps.
+    others = [words for words in command_lines().values() if "tritonserver --model-repository" in words]
+    assert others or not made & set(Path("/tmp").glob("python_env_??????"))  # noqa: S108 - as above
+
+
 def test_triton_dies_with_a_killed_serve_and_the_next_one_sweeps_up(
     triton: TritonServer, tmp_path: Path
 ) -> None:
@@ -106,7 +152,18 @@ def test_a_taken_port_is_told_in_one_sentence(triton_wheel: Path, tmp_path: Path
         ended = _serve("--model-repository", str(tmp_path / "repository"), "--grpc-port", port)
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"error: --grpc-port {port} can't be used")
+    assert f"by process {os.getpid()}, " in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_port_that_another_serve_has_is_told_with_its_repository(
+    triton: TritonServer, tmp_path: Path
+) -> None:
+    """The process that listens is tritonserver; what a person knows is `serve`."""
+    port = triton.url.rpartition(":")[2]
+    ended = _serve("--model-repository", str(tmp_path / "other"), "--grpc-port", port)
+    assert ended.returncode == 1
+    assert f"by the `serve` on {triton.repository}, process {triton.pid}" in ended.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::"])  # noqa: S104 - refused
@@ -134,6 +191,36 @@ def test_only_loopback_is_listened_on(triton: TritonServer) -> None:
         socket.create_connection((LOOPBACK, port), timeout=5).close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+@pytest.mark.parametrize("usage", ["serverAuth", "serverAuth,clientAuth"])
+def test_tls_is_spoken_where_the_flags_say_so(usage: str, triton_wheel: Path, tmp_path: Path) -> None:
+    """The supervisor finds its way in too, by the certificate's own name; with clientAuth, both show one."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
+         "-days", "1", "-subj", "/CN=triton.example", "-addext", "subjectAltName=DNS:triton.example",
+         "-addext", f"extendedKeyUsage={usage}"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    mutual = "clientAuth" in usage
+    flags = [f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}", "--grpc-use-ssl=true"]
+    flags += [f"--grpc-root-cert={certificate}", "--grpc-use-ssl-mutual=true"] if mutual else []
+    options = ("--grace", "0", "--", *flags)
+    server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=options).start()
+    try:
+        publish_model(server.repository)
+        server.wait_for("linear", 1)
+        shown = {"private_key": str(key), "certificate_chain": str(certificate)} if mutual else {}
+        with triton_grpc.InferenceServerClient(
+            server.url, ssl=True, root_certificates=str(certificate), **shown,
+            channel_args=[("grpc.ssl_target_name_override", "triton.example")],
+        ) as client:  # fmt: skip
+            assert client.is_model_ready("linear")
+        assert not answers(server.url, within_s=1), "in plain text it does not answer"
+        assert server_status(server.url).ready
+    finally:
+        server.stop()
 
 
 def test_a_flag_that_triton_does_not_know_is_told_and_leaves_nothing(
@@ -168,13 +255,15 @@ def test_the_same_repository_is_served_by_plain_polling(way: str, triton_wheel: 
                 time.sleep(0.1)
         assert load.errors == []
         assert set(load.answered) == {1, 2}
+        if way == "--poll":
+            server.wait_for("linear", 2)  # what Triton has loaded by itself is told
     finally:
         stop()
 
 
 def _plain_triton(repository: Path, log: Path) -> tuple[str, object]:
     distribution = find_triton()
-    port, _ = choose_ports(0, 0)
+    port = choose_ports({"--grpc-port": 0})["--grpc-port"]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [

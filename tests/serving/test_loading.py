@@ -43,6 +43,24 @@ def test_ten_swaps_under_requests_fail_none_and_each_answer_names_its_version(tr
     assert len(load.answered) >= 9
 
 
+def test_versions_in_quick_succession_every_third_broken_end_on_the_newest_good_one(
+    triton: TritonServer,
+) -> None:
+    """Faster than they can be loaded: some are passed over, none of the requests fails."""
+    publish_model(triton.repository, scale=2)
+    triton.wait_for("linear", 1)
+    with Load(triton.url) as load:
+        for number in range(2, 12):
+            if number % 3 == 0:
+                publish_broken(triton.repository)
+            else:
+                publish_model(triton.repository, scale=number + 1)
+            time.sleep(0.1)
+        triton.wait_for("linear", 11)
+    assert load.errors == []
+    assert ask(triton.url, np.ones((1, 3)))[1] == 11
+
+
 def test_a_broken_version_is_told_once_and_does_not_block_a_later_good_one(triton: TritonServer) -> None:
     """Good, broken, good: the third is served, the second is named with Triton's words and left alone."""
     publish_model(triton.repository, scale=2)

@@ -1,9 +1,11 @@
 """`serve`: start Triton on a model repository and load what appears in it."""
 
+import argparse
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unitrain.commands.arguments import ArgumentParser, parse
 from unitrain.errors import ServingError, UsageError
@@ -16,7 +18,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "serve",
         "Start Triton on a model repository, load each version that appears in it, and keep it running.",
-        epilog="What follows `--` goes to tritonserver as it is.",
+        usage="python -m unitrain serve [status] [options] [-- FLAGS OF TRITONSERVER]",
+        epilog="What follows `--` goes to tritonserver as it is. `serve status` tells what a running one does.",
     )
     parser.add_argument(
         "--install", action="store_true", help="fetch the Triton wheel into the cache, and end"
@@ -34,14 +37,36 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--http-port",
         type=_port,
-        default=8000,
+        default=None,
         metavar="PORT",
-        help="taken for Triton's usual command line; HTTP itself is off in this Triton",
+        help="serve HTTP too, where Triton is not the wheel's, which has it off; 0: a free one, printed",
     )
     parser.add_argument(
         "--metrics-port", type=_port, default=8002, metavar="PORT", help="0: a free one, printed"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; loopback only")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="IPv4 address to listen on; loopback only for the wheel's Triton"
+    )
+    parser.add_argument(
+        "--container",
+        choices=("docker", "apptainer"),
+        default=None,
+        help="run NVIDIA's container rather than a Triton of this machine",
+    )
+    parser.add_argument("--image", default=None, metavar="IMAGE", help="NVIDIA's image; default: 25.08")
+    parser.add_argument(
+        "--allow-backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="load models of this backend too (`python` runs any code that lies in the repository); repeatable",
+    )
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="print the plain command that serves the repository, for each way there is, and end",
+    )
     parser.add_argument(
         "--grace",
         type=_seconds,
@@ -68,33 +93,88 @@ def _parser() -> ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run `serve` until a signal ends it; 0 is its ordinary end."""
-    arguments = parse(_parser(), argv)
+    if argv[:1] == ["status"]:
+        from unitrain.commands import serve_status
+
+        return serve_status.main(argv[1:])
+    options = parse(_parser(), argv)
     from unitrain.serving.report import Reporter
 
-    reporter = Reporter(as_json=arguments.json)
-    if arguments.install:
+    reporter = Reporter(as_json=options.json)
+    if options.install:
         _install(reporter)
         return 0
-    _check_host(arguments.host)
+    from unitrain.serving.container import IMAGE, check_image
     from unitrain.serving.distribution import find_triton
-    from unitrain.serving.process import Launch, check_flags, choose_ports
+    from unitrain.serving.process import check_flags
     from unitrain.serving.supervisor import Supervisor
+    from unitrain.serving.tls import tls_of
 
-    check_flags(arguments.flags)
-    distribution = find_triton()
-    repository = _repository(arguments.model_repository)
-    grpc_port, metrics_port = choose_ports(arguments.grpc_port, arguments.metrics_port)
-    launch = Launch(
+    image = options.image or IMAGE
+    check_image(image)
+    check_flags(options.flags)
+    tls_of(options.flags)
+    if options.show:
+        return _show(options, image)
+    _check_host(options.host, options.container)
+    distribution = find_triton(options.container, image)
+    launch = _launch(options, distribution)
+    reporter.tell(
+        "triton",
+        f"Triton: {distribution}, because {distribution.reason}",
+        way=distribution.way,
+        program=str(distribution.program),
+        reason=distribution.reason,
+    )
+    if options.http_port is not None and launch.http_port is None:
+        reporter.tell("no_http", "HTTP stays off: the wheel's Triton is older than the fixes of 25.07")
+    Supervisor(launch, reporter, frozenset(options.allow_backend)).run()
+    return 0
+
+
+def _launch(options: argparse.Namespace, distribution: Any) -> Any:
+    from unitrain.serving.process import Launch, choose_ports
+
+    repository = _repository(options.model_repository)
+    http_port = None if distribution.way == "wheel" else options.http_port
+    asked = {
+        "--grpc-port": options.grpc_port,
+        "--metrics-port": options.metrics_port,
+        "--http-port": http_port,
+    }
+    ports = choose_ports(asked, options.host)
+    return Launch(
         distribution=distribution,
         repository=repository,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_path=_log_path(arguments.log_file, grpc_port),
-        grace_s=arguments.grace,
-        poll=arguments.poll,
-        flags=tuple(arguments.flags),
+        host=options.host,
+        grpc_port=ports["--grpc-port"] or 0,
+        metrics_port=ports["--metrics-port"] or 0,
+        http_port=ports["--http-port"],
+        log_path=_log_path(options.log_file, ports["--grpc-port"] or 0),
+        grace_s=options.grace,
+        poll=options.poll,
+        flags=tuple(options.flags),
     )
-    Supervisor(launch, reporter).run()
+
+
+def _show(options: argparse.Namespace, image: str) -> int:
+    from unitrain.commands.tables import print_json
+    from unitrain.serving.plain import plain_commands
+
+    ways = plain_commands(
+        options.model_repository.absolute(),
+        ports=(options.grpc_port, options.http_port, options.metrics_port),
+        host=options.host,
+        image=image,
+        container=options.container,
+        flags=tuple(options.flags),
+    )
+    if options.json:
+        print_json([asdict(way) for way in ways])
+        return 0
+    for way in ways:
+        print(f"# {way.name}{', which serve would take' if way.chosen else ''}: {way.reason}")
+        print(f"{way.command or '# not here'}\n")
     return 0
 
 
@@ -110,16 +190,20 @@ def _install(reporter: Any) -> None:
     reporter.tell("installed", f"Triton {what}: {folder}", path=str(folder))
 
 
-def _check_host(name: str) -> None:
+def _check_host(name: str, container: Literal["docker", "apptainer"] | None) -> None:
+    from unitrain.serving.distribution import network_problem
+
     try:
-        loopback = name == "localhost" or ipaddress.IPv4Address(name).is_loopback
+        if name == "localhost" or ipaddress.IPv4Address(name).is_loopback:
+            return
+        problem = network_problem(container)
     except ValueError:
-        loopback = False
-    if not loopback:
+        problem = f"it is no IPv4 address, and {network_problem(container) or 'Triton takes no other'}"
+    if problem:
         raise ServingError(
-            f"--host {name}: this Triton is older than the security fixes of 25.07 and listens on loopback "
-            "(127.0.0.1) only; to serve others, run NVIDIA's container nvcr.io/nvidia/tritonserver, 25.07 or "
-            "newer, on the same repository"
+            f"--host {name}: {problem}, so it listens on loopback (127.0.0.1) only; to serve others, run "
+            "NVIDIA's container nvcr.io/nvidia/tritonserver, 25.07 or newer, on the same repository "
+            "(--container docker)"
         )
 
 

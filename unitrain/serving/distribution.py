@@ -1,17 +1,19 @@
 """Where Triton is on this machine, and all that it needs beside its flags."""
 
-import hashlib
 import os
 import shutil
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from unitrain.errors import ServingError
 from unitrain.serving import host, install
+from unitrain.serving.backends_folder import assemble_backends
+from unitrain.serving.container import IMAGE, OLDEST_SAFE, Container, find_container, release_of
 
-_BACKENDS = Path(__file__).parent / "backends"
+Runtime = Literal["docker", "apptainer"]
+_RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
+"""NVIDIA's images say their release in it."""
 
 
 @dataclass(frozen=True)
@@ -19,72 +21,84 @@ class Distribution:
     """A Triton that can be started.
 
     Attributes:
-        program: the `tritonserver` to run.
-        backends_dir: its folder of backends; None: its own default.
-        environment: variables that it needs, beside this process's.
+        program: what is run: the `tritonserver`, or the container's runtime.
+        reason: why it was chosen.
         native: whether its ONNX Runtime backend is the native one.
+        backends_dir: its folder of backends; None: its own default.
+        container: what runs it, where it is in a container.
+        environment: the variables that it gets, all of them.
     """
 
     program: Path
-    backends_dir: Path | None
+    reason: str
     native: bool
-    environment: dict[str, str] = field(default_factory=dict)
+    backends_dir: Path | None = None
+    container: Container | None = None
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def way(self) -> str:
+        """native, wheel, docker or apptainer."""
+        return self.container.runtime if self.container else "native" if self.native else "wheel"
+
+    def __str__(self) -> str:
+        if self.container:
+            return f"{self.container.image} by {self.program}"
+        return str(self.program) if self.native else f"{install.WHEEL} {install.WHEEL_VERSION}"
 
 
-def find_triton() -> Distribution:
-    """The `tritonserver` on PATH, else the one of the installed wheel.
+def find_triton(container: Runtime | None = None, image: str = IMAGE) -> Distribution:
+    """The container, where it is asked for; else the `tritonserver` on PATH; else the installed wheel's.
 
     Raises:
-        ServingError: there is none, or the wheel's can't run here.
+        ServingError: there is none, or it can't run here.
+        UsageError: the image is too old.
     """
+    if container:
+        found = find_container(container, image)
+        return Distribution(
+            found.program, f"asked for by --container {container}", native=True, container=found
+        )
     native = shutil.which("tritonserver")
     if native:
-        return Distribution(
-            program=Path(native), backends_dir=None, native=True, environment=dict(os.environ)
-        )
+        return Distribution(Path(native), "`tritonserver` is on PATH", native=True)
     host.check_host()
     if not install.is_installed():
         raise ServingError(
             "no Triton was found, neither `tritonserver` on PATH nor the wheel; "
             "run `python -m unitrain serve --install` once"
         )
-    wheel_dir = install.wheel_dir()
-    return Distribution(
-        program=wheel_dir / "pytriton" / "tritonserver" / "bin" / "tritonserver",
-        backends_dir=assemble_backends(wheel_dir),
-        native=False,
-        environment=_environment(wheel_dir),
-    )
+    return wheel_distribution()
 
 
-def assemble_backends(wheel_dir: Path) -> Path:
-    """A folder with the Python backend and ours for ONNX models, made once for what goes into it.
+def wheel_distribution() -> Distribution:
+    """The installed wheel's Triton.
 
     Raises:
         ServingError: the cache folder can't be written.
     """
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    triton = wheel_dir / "pytriton" / "tritonserver"
-    own = (_BACKENDS / "onnxruntime" / "model.py").read_bytes()
-    key = hashlib.sha256(own + python.encode() + wheel_dir.name.encode()).hexdigest()[:12]
-    target = install.cache_dir() / f"backends-{python}-{key}"
-    if target.is_dir():
-        return target
-    work_dir = Path(tempfile.mkdtemp(prefix=".assembling-", dir=install.cache_dir()))
-    try:
-        shutil.copytree(triton / "backends" / "python", work_dir / "python")
-        stub = "triton_python_backend_stub"
-        shutil.copy2(triton / "python_backend_stubs" / python / stub, work_dir / "python" / stub)
-        (work_dir / "onnxruntime").mkdir()
-        (work_dir / "onnxruntime" / "model.py").write_bytes(own)
-        work_dir.chmod(0o755)
-        work_dir.rename(target)
-    except OSError as error:
-        if not target.is_dir():  # else another process was faster
-            raise ServingError(f"Triton's backends can't be put into {target}: {error}") from error
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
-    return target
+    wheel_dir = install.wheel_dir()
+    return Distribution(
+        wheel_dir / "pytriton" / "tritonserver" / "bin" / "tritonserver",
+        "no `tritonserver` on PATH, and the wheel is in the cache",
+        native=False,
+        backends_dir=assemble_backends(wheel_dir),
+        environment=_environment(wheel_dir),
+    )
+
+
+def network_problem(container: Runtime | None) -> str | None:
+    """Why the Triton that would be chosen must not listen beyond loopback; None where it may."""
+    if container:
+        return None  # its image has been looked at
+    if not shutil.which("tritonserver"):
+        return "this Triton is older than the security fixes of 25.07"
+    release = release_of(os.environ.get(_RELEASE_VARIABLE, ""))
+    if release is None:
+        return f"{_RELEASE_VARIABLE} does not tell whether this Triton has the security fixes of 25.07"
+    if release < OLDEST_SAFE:
+        return f"this Triton ({release[0]}.{release[1]:02d}) is older than the security fixes of 25.07"
+    return None
 
 
 def _environment(wheel_dir: Path) -> dict[str, str]:
@@ -93,7 +107,7 @@ def _environment(wheel_dir: Path) -> dict[str, str]:
     environment.pop("PYTHONHOME", None)
     libraries = [wheel_dir / "nvidia_pytriton.libs", host.libpython_dir(), environment.get("LD_LIBRARY_PATH")]
     environment["LD_LIBRARY_PATH"] = ":".join(str(folder) for folder in libraries if folder)
-    environment["PATH"] = f"{host.python_dir()}:{environment.get('PATH', os.defpath)}"
+    environment["PATH"] = f"{host.this_host().python_dir}:{environment.get('PATH', os.defpath)}"
     # numpy's own thread pool would only take memory: onnxruntime does the computing.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     return environment

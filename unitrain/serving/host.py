@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 from unitrain.errors import ServingError
@@ -13,7 +14,77 @@ OLDEST_GLIBC = (2, 35)
 STUB_VERSIONS = ((3, 11), (3, 12), (3, 13))
 """Pythons that the wheel has a stub for and that unitrain supports."""
 _BUNDLED_LIBPYTHON = (3, 13)
-_CONTAINER = "NVIDIA's container nvcr.io/nvidia/tritonserver"
+_CONTAINER = "NVIDIA's container: python -m unitrain serve --container docker"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What is known of a machine and of the Python that unitrain runs on.
+
+    Attributes:
+        system, machine: as `platform` names them.
+        glibc: its version; None for another C library.
+        python: (major, minor).
+        has_libpython: whether the shared library of this Python is found.
+        base_prefix: where this Python is installed.
+        has_python3: whether a program `python3` stands beside the interpreter, which lies in `python_dir`.
+    """
+
+    system: str
+    machine: str
+    glibc: tuple[int, ...] | None
+    python: tuple[int, int]
+    has_libpython: bool
+    base_prefix: str
+    has_python3: bool
+    python_dir: Path
+
+    def problem(self) -> str | None:
+        """Why the wheel's Triton can't run there, and what to do; None where it can."""
+        if (self.system, self.machine) != ("Linux", "x86_64"):
+            return f"the Triton wheel needs Linux on x86_64, this is {self.system} on {self.machine}; use {_CONTAINER}"
+        if self.glibc is None or self.glibc < OLDEST_GLIBC:
+            found = f"has {_dotted(self.glibc)}" if self.glibc else "has another C library"
+            return (
+                f"the Triton wheel needs glibc {_dotted(OLDEST_GLIBC)} or newer, this system {found}; "
+                f"use a newer distribution or {_CONTAINER}"
+            )
+        if self.python not in STUB_VERSIONS:
+            known = ", ".join(map(_dotted, STUB_VERSIONS))
+            return (
+                f"the Triton wheel runs models with Python {known}, this is {_dotted(self.python)}; "
+                f"use one of these, or {_CONTAINER}"
+            )
+        if not self.has_libpython:
+            version = _dotted(self.python)
+            return (
+                f"Triton runs models with libpython{version}.so.1.0, which this Python ({self.base_prefix}) was built "
+                f"without; use a Python built with --enable-shared, or install libpython{version}"
+            )
+        if not self.has_python3:
+            return (
+                f"Triton finds the environment by a program `python3`, and {self.python_dir} has none; run unitrain "
+                "from a virtual environment (python -m venv)"
+            )
+        return None
+
+
+def this_host() -> Host:
+    """The machine and the Python that this process runs on."""
+    folder = Path(sys.executable).parent
+    python = sys.version_info[:2]
+    return Host(
+        system=platform.system(),
+        machine=platform.machine(),
+        glibc=_glibc(),
+        python=python,
+        has_libpython=python >= _BUNDLED_LIBPYTHON
+        or libpython_dir() is not None
+        or ctypes.util.find_library(f"python{_dotted(python)}") is not None,
+        base_prefix=sys.base_prefix,
+        has_python3=(folder / "python3").exists(),
+        python_dir=folder,
+    )
 
 
 def check_host() -> None:
@@ -22,65 +93,21 @@ def check_host() -> None:
     Raises:
         ServingError: it can't, why, and what to do.
     """
-    system, machine = platform.system(), platform.machine()
-    if (system, machine) != ("Linux", "x86_64"):
-        raise ServingError(
-            f"the Triton wheel needs Linux on x86_64, this is {system} on {machine}; use {_CONTAINER}"
-        )
-    glibc = _glibc()
-    if glibc is None or glibc < OLDEST_GLIBC:
-        found = (
-            f"this system has {'.'.join(map(str, glibc))}" if glibc else "this system has another C library"
-        )
-        raise ServingError(
-            f"the Triton wheel needs glibc {'.'.join(map(str, OLDEST_GLIBC))} or newer, {found}; "
-            f"use a newer distribution or {_CONTAINER}"
-        )
-    if sys.version_info[:2] not in STUB_VERSIONS:
-        known = ", ".join(f"{major}.{minor}" for major, minor in STUB_VERSIONS)
-        raise ServingError(
-            f"the Triton wheel runs models with Python {known}, this is {platform.python_version()}; "
-            f"use one of these, or {_CONTAINER}"
-        )
-    libpython_dir()
-    python_dir()
+    problem = this_host().problem()
+    if problem:
+        raise ServingError(problem)
 
 
 def libpython_dir() -> Path | None:
-    """The folder that holds this Python's shared library; None where the loader finds it by itself.
-
-    Raises:
-        ServingError: this Python was built without one.
-    """
+    """The folder that Triton's stub needs on its library path for this Python; None where it needs none, or finds none."""
     if sys.version_info[:2] >= _BUNDLED_LIBPYTHON:
         return None
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = f"libpython{version}.so.1.0"
+    name = f"libpython{_dotted(sys.version_info[:2])}.so.1.0"
     # LIBDIR of a relocated Python is where it was built, not where it is.
     for folder in (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix, "lib")):
         if folder and Path(folder, name).is_file():
             return Path(folder)
-    if ctypes.util.find_library(f"python{version}"):
-        return None
-    raise ServingError(
-        f"Triton runs models with {name}, which this Python ({sys.base_prefix}) was built without; use a "
-        f"Python built with --enable-shared, or install libpython{version}"
-    )
-
-
-def python_dir() -> Path:
-    """The folder whose `python3` is this environment's: Triton's stub finds the environment by it.
-
-    Raises:
-        ServingError: there is none beside this interpreter.
-    """
-    folder = Path(sys.executable).parent
-    if not (folder / "python3").exists():
-        raise ServingError(
-            f"Triton finds the environment by a program `python3`, and {folder} has none; run unitrain from "
-            "a virtual environment (python -m venv)"
-        )
-    return folder
+    return None
 
 
 def _glibc() -> tuple[int, ...] | None:
@@ -89,3 +116,7 @@ def _glibc() -> tuple[int, ...] | None:
         return tuple(map(int, version.split("."))) if name == "glibc" else None
     except (ValueError, OSError):
         return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

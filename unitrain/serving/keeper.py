@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,18 @@ from unitrain.errors import RepositoryError
 from unitrain.repository import Repository, read_config
 from unitrain.serving.admin import Admin, Refused
 from unitrain.serving.probe import probe_request
+from unitrain.serving.processes import start_of
 from unitrain.serving.report import Reporter
 from unitrain.serving.scan import ModelFiles, Stamp, scan_model
+from unitrain.serving.trust import check_config, check_links
 
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 10.0
 _PROBE_SHARE = 20
 """A probe is repeated no sooner than this many times what it took."""
 _RELOADS = 3
+_DEATHS = 3
+"""A version that dies as often, each time before it has answered anything, is set aside for another."""
 _BROKEN_VERSION = re.compile(r"version (\d+) is at UNAVAILABLE state: (.*?)(?=; *version \d+ is at |; *$|$)")
 _PYTHON_PLACE = re.compile(r" +At: +\S+\.py\(\d+\): \w+")
 """What the stub adds to a Python exception: the place in our backend, which helps nobody."""
@@ -34,8 +39,16 @@ class _Served:
     stamp: Stamp
     request: Any | None
     due_s: float = 0.0
+    pids: tuple[int, ...] = ()
     answered: bool = False
     failures: int = 0
+
+
+Processes = dict[tuple[str, str], list[int]]
+"""The processes that run each (model, version); empty where that can't be told."""
+
+_File = tuple[Stamp, Stamp]
+"""What a version is recognised by: the configuration's files and its own."""
 
 
 class ModelKeeper:
@@ -44,14 +57,27 @@ class ModelKeeper:
     What could not be loaded is remembered by its files, and not tried again until they change.
     """
 
-    def __init__(self, name: str, repository: Repository, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        name: str,
+        repository: Repository,
+        reporter: Reporter,
+        *,
+        allowed_backends: frozenset[str] = frozenset(),
+        explain: Callable[[str, str], str] = lambda _model, words: words,
+        processes: Callable[[], Processes] = dict,
+    ) -> None:
         self.name = name
+        self._processes = processes
+        self._explain = explain
+        self._allowed_backends = allowed_backends
         self._repository = repository
         self._reporter = reporter
         self._config: Any = None
         self._config_stamp: Stamp | None = None
         self._served: dict[int, _Served] = {}
-        self._broken: dict[int, tuple[Stamp, Stamp]] = {}
+        self._broken: dict[int, _File] = {}
+        self._deaths: dict[_File, int] = {}
         self._refused: tuple[Stamp, dict[int, Stamp]] | None = None
         self._generation = 0
         self._reloads = 0
@@ -99,14 +125,45 @@ class ModelKeeper:
             RestartNeeded: reloading has not helped.
             ServerGone: no server.
         """
-        for version, served in list(self._served.items()):
-            if served.request is None or time.monotonic() < served.due_s:
+        for version, served in sorted(self._served.items()):
+            if served.pids and all(start_of(pid) is None for pid in served.pids):
+                reason: str | None = "its process has ended"
+            elif served.request is None or time.monotonic() < served.due_s:
                 continue
-            reason = self._failure(admin, served)
+            else:
+                reason = self._failure(admin, served)
             if reason is not None:
-                self._revive(admin, version, reason)
+                if self._is_lost(version, served):
+                    self._set_aside(admin, version, reason)
+                else:
+                    self._revive(admin, version, reason)
                 return
             self._reloads = 0
+            if served.answered:
+                self._deaths.pop((self._config_stamp or (), served.stamp), None)
+
+    def _is_lost(self, version: int, served: _Served) -> bool:
+        """Whether a version has died once too often without any answer, and another can take its place."""
+        if served.answered:
+            return False
+        file = (self._config_stamp or (), served.stamp)
+        self._deaths[file] = self._deaths.get(file, 0) + 1
+        others = set(self._repository.versions(self.name)) - {version, *self._broken}
+        return self._deaths[file] >= _DEATHS and bool(others)
+
+    def _set_aside(self, admin: Admin, version: int, reason: str) -> None:
+        """Have the other versions served without one that dies whenever it is asked."""
+        self._broken[version] = (self._config_stamp or (), self._served[version].stamp)
+        self._deaths.pop(self._broken[version], None)
+        self._reloads = 0
+        del self._served[version]
+        self._tell_failed(version, f"it died {_DEATHS} times before it answered and is set aside: {reason}")
+        if not self._served:
+            admin.unload(self.name)
+        self._config_stamp = None  # Triton still has it: what is left is loaded anew
+        files = scan_model(self._repository, self.name)
+        if files is not None:
+            self.reconcile(files, admin)
 
     def _failure(self, admin: Admin, served: _Served) -> str | None:
         """Why a version must be thought dead, or None."""
@@ -150,7 +207,10 @@ class ModelKeeper:
 
     def _read_config(self, files: ModelFiles) -> Any | None:
         try:
+            model_dir = self._repository.model_dir(self.name)
+            check_links(self._repository.root, model_dir, beside=map(str, files.versions))
             config = read_config(self._repository.config_path(self.name))
+            check_config(config, self._allowed_backends)
         except RepositoryError as error:
             if self._refused != (files.config, {}):
                 self._refused = (files.config, {})
@@ -178,6 +238,8 @@ class ModelKeeper:
 
     def _load(self, files: ModelFiles, config: Any, wanted: dict[int, Stamp], admin: Admin) -> bool:
         """Whether the matter is settled; False: look again, some version is known as broken now."""
+        if not self._stay_inside(files, wanted):
+            return False
         changed = files.config != self._config_stamp or any(
             served.stamp != wanted.get(version, served.stamp) for version, served in self._served.items()
         )
@@ -188,11 +250,22 @@ class ModelKeeper:
         try:
             admin.load(self.name, self._override(config, list(wanted)))
         except Refused as error:
-            return self._note_failure(files, wanted, str(error))
+            return self._note_failure(files, wanted, self._explain(self.name, str(error)))
         self._refused = None
         self._config_stamp = files.config
         self._serve(wanted, config)
         self._tell_loaded()
+        return True
+
+    def _stay_inside(self, files: ModelFiles, wanted: dict[int, Stamp]) -> bool:
+        """Whether no version to be loaded reaches out of the repository; one that does is told and known as broken."""
+        for version in wanted:
+            try:
+                check_links(self._repository.root, self._repository.version_dir(self.name, version))
+            except RepositoryError as error:
+                self._broken[version] = (files.config, files.versions[version])
+                self._tell_failed(version, str(error))
+                return False
         return True
 
     def _note_failure(self, files: ModelFiles, wanted: dict[int, Stamp], words: str) -> bool:
@@ -229,7 +302,11 @@ class ModelKeeper:
             return probe_request(config, version, golden_path)
 
         self._config = config
-        self._served = {version: _Served(stamp, request(version)) for version, stamp in wanted.items()}
+        running = self._processes()
+        self._served = {
+            version: _Served(stamp, request(version), pids=tuple(running.get((self.name, str(version)), ())))
+            for version, stamp in wanted.items()
+        }
 
     def _override(self, config: Any, versions: list[int]) -> dict[str, Any]:
         """The configuration that loads just these versions: one that is broken must not hold up the rest."""

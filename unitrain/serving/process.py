@@ -1,6 +1,7 @@
 """One Triton process: its flags, its start and its certain end."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -8,13 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unitrain.errors import ServingError, UsageError
+from unitrain.serving.container import MODELS_DIR
 from unitrain.serving.distribution import Distribution
+from unitrain.serving.processes import listener_on
+from unitrain.serving.runtime import records
 
 LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - only what may face a network gets it
 _ADMIN_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 _OWN_FLAGS = (
     "--model-repository", "--model-store", "--model-control-mode", "--load-model", "--allow-grpc",
@@ -24,6 +30,7 @@ _OWN_FLAGS = (
     "--allow-vertex-ai", "--allow-sagemaker", "--vertex-ai-port", "--sagemaker-port",
 )  # fmt: skip
 _KILLED_WITHIN_S = 3.0
+_SHOWN_WORDS = 120
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,12 @@ class Launch:
     """What a Triton is started with.
 
     Attributes:
+        host: the address that it listens on.
         grpc_port, metrics_port: real ports, never 0.
+        http_port: as these; None: no HTTP.
         grace_s: seconds for the requests in flight after it was asked to end.
         secret: opens the admin protocols.
-        shm_prefix: what the names of its shared-memory regions begin with.
+        shm_prefix: what the names of its shared-memory regions begin with, and a container's name.
         poll: whether Triton polls the repository itself, rather than being told what to load.
         flags: the person's own, at the end.
     """
@@ -44,31 +53,64 @@ class Launch:
     grpc_port: int
     metrics_port: int
     log_path: Path
+    host: str = LOOPBACK
+    http_port: int | None = None
     grace_s: int = 5
     poll: bool = False
     flags: tuple[str, ...] = ()
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     shm_prefix: str = field(default_factory=lambda: f"unitrain_{os.getpid()}_{secrets.token_hex(4)}_")
 
+    @property
+    def near_host(self) -> str:
+        """The address at which it is asked from this machine."""
+        return LOOPBACK if self.host == EVERY_ADDRESS else self.host
+
+    @property
+    def end_command(self) -> list[str]:
+        """What ends it where its processes are not this machine's own; else empty."""
+        container = self.distribution.container
+        return container.end_command(self._container_name) if container else []
+
     def command(self) -> list[str]:
         """The command line."""
+        container = self.distribution.container
+        if container is None:
+            return [str(self.distribution.program), *self._flags(self.repository, self.host)]
+        ports = [port for port in (self.grpc_port, self.http_port, self.metrics_port) if port is not None]
+        return container.command(
+            self._flags(MODELS_DIR, container.listens_on or self.host),
+            repository=self.repository,
+            host=self.host,
+            ports=ports,
+            name=self._container_name,
+        )
+
+    @property
+    def _container_name(self) -> str:
+        return self.shm_prefix.strip("_")
+
+    def _flags(self, repository: Path | str, address: str) -> list[str]:
+        locked = f"{_ADMIN_PROTOCOLS}:admin-key={self.secret}"
         flags = {
-            "model-repository": self.repository,
+            "model-repository": repository,
             "model-control-mode": "poll" if self.poll else "explicit",
             "exit-on-error": "false",
             "strict-readiness": "false",
             "allow-http": "false",
-            "grpc-address": LOOPBACK,
+            "grpc-address": address,
             "grpc-port": self.grpc_port,
-            "grpc-restricted-protocol": f"{_ADMIN_PROTOCOLS}:admin-key={self.secret}",
-            "metrics-address": LOOPBACK,
+            "grpc-restricted-protocol": locked,
+            "metrics-address": address,
             "metrics-port": self.metrics_port,
             "exit-timeout-secs": self.grace_s,
         }
+        if self.http_port is not None:
+            flags |= {"allow-http": "true", "http-address": address, "http-port": self.http_port}
+            flags |= {"http-restricted-api": locked}
         if self.poll:
             flags["repository-poll-secs"] = 1
-        words = [str(self.distribution.program), *(f"--{name}={value}" for name, value in flags.items())]
-        words.append("--disable-auto-complete-config")
+        words = [*(f"--{name}={value}" for name, value in flags.items()), "--disable-auto-complete-config"]
         if self.distribution.backends_dir is not None:
             words.append(f"--backend-directory={self.distribution.backends_dir}")
             words += [
@@ -92,30 +134,44 @@ def check_flags(flags: list[str]) -> None:
             )
 
 
-def choose_ports(grpc_port: int, metrics_port: int) -> tuple[int, int]:
-    """Both ports, a free one in place of 0, and each seen to be free.
+def choose_ports(asked: Mapping[str, int | None], host: str = LOOPBACK) -> dict[str, int | None]:
+    """The ports by flag, a free one in place of 0, and each seen to be free; None stays None.
 
     Raises:
-        ServingError: a port that was asked for is taken.
+        ServingError: a port that was asked for is taken; it says by whom, where that can be told.
     """
     with contextlib.ExitStack() as held:
-        grpc = _bound_port(held, "--grpc-port", grpc_port)
-        return grpc, _bound_port(held, "--metrics-port", metrics_port)
+        return {
+            flag: None if port is None else _bound_port(held, flag, port, host)
+            for flag, port in asked.items()
+        }
 
 
-def _bound_port(held: contextlib.ExitStack, flag: str, port: int) -> int:
+def _bound_port(held: contextlib.ExitStack, flag: str, port: int, host: str) -> int:
     listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     # As servers do: the connections of a server that has just ended do not keep its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((LOOPBACK, port))
+        listener.bind((host, port))
         listener.listen()
     except OSError as error:
         raise ServingError(
-            f"{flag} {port} can't be used ({error.strerror}); end what listens there, or choose another port "
-            f"({flag} 0: a free one)"
+            f"{flag} {port} can't be used ({error.strerror}{_taken_by(port)}); end what listens there, or choose "
+            f"another port ({flag} 0: a free one)"
         ) from error
     return int(listener.getsockname()[1])
+
+
+def _taken_by(port: int) -> str:
+    found = listener_on(port)
+    if found is None:
+        return ""
+    pid, words = found
+    for record in records():
+        if pid in (record.pid, record.triton_pid) and record.is_alive():
+            return f": by the `serve` on {record.repository}, process {record.pid}"
+    shown = words if len(words) <= _SHOWN_WORDS else words[: _SHOWN_WORDS - 1] + "…"
+    return f": by process {pid}, {shown}"
 
 
 class TritonProcess:
@@ -126,6 +182,8 @@ class TritonProcess:
 
     def __init__(self, launch: Launch) -> None:
         launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid())]
+        if launch.end_command:
+            launcher += ["--at-end", json.dumps(launch.end_command)]
         try:
             with launch.log_path.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -138,7 +196,7 @@ class TritonProcess:
                 )
         except OSError as error:
             raise ServingError(f"{launch.distribution.program} can't be started: {error}") from error
-        self._grace_s = launch.grace_s
+        self._end_command = launch.end_command
 
     @property
     def pid(self) -> int:
@@ -166,6 +224,9 @@ class TritonProcess:
     def kill(self) -> None:
         """End it and all that it started, now; returns when they are gone."""
         deadline = time.monotonic() + _KILLED_WITHIN_S
+        if self._end_command:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(self._end_command, capture_output=True, timeout=_KILLED_WITHIN_S, check=False)
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(self.pid, signal.SIGKILL)

@@ -4,17 +4,23 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 
 class Reporter:
-    """Writes events, each flushed; safe in several threads."""
+    """Writes events, each flushed; safe in several threads.
+
+    Attributes:
+        also: called with each event's name, text and fields.
+    """
 
     def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
         self._as_json = as_json
         self._stream = stream or sys.stdout
         self._lock = threading.Lock()
+        self.also: Callable[[str, str, dict[str, Any]], None] | None = None
 
     def tell(self, event: str, text: str, **fields: Any) -> None:
         """Tell an event: `fields` to a program, `text` to a person."""
@@ -29,3 +35,5 @@ class Reporter:
             except BrokenPipeError:
                 # The reader has gone (`| head`): what is served is served on, silently.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self.also is not None:
+                self.also(event, text, fields)

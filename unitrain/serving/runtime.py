@@ -2,15 +2,23 @@
 
 import contextlib
 import json
+import math
 import os
+import re
 import stat
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from unitrain.durable import write_json
 from unitrain.errors import ServingError
+from unitrain.serving.processes import command_lines, start_of, started_at
 
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
+_TMP_DIR = Path("/tmp")  # noqa: S108 - Triton makes its folders there, whatever TMPDIR says
+_LONG_LEFT_S = 3600.0
+"""A server of another container may share the folder, but not the numbers of processes; it is given time."""
+_TRITON = re.compile(r"^\S*tritonserver( |$)")
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,11 @@ class ServerRecord:
         secret: opens the admin protocols, as the value of gRPC header `triton-grpc-protocol-admin-key`.
         repository: the model repository's path.
         shm_prefix: what the names of its shared-memory regions begin with.
+        triton_pid: of tritonserver, and of its process group; 0 where that is not on this machine.
+        metrics: `host:port` of the Prometheus metrics.
+        log: Triton's own log.
+        flags: the person's own for tritonserver.
+        errors: what went wrong last, by model and version: `time`, `event`, `reason`; "" is Triton itself.
     """
 
     pid: int
@@ -32,6 +45,11 @@ class ServerRecord:
     secret: str
     repository: str
     shm_prefix: str
+    triton_pid: int = 0
+    metrics: str = ""
+    log: str = ""
+    flags: list[str] = field(default_factory=list)
+    errors: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def is_alive(self) -> bool:
         """Whether that process still runs."""
@@ -54,7 +72,8 @@ class ServerRecord:
             for region in _SHM_DIR.glob(f"{self.shm_prefix}*"):
                 region.unlink(missing_ok=True)
             path = _path(self.url)
-            if _read(path) == self:
+            found = _read(path)
+            if found is not None and (found.pid, found.started) == (self.pid, self.started):
                 path.unlink(missing_ok=True)
 
 
@@ -68,11 +87,44 @@ def find_server(url: str) -> ServerRecord | None:
 
 
 def sweep() -> None:
-    """Remove the records, and the shared memory, of servers that were killed."""
-    for path in runtime_dir().glob("*.json"):
-        record = _read(path)
-        if record is not None and not record.is_alive():
+    """Remove what servers that were killed left: records, shared memory and Triton's temporary folders."""
+    for record in records():
+        if not record.is_alive():
             record.remove()
+    _sweep_regions()
+    sweep_temporary()
+
+
+def _sweep_regions() -> None:
+    """Remove shared memory whose server is over and whose record has gone too."""
+    with contextlib.suppress(OSError):
+        for region in _SHM_DIR.glob("unitrain_*_*"):
+            pid, found = region.name.split("_")[1], region.lstat()
+            left = found.st_uid == os.getuid() and time.time() - found.st_mtime > _LONG_LEFT_S
+            if left and pid.isdecimal() and start_of(int(pid)) is None:
+                region.unlink(missing_ok=True)
+
+
+def records() -> list[ServerRecord]:
+    """All records of this user, those of servers that are over too."""
+    found = [_read(path) for path in runtime_dir().glob("*.json")]
+    return [record for record in found if record is not None]
+
+
+def sweep_temporary() -> None:
+    """Remove the empty folders that Tritons which are over left in /tmp.
+
+    A Triton makes one when it loads its first model, and only a clean end removes it: what is older than
+    every Triton that runs belongs to none of them.
+    """
+    with contextlib.suppress(OSError):
+        running = [pid for pid, words in command_lines().items() if _TRITON.search(words)]
+        oldest_s = min((s for pid in running if (s := started_at(pid))), default=math.inf)
+        for folder in _TMP_DIR.glob("python_env_??????"):
+            found = folder.lstat()
+            if found.st_uid == os.getuid() and found.st_ctime < oldest_s - 1:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
 
 def runtime_dir() -> Path:
@@ -96,16 +148,6 @@ def runtime_dir() -> Path:
     return folder
 
 
-def start_of(pid: int) -> int | None:
-    """When a running process began, in kernel ticks since boot; None where there is none."""
-    try:
-        # The name in parentheses may hold anything, blanks and parentheses too.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])  # a zombie is over
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 def _path(url: str) -> Path:
     host, _, port = url.rpartition(":")
     return runtime_dir() / f"{'127.0.0.1' if host == 'localhost' else host}_{port}.json"
@@ -116,3 +158,6 @@ def _read(path: Path) -> ServerRecord | None:
         return ServerRecord(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+__all__ = ["ServerRecord", "find_server", "records", "runtime_dir", "start_of", "sweep", "sweep_temporary"]

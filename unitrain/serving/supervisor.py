@@ -2,30 +2,41 @@
 
 import contextlib
 import os
-import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from unitrain.errors import ServingError
 from unitrain.repository import Repository
-from unitrain.serving import runtime
+from unitrain.serving import log, runtime
 from unitrain.serving.admin import Admin
-from unitrain.serving.process import LOOPBACK, Launch, TritonProcess
+from unitrain.serving.keeper import Processes
+from unitrain.serving.poll import PollObserver
+from unitrain.serving.process import Launch, TritonProcess
+from unitrain.serving.processes import model_processes
 from unitrain.serving.report import Reporter
+from unitrain.serving.tls import tls_of
 from unitrain.serving.watch import RestartNeeded, Watcher
 
 READY_WITHIN_S = 60.0
+PULLED_WITHIN_S = 3600.0
+"""A container's image of several gigabytes may have to be fetched first."""
 LONGEST_BACKOFF_S = 30.0
+SERVING_BACKOFF_S = 2.0
+"""The longest for a Triton that has been ready: it may serve for a while, which is better than nothing."""
 _STEADY_S = 60.0
 """A Triton that has run this long starts the backoff anew."""
 _LOOK_S = 0.1
 _EXIT_MARGIN_S = 2.0
-_REFUSED_FLAG = re.compile(r"unrecognized option|ambiguous|requires an argument")
-_ERROR_LINE = re.compile(r"E\d{4} |error: |Failed ")
+_ERRORS = ("failed", "unhealthy", "restarting", "unreadable")
+_ERRORS_KEPT = 100
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,13 +47,40 @@ class Supervisor:
         stop: set by a signal; the second one ends Triton without waiting for requests in flight.
     """
 
-    def __init__(self, launch: Launch, reporter: Reporter) -> None:
+    def __init__(
+        self, launch: Launch, reporter: Reporter, allowed_backends: frozenset[str] = frozenset()
+    ) -> None:
         self.launch = launch
-        self.url = f"{LOOPBACK}:{launch.grpc_port}"
+        self.url = f"{launch.near_host}:{launch.grpc_port}"
         self.stop = threading.Event()
         self._hurry = threading.Event()
         self._reporter = reporter
-        self._watcher = Watcher(Repository(launch.repository), reporter)
+        repository = Repository(launch.repository)
+        self._watcher: Watcher | PollObserver = (
+            PollObserver(reporter)
+            if launch.poll
+            else Watcher(
+                repository,
+                reporter,
+                allowed_backends=allowed_backends,
+                explain=partial(log.reason_of, launch.log_path),
+                processes=self._models,
+            )
+        )
+        self._record = runtime.ServerRecord(
+            pid=os.getpid(),
+            started=runtime.start_of(os.getpid()) or 0,
+            url=self.url,
+            secret=launch.secret,
+            repository=str(launch.repository),
+            shm_prefix=launch.shm_prefix,
+            metrics=f"{launch.near_host}:{launch.metrics_port}",
+            log=str(launch.log_path),
+            flags=list(launch.flags),
+        )
+
+    def _models(self) -> Processes:
+        return model_processes(self._record.triton_pid)
 
     def run(self) -> None:
         """Serve until a signal; must be called in the main thread.
@@ -50,34 +88,48 @@ class Supervisor:
         Raises:
             ServingError: the first start failed.
         """
-        record = runtime.ServerRecord(
-            pid=os.getpid(),
-            started=runtime.start_of(os.getpid()) or 0,
-            url=self.url,
-            secret=self.launch.secret,
-            repository=str(self.launch.repository),
-            shm_prefix=self.launch.shm_prefix,
-        )
         runtime.sweep()
+        self._reporter.also = self._note_error
         with self._signals():
             try:
-                self._serve(record)
+                self._serve()
             finally:
-                record.remove()
+                self._reporter.also = None
+                self._record.remove()
+                runtime.sweep_temporary()
         self._reporter.tell("stopped", "stopped")
 
-    def _serve(self, record: runtime.ServerRecord) -> None:
+    def _note_error(self, event: str, text: str, fields: dict[str, Any]) -> None:
+        """Keep the last thing that went wrong with each version where `serve status` finds it."""
+        if event not in _ERRORS:
+            return
+        version = fields.get("version")
+        name = " ".join(str(word) for word in (fields.get("model", ""), version or "") if word)
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": event,
+            "reason": str(fields.get("reason", text)),
+        }
+        others = {key: value for key, value in self._record.errors.items() if key != name}
+        kept = dict(list(others.items())[1 - _ERRORS_KEPT :])
+        self._record = replace(self._record, errors=kept | {name: entry})
+        with contextlib.suppress(ServingError):  # a full disk must not end what serves
+            self._record.write()
+
+    def _serve(self) -> None:
         backoff_s, first = 0.5, True
         while not self.stop.is_set():
-            began = time.monotonic()
+            began, was_ready = time.monotonic(), False
             process = TritonProcess(self.launch)
-            admin = Admin(self.url, self.launch.secret)
+            admin = Admin(self.url, self.launch.secret, tls_of(self.launch.flags))
             try:
                 reason = self._until_ready(process, admin)
                 if reason is None and not self.stop.is_set():
-                    record.write()
+                    local = self.launch.distribution.container is None
+                    self._record = replace(self._record, triton_pid=process.pid if local else 0)
+                    self._record.write()
                     self._tell_ready(process, first=first)
-                    first = False
+                    first, was_ready = False, True
                     reason = self._until_end(process, admin)
             finally:
                 admin.close()
@@ -86,7 +138,9 @@ class Supervisor:
                 return
             if first:
                 raise ServingError(f"{reason}; see {self.launch.log_path}")
-            backoff_s = 0.5 if time.monotonic() - began > _STEADY_S else min(2 * backoff_s, LONGEST_BACKOFF_S)
+            longest_s = LONGEST_BACKOFF_S if not was_ready else SERVING_BACKOFF_S
+            steady = time.monotonic() - began > _STEADY_S
+            backoff_s = 0.5 if steady else min(2 * backoff_s, longest_s)
             self._reporter.tell(
                 "restarting",
                 f"{reason}; starting it again in {backoff_s:g} s",
@@ -97,16 +151,29 @@ class Supervisor:
 
     def _until_ready(self, process: TritonProcess, admin: Admin) -> str | None:
         """None when Triton is ready or this is to end; else why it isn't."""
-        deadline = time.monotonic() + READY_WITHIN_S
+        within_s = PULLED_WITHIN_S if self.launch.distribution.container else READY_WITHIN_S
+        deadline = time.monotonic() + within_s
         while not self.stop.is_set():
             if process.exit_code is not None:
-                return _cause(self.launch) or f"Triton ended with exit code {process.exit_code} at its start"
-            if admin.is_ready():
+                return (
+                    log.start_failure(self.launch.log_path)
+                    or f"Triton ended with exit code {process.exit_code} at its start"
+                )
+            if admin.is_ready() and self._listens():
                 return None
             if time.monotonic() > deadline:
-                return f"Triton was not ready within {READY_WITHIN_S:.0f} s"
+                return f"Triton was not ready within {within_s:.0f} s"
             self.stop.wait(_LOOK_S)
         return None
+
+    def _listens(self) -> bool:
+        """Whether HTTP, where it is asked for, is there too: Triton begins it after gRPC."""
+        if self.launch.http_port is None:
+            return True
+        with contextlib.suppress(OSError):
+            socket.create_connection((self.launch.near_host, self.launch.http_port), timeout=1).close()
+            return True
+        return False
 
     def _until_end(self, process: TritonProcess, admin: Admin) -> str:
         """Why Triton has to be started again, when it has; returns too when this is to end."""
@@ -122,14 +189,12 @@ class Supervisor:
                 reasons.append(f"the watcher failed with {type(error).__name__}: {error}")
 
         watcher = threading.Thread(target=watch, name="watcher", daemon=True)
-        if not self.launch.poll:
-            watcher.start()
+        watcher.start()
         while not self.stop.is_set() and process.exit_code is None and not reasons:
             self.stop.wait(_LOOK_S)
         over.set()
         admin.close()
-        if not self.launch.poll:
-            watcher.join(timeout=5)
+        watcher.join(timeout=5)
         if process.exit_code is not None:
             return f"Triton died with exit code {process.exit_code}"
         return reasons[0] if reasons else "Triton is to end"
@@ -142,18 +207,20 @@ class Supervisor:
         process.kill()
 
     def _tell_ready(self, process: TritonProcess, *, first: bool) -> None:
-        metrics = f"{LOOPBACK}:{self.launch.metrics_port}"
-        again = "" if first else " again"
+        launch = self.launch
+        http = None if launch.http_port is None else f"{launch.near_host}:{launch.http_port}"
         self._reporter.tell(
             "ready",
-            f"Triton is ready{again}: gRPC {self.url}, metrics http://{metrics}/metrics, "
-            f"repository {self.launch.repository}, log {self.launch.log_path}",
+            f"Triton is ready{'' if first else ' again'}: gRPC {self.url}, {f'HTTP {http}, ' if http else ''}"
+            f"metrics http://{self._record.metrics}/metrics, repository {launch.repository}, "
+            f"log {launch.log_path}",
             grpc=self.url,
-            metrics=metrics,
+            http=http,
+            metrics=self._record.metrics,
             pid=os.getpid(),
             triton_pid=process.pid,
-            repository=str(self.launch.repository),
-            log=str(self.launch.log_path),
+            repository=str(launch.repository),
+            log=str(launch.log_path),
         )
 
     @contextlib.contextmanager
@@ -171,15 +238,3 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _cause(launch: Launch) -> str | None:
-    """Triton's own words on why it did not start, from its log; None where it said nothing."""
-    try:
-        lines = launch.log_path.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    refused = [line for line in lines if _REFUSED_FLAG.search(line)]  # before two screens of usage
-    errors = [line for line in lines if _ERROR_LINE.match(line)]
-    words = (refused[:1] or errors[-1:] or [""])[0]
-    return f"Triton did not start: {' '.join(words.split())}" if words else None

@@ -4,14 +4,13 @@ Triton starts it for every model whose config.pbtxt says `backend: "onnxruntime"
 native backend's names.
 
 The wheel's stub was built for numpy 1: under numpy 2 its arrays have strides of 0, and the tensors that it
-makes of arrays 0 bytes. Tensors go by DLPack therefore; a BYTES request, which has no DLPack, kills the
-stub, so that a model with strings is refused when it is loaded.
+makes of arrays 0 bytes. Numbers go by DLPack therefore, and strings as `stub_strings.py` says.
 
 This file is copied into a backends folder and runs inside Triton's Python stub,
 so it imports nothing of unitrain.
 """
 
-import ctypes
+import faulthandler
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import stub_strings
 import triton_python_backend_utils as pb_utils
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -36,6 +36,7 @@ _CONFIG_TYPE = {
     "tensor(float16)": "TYPE_FP16",
     "tensor(float)": "TYPE_FP32",
     "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
 }
 _GRAPH_LEVEL = {
     "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -56,15 +57,20 @@ class TritonPythonModel:
             TritonModelException: the file can't be opened, or is not what config.pbtxt says; it names
                 the file and the cause.
         """
+        faulthandler.enable()  # a crash inside onnxruntime leaves its place in Triton's log
         config = json.loads(args["model_config"])
         file_name = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"], args["model_version"], file_name)
         try:
+            _check_file_name(file_name)
             self._session = ort.InferenceSession(
                 path, _session_options(config), providers=_providers(args["model_instance_kind"])
             )
             _check_tensors("input", config["input"], self._session.get_inputs())
             _check_tensors("output", config["output"], self._session.get_outputs())
+            self._strings = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_STRING"}
+            if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
+                stub_strings.prepare()
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path}: {_one_line(error)}") from error
         self._batched = int(config.get("max_batch_size", 0)) > 0
@@ -96,7 +102,7 @@ class TritonPythonModel:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is None:
                 continue  # an optional input
-            feed[name] = np.from_dlpack(tensor)
+            feed[name] = stub_strings.to_strings(tensor) if name in self._strings else np.from_dlpack(tensor)
         return feed
 
     def _groups(self, feeds: Mapping[int, Arrays]) -> Iterable[list[int]]:
@@ -147,6 +153,11 @@ class TritonPythonModel:
         )
 
 
+def _check_file_name(name: str) -> None:
+    if Path(name).name != name:
+        raise ValueError(f"default_model_filename must name a file in the version's folder, got {name}")
+
+
 def _session_options(config: Mapping[str, Any]) -> Any:
     parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
     options = ort.SessionOptions()
@@ -184,18 +195,12 @@ def _check_tensors(kind: str, expected: Sequence[Mapping[str, Any]], present: Se
         name, wanted = tensor["name"], tensor["data_type"]
         if name not in types:
             raise ValueError(f"config.pbtxt has the {kind} {name}, the graph has {', '.join(types)}")
-        if wanted == "TYPE_STRING":
-            raise ValueError(f"the {kind} {name} is TYPE_STRING, which only a native Triton serves")
         if types[name] != wanted:
             raise ValueError(f"the {kind} {name} is {wanted} in config.pbtxt, {types[name]} in the graph")
 
 
 def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
-    capsule = np.ascontiguousarray(array).reshape(array.shape).__dlpack__()
-    # The stub marks a capsule as used by a name that numpy does not know, so numpy would print a
-    # traceback for every answer; the stub frees the memory itself.
-    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
-    return pb_utils.Tensor.from_dlpack(name, capsule)
+    return (stub_strings.from_strings if array.dtype.kind in "OSU" else stub_strings.from_array)(name, array)
 
 
 def _failure(error: Exception) -> Any:

@@ -1,0 +1,94 @@
+"""`serve status`: what a running server serves, and how it fares."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unitrain.commands.arguments import ArgumentParser, parse
+
+_COLUMNS = (
+    "model", "version", "state", "run", "step", "metric", "requests", "failed", "queue", "compute", "memory",
+)  # fmt: skip
+_RIGHT = ("version", "step", "requests", "failed", "queue", "compute", "memory")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "serve status",
+        "Tell what a running server serves: versions and where each came from, requests, failures, times, memory, "
+        "the last errors.",
+        epilog="The same figures, and more, are Prometheus metrics at the address that it tells.",
+    )
+    parser.add_argument(
+        "--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC address of the server"
+    )
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where the versions' manifests lie; default: what the `serve` of this user at that address serves",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0 where the server answers."""
+    options = parse(_parser(), argv)
+    from unitrain.commands.tables import (
+        print_fields,
+        print_json,
+        print_table,
+        text_of_bytes,
+        text_of_duration,
+    )
+    from unitrain.serving.status import server_status
+
+    status = server_status(options.url, options.model_repository)
+    if options.json:
+        print_json(asdict(status))
+        return 0
+    memory = status.memory_bytes
+    print_fields(
+        [
+            ("server", f"Triton {status.triton} at {status.url}{'' if status.ready else ', not ready'}"),
+            ("up", None if status.up_s is None else text_of_duration(status.up_s)),
+            ("memory", None if memory is None else text_of_bytes(memory)),
+            ("repository", status.repository),
+            ("metrics", f"http://{status.metrics}/metrics" if status.metrics else None),
+            ("log", status.log),
+        ]
+    )
+    print()
+    if status.versions:
+        print_table(_COLUMNS, [_row(version) for version in status.versions], right=_RIGHT)
+    else:
+        print("no model is served")
+    errors = {f"{v.model} {v.version}": v.error for v in status.versions} | {"Triton": status.error}
+    told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
+    if told:
+        print("\nlast errors")
+        print("\n".join(told))
+    return 0
+
+
+def _row(version: Any) -> list[str]:
+    from unitrain.commands.tables import NOTHING, text_of, text_of_bytes
+
+    origin = version.origin or {}
+    metric = origin.get("metric")
+    return [
+        version.model,
+        version.version or NOTHING,
+        version.state,
+        text_of(origin.get("run")),
+        text_of(origin.get("step")),
+        f"{metric['name']} {metric['value']:.4g}" if metric else NOTHING,
+        str(version.requests),
+        str(version.failures),
+        NOTHING if version.queue_ms is None else f"{version.queue_ms:.2f} ms",
+        NOTHING if version.compute_ms is None else f"{version.compute_ms:.2f} ms",
+        NOTHING if version.memory_bytes is None else text_of_bytes(version.memory_bytes),
+    ]

@@ -1,0 +1,140 @@
+"""Strings through the wheel's stub under numpy 2.
+
+The stub was built for numpy 1 and reads a dtype's item size where numpy 2 has its flags: it takes every item
+for 0 bytes long. Numbers go round it by DLPack, which has no strings. For those, two things mend it:
+
+- The bytes that come in are an array whose strides the stub has computed as 0. numpy makes that array, at
+  an address that the stub looks up once in numpy's table of C functions: there it finds one that leaves the
+  strides to numpy.
+- The bytes that go out are measured by that item size. They get a dtype of their own, whose flags are 1 for
+  as long as the stub measures.
+
+Both are proven when a model with strings is loaded; where they don't hold, the model is refused.
+This file is copied beside `model.py` and runs inside Triton's Python stub.
+"""
+
+import ctypes
+import struct
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+Array = np.ndarray[Any, Any]
+
+_TABLE = "_ARRAY_API"
+_TABLE_LENGTH = 300
+"""Entries of numpy's table of C functions that numpy 1 knows, and a stub built for it may ask for."""
+_NEW_FROM_DESCR = 94
+_FLAGS_OFFSET, _ITEM_SIZE_OFFSET = 32, 40
+"""In numpy 2's PyArray_Descr, part of its stable ABI, on a 64-bit machine."""
+
+_pointer = ctypes.c_void_p
+_NewFromDescr = ctypes.PYFUNCTYPE(
+    _pointer, _pointer, _pointer, ctypes.c_int, _pointer, _pointer, _pointer, ctypes.c_int, _pointer
+)
+"""Of PyArray_NewFromDescr: type, dtype, ndim, dims, strides, data, flags, owner."""
+_kept: list[Any] = []
+"""What the stub keeps the addresses of."""
+
+_measured: list[tuple[Any, Any]] = []
+"""Dtypes whose flags stand for an item size just now, and where."""
+
+
+def prepare() -> None:
+    """Make the stub of this process take strings and give them; once is enough.
+
+    Raises:
+        RuntimeError: this numpy is built otherwise.
+    """
+    if _kept or np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        return
+    byte = _own_byte()
+    size = ctypes.c_int64.from_address(id(byte) + _ITEM_SIZE_OFFSET).value
+    if (_item_size_in_stub(byte).value, size) != (byte.flags, byte.itemsize):
+        raise RuntimeError(f"numpy {np.__version__} lays out its dtypes in another way than numpy 2.0")
+    _mend_strides()
+    pb_utils.serialize_byte_tensor = _serialize
+    expected = np.arange(7, dtype=np.uint8)
+    if not np.array_equal(from_array("check", expected).as_numpy(), expected):
+        raise RuntimeError(f"Triton's stub can't take strings under numpy {np.__version__}")
+
+
+def from_array(name: str, array: Array) -> Any:
+    """A tensor of numbers for the stub."""
+    capsule = np.ascontiguousarray(array).reshape(array.shape).__dlpack__()
+    # The stub marks a capsule as used by a name that numpy does not know, so numpy would print a
+    # traceback for every answer; the stub frees the memory itself.
+    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+    return pb_utils.Tensor.from_dlpack(name, capsule)
+
+
+def from_strings(name: str, array: Array) -> Any:
+    """A BYTES tensor for the stub, of an array of str or bytes objects."""
+    encoded = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
+    objects = np.empty(len(encoded), dtype=object)
+    objects[:] = encoded
+    try:
+        return pb_utils.Tensor(name, objects.reshape(array.shape))
+    finally:
+        while _measured:
+            _byte, item_size = _measured.pop()
+            item_size.value = 0
+
+
+def to_strings(tensor: Any) -> Array:
+    """The strings of a BYTES tensor, as onnxruntime takes them.
+
+    Raises:
+        ValueError: one is not UTF-8.
+    """
+    array = tensor.as_numpy()
+    texts = np.empty(array.size, dtype=object)
+    texts[:] = [text.decode() for text in array.ravel()]
+    return texts.reshape(array.shape)
+
+
+def _serialize(array: Array) -> Array:
+    """Triton's form of strings, which the stub asks for by the name of Triton's own function."""
+    byte = _own_byte()
+    packed = np.frombuffer(b"".join(struct.pack("<I", len(t)) + t for t in array.ravel()), dtype=byte)
+    item_size = _item_size_in_stub(byte)
+    _measured.append((byte, item_size))
+    item_size.value = 1  # to numpy this is an array of objects now, until the stub has measured it
+    return packed
+
+
+def _own_byte() -> np.dtype[Any]:
+    """The dtype of bytes as an object of its own, with which nobody else's arrays change; metadata makes it one."""
+    return np.dtype("u1", metadata={"of": "strings"})
+
+
+def _item_size_in_stub(dtype: np.dtype[Any]) -> ctypes.c_int32:
+    return ctypes.c_int32.from_address(id(dtype) + _FLAGS_OFFSET)
+
+
+def _mend_strides() -> None:
+    import numpy.core.multiarray as numpy_1_name  # where a stub built for numpy 1 looks
+
+    open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
+    open_capsule.restype, open_capsule.argtypes = _pointer, [ctypes.py_object, ctypes.c_char_p]
+    make_capsule = ctypes.pythonapi.PyCapsule_New
+    make_capsule.restype, make_capsule.argtypes = ctypes.py_object, [_pointer, ctypes.c_char_p, _pointer]
+
+    capsule = getattr(numpy_1_name, _TABLE)
+    entries = _pointer * _TABLE_LENGTH
+    table = entries.from_buffer_copy(entries.from_address(open_capsule(capsule, None)))
+    make_array = _NewFromDescr(table[_NEW_FROM_DESCR] or 0)
+
+    def without_strides(*arguments: Any) -> Any:
+        kind, dtype, ndim, dims, _strides, data, flags, owner = arguments
+        return make_array(kind, dtype, ndim, dims, None, data, flags, owner)
+
+    replaced = _NewFromDescr(without_strides)
+    table[_NEW_FROM_DESCR] = ctypes.cast(replaced, _pointer).value
+    _kept.extend((table, make_array, replaced))
+    setattr(numpy_1_name, _TABLE, make_capsule(ctypes.addressof(table), None, None))
+    try:
+        from_array("first", np.zeros(1, np.uint8))  # the first array that the stub makes: now it looks
+    finally:
+        setattr(numpy_1_name, _TABLE, capsule)
