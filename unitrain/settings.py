@@ -3,6 +3,7 @@
 A section that is absent has these defaults and is on; one set to null is off.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ _PAIR = 2
 def _at_least(section: object, minimum: float, *names: str) -> None:
     for name in names:
         if getattr(section, name) < minimum:
-            where = f"{type(section).__name__.lower()}.{name}"
+            words = re.findall("[A-Z][a-z]*", type(section).__name__)
+            where = f"{'_'.join(words).lower()}.{name}"
             raise ValueError(f"{where} must be at least {minimum}, got {getattr(section, name)}")
 
 
