@@ -23,8 +23,9 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY)  ## trains on real signals while a real Triton serves each new version, then streams predictions
 	$(BIN)/python -m examples.signals_clustering.demo
 
+# Three workers on two cores: a third of the time of many tests is waiting for servers and processes.
 test: $(READY)  ## every test, those against the real Triton too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .

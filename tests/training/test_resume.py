@@ -220,6 +220,9 @@ def test_new_run_begins_with_anothers_weights(settings: Path, capsys: pytest.Cap
         begun = torch.load(new.last_checkpoint, weights_only=True)["current_model_state"]
         assert torch.equal(begun["net.0.weight"], saved[key]["net.0.weight"])
         assert new.run_dir != old.run_dir
+    third = unitrain.fit(settings, OFF | frozen, init_from="last", quiet=True)
+    begun_with = json.loads((third.run_dir / "run.json").read_text())["init_from"]["checkpoint"]
+    assert begun_with == str(new.best_checkpoint), "`last` is the newest run before this one"
     capsys.readouterr()
     unitrain.fit(settings, OFF | frozen | {"model.init_args.hidden": 8}, init_from=old.run_dir)
     said = capsys.readouterr().err

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class _Prediction:
             stop=self._stop,
         )
         most = math.inf if options.max_errors is None else options.max_errors
-        with progress(self._report, self._total()) as show:
+        with progress(self._report, self._total()) as show, closing(results):
             for result in results:
                 self._report.count(result)
                 if result.outputs is not None:
@@ -101,7 +101,6 @@ class _Prediction:
                 else:
                     self._io.failed(result.index, result.error)  # type: ignore[arg-type]
                     if self._report.failed > most:
-                        results.close()
                         raise ClientError(
                             f"gave up after {self._report.failed} of {self._report.samples} samples failed "
                             f"(--max-errors {most}), the last: {result.error}"

@@ -140,6 +140,16 @@ class Fit:
                 raise explained(error, known_settings()) from error
             raise
 
+    def _checkpoint_to_start_from(self, experiments_dir: Path) -> Path | None:
+        if self.start_from is None:
+            return None
+        found = find_run(self.start_from[0], experiments_dir)
+        for name in ("best", "last"):
+            path = found / "checkpoints" / f"{name}.ckpt"
+            if path.is_file():
+                return path
+        raise SettingsError(f"--init-from: {found} has no checkpoint")
+
     def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
         default = self.path.absolute().parent.name if self.path else "experiment"
         experiment = check_experiment(cli.config.experiment or default)
@@ -150,6 +160,9 @@ class Fit:
             raise SettingsError(f"publish.model: {error}") from error
         resolved = cli.resolved()
         experiments_dir = self.root / cli.config.experiments_dir
+        start = self._checkpoint_to_start_from(
+            experiments_dir
+        )  # before there is a run that `last` could mean
         run: RunFolder
         if process_rank():
             run = FollowersFolder(experiments_dir, experiment)
@@ -166,17 +179,9 @@ class Fit:
                 argv=self.argv,
             )
         self._run = run
-        if self.start_from:
-            found = find_run(self.start_from[0], experiments_dir)
-            kept = [
-                path
-                for path in (found / "checkpoints" / f"{n}.ckpt" for n in ("best", "last"))
-                if path.is_file()
-            ]
-            if not kept:
-                raise SettingsError(f"--init-from: {found} has no checkpoint")
-            take_weights(cli.model, kept[0], self.start_from[1], self.console)
-            run.update(init_from={"checkpoint": str(kept[0]), "weights": self.start_from[1]})
+        if start is not None and self.start_from:
+            take_weights(cli.model, start, self.start_from[1], self.console)
+            run.update(init_from={"checkpoint": str(start), "weights": self.start_from[1]})
         theirs = arguments.pop("callbacks", None) or []
         theirs = [*(theirs if isinstance(theirs, Sequence) else [theirs]), *self.callbacks]
         stack = compose(
