@@ -3,8 +3,6 @@
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -347,17 +345,3 @@ def test_examples_of_the_docstrings_run(server):
             runner.run(test)
     assert runner.tries == 4
     assert runner.failures == 0
-
-
-@pytest.mark.parametrize("attempt", range(3))  # it hung in one of three
-def test_stream_that_nobody_finishes_keeps_no_program_from_ending(server, attempt):
-    """Left open at the end of a script, in the middle of answers."""
-    code = (
-        "import sys; import numpy as np; from unitrain.client import Client;"
-        "stream = Client(sys.argv[1]).stream('linear', ({'x': np.ones(3, np.float32)} for _ in range(2000)));"
-        "print(next(stream).index)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, server.url], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
