@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -345,3 +347,16 @@ def test_examples_of_the_docstrings_run(server):
             runner.run(test)
     assert runner.tries == 4
     assert runner.failures == 0
+
+
+def test_stream_that_nobody_finishes_keeps_no_program_from_ending(server):
+    """Left open in the middle of answers as a script ends; it used to hang in one of three to six."""
+    code = (
+        "import sys; import numpy as np; from unitrain.client import Client;"
+        "stream = Client(sys.argv[1]).stream('linear', ({'x': np.ones(3, np.float32)} for _ in range(2000)));"
+        "print(next(stream).index)"
+    )
+    for _ in range(8):
+        command = [sys.executable, "-c", code, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

@@ -1,6 +1,5 @@
 """One bidirectional gRPC stream: requests go out in order, what comes back is put into a queue."""
 
-import sys
 import threading
 import time
 from queue import SimpleQueue
@@ -43,9 +42,7 @@ class Link:
         """End it at once, answered or not."""
         self._outgoing.put(None)
         self._call.cancel()
-        # As the interpreter ends, gRPC's threads are gone, and its closing would wait for them for ever.
-        if not sys.is_finalizing():
-            self._connection.close()
+        self._connection.close()
 
     def _receive(self) -> None:
         import grpc

@@ -6,6 +6,7 @@ growing pause, and what is unanswered is sent again.
 """
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -88,16 +89,21 @@ class Stream:
                 if not (self._order and self._order[0].done()):
                     self._wait()
         finally:
-            self._intake.close()
-            try:
-                idle = not self._packer.shares_memory or self._drained()
-            finally:
-                self._drop_link()
-            self._packer.close(idle=idle)
-            self._intake.join(_SOURCE_END_S)
+            # As the interpreter ends, its other threads are gone, some with a lock in hand: nobody to wait for.
+            if not sys.is_finalizing():
+                self._end()
         self._intake.raise_failure()
         if self._given_up is not None:
             raise self._given_up
+
+    def _end(self) -> None:
+        self._intake.close()
+        try:
+            idle = not self._packer.shares_memory or self._drained()
+        finally:
+            self._drop_link()
+        self._packer.close(idle=idle)
+        self._intake.join(_SOURCE_END_S)
 
     # --- sending
 
