@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from unitrain.serving.distribution import find_triton
+
 READY_WITHIN_S = 60.0
 END_WITHIN_S = 20.0
 
@@ -138,3 +140,16 @@ class TritonServer:
             with self._told:
                 self.events.append(json.loads(line))
                 self._told.notify_all()
+
+
+def native_tritonserver(folder: Path) -> Path:
+    """A `tritonserver` in `folder`: the wheel's, set up as a native one is, which knows its backends by itself."""
+    wheel = find_triton()
+    program = folder / "tritonserver"
+    folder.mkdir(parents=True)
+    exports = "".join(f"export {key}='{wheel.environment[key]}'\n" for key in ("LD_LIBRARY_PATH", "PATH"))
+    program.write_text(
+        f'#!/bin/sh\n{exports}exec {wheel.program} --backend-directory={wheel.backends_dir} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from asking import answers
 from onnx_models import publish_model
-from triton_server import TritonServer
+from triton_server import TritonServer, native_tritonserver
 
 from unitrain.errors import ServingError
 from unitrain.serving import install
@@ -78,15 +78,7 @@ def test_a_native_tritonserver_on_path_is_preferred(
     triton_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is started as it is, with its own backends, and serves under the same watcher."""
-    wheel = find_triton()
-    # The wheel's Triton, set up as a native one is: it knows its backends and libraries by itself.
-    native = tmp_path / "bin" / "tritonserver"
-    native.parent.mkdir()
-    exports = "".join(f"export {key}='{wheel.environment[key]}'\n" for key in ("LD_LIBRARY_PATH", "PATH"))
-    native.write_text(
-        f'#!/bin/sh\n{exports}exec {wheel.program} --backend-directory={wheel.backends_dir} "$@"\n'
-    )
-    native.chmod(0o755)
+    native = native_tritonserver(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{native.parent}:{os.environ['PATH']}")
     found = find_triton()
     assert (found.program, found.native, found.backends_dir) == (native, True, None)

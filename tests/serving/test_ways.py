@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from asking import answers
 from onnx_models import publish_model
-from triton_server import TritonServer
+from triton_server import TritonServer, native_tritonserver
 
 from unitrain import diagnosis
 from unitrain.errors import ServingError, UsageError
@@ -236,14 +236,7 @@ def test_a_native_triton_serves_http_where_it_is_asked_for(
     triton_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On loopback, its repository API locked; the wheel's Triton tells that HTTP stays off."""
-    wheel = find_triton()
-    native = tmp_path / "bin" / "tritonserver"
-    native.parent.mkdir()
-    exports = "".join(f"export {key}='{wheel.environment[key]}'\n" for key in ("LD_LIBRARY_PATH", "PATH"))
-    native.write_text(
-        f'#!/bin/sh\n{exports}exec {wheel.program} --backend-directory={wheel.backends_dir} "$@"\n'
-    )
-    native.chmod(0o755)
+    native = native_tritonserver(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{native.parent}:{os.environ['PATH']}")
     options = ("--http-port", "0", "--grace", "0")
     server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=options).start()

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from unitrain.errors import UsageError
@@ -53,6 +54,29 @@ class ArgumentParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[1], options, n=1)
             message = f"there is no option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
         raise UsageError(f"{self.prog.removeprefix('python -m unitrain ')}: {message} (see --help)")
+
+
+def add_experiments_dir(parser: ArgumentParser, default: Path | None = Path("experiments")) -> None:
+    """Add `--experiments_dir`; None: the project's."""
+    told = (
+        "folder of the experiments" if default else "where a run's name is looked for; default: the project's"
+    )
+    parser.add_argument("--experiments_dir", type=Path, default=default, metavar="DIR", help=told)
+
+
+def add_checkpoint(parser: ArgumentParser, *, required: bool = False) -> None:
+    """Add `--run`, `--checkpoint` and `--weights`, which name weights of a run."""
+    parser.add_argument(
+        "--run", required=required, metavar="RUN", help="a folder, a run's name or its beginning, or `last`"
+    )
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="which of the run's checkpoints"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="the averaged ones or the raw ones; default: averaged if the run has them",
+    )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from unitrain.commands.arguments import ArgumentParser
+from unitrain.commands.arguments import ArgumentParser, add_checkpoint, add_experiments_dir
 from unitrain.errors import UsageError
 
 _TEXTS = {
@@ -29,21 +29,8 @@ def _parser(stage: str) -> ArgumentParser:
         _TEXTS[stage],
         epilog="--trainer.*, --data.* and --model.* take the place of the run's settings: --trainer.accelerator cpu",
     )
-    parser.add_argument("--run", metavar="RUN", help="a folder, a run's name or its beginning, or `last`")
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="which of the run's checkpoints"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        help="the averaged ones or the raw ones; default: averaged if the run has them",
-    )
-    parser.add_argument(
-        "--experiments_dir",
-        type=Path,
-        metavar="DIR",
-        help="where a run's name is looked for; default: the project's experiments/",
-    )
+    add_checkpoint(parser)
+    add_experiments_dir(parser, default=None)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands.arguments import ArgumentParser, add_checkpoint, add_experiments_dir, parse
 
 
 def _parser() -> ArgumentParser:
@@ -11,24 +11,8 @@ def _parser() -> ArgumentParser:
         "export",
         "Publish a run's checkpoint as a new version of its model, through the gates that every version passes.",
     )
-    parser.add_argument(
-        "--run", required=True, metavar="RUN", help="a folder, a run's name or its beginning, or `last`"
-    )
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="which of its checkpoints"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        help="averaged or raw ones; default: averaged where the run kept them",
-    )
-    parser.add_argument(
-        "--experiments_dir",
-        type=Path,
-        default=Path("experiments"),
-        metavar="DIR",
-        help="folder of the experiments",
-    )
+    add_checkpoint(parser, required=True)
+    add_experiments_dir(parser)
     parser.add_argument(
         "--model-repository",
         type=Path,

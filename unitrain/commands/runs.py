@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands.arguments import ArgumentParser, add_experiments_dir, parse
 from unitrain.errors import UsageError
 
 _COLUMNS = ("experiment", "run", "status", "started", "duration", "epoch/step", "best metric", "published")
@@ -25,13 +25,7 @@ def _parser() -> ArgumentParser:
         help="RUN, A, B: a folder, a run's name or its beginning, or `last`; nothing: list all",
         default=[],
     )
-    parser.add_argument(
-        "--experiments_dir",
-        type=Path,
-        default=Path("experiments"),
-        metavar="DIR",
-        help="folder of the experiments",
-    )
+    add_experiments_dir(parser)
     parser.add_argument("--experiment", metavar="NAME", help="list only this experiment's runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
