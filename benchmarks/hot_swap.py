@@ -60,7 +60,8 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
     training = None
     try:
         assert server.stdout is not None  # noqa: S101 - a pipe was asked for
-        url = json.loads(server.stdout.readline())["grpc"]
+        told = (json.loads(line) for line in server.stdout)
+        url = next(event["grpc"] for event in told if event["event"] == "ready")
         minutes, rest = divmod(int(seconds) + 15, 60)
         training = subprocess.Popen(
             [sys.executable, "-m", "unitrain", "fit", "--config", "examples/curve_fitting/settings.yaml",

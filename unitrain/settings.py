@@ -133,8 +133,8 @@ class Publish:
     """Newest versions that Triton serves side by side, so that clients pinned to one survive a swap."""
     max_batch_size: int = 1024
     """Rows a request at most."""
-    max_queue_delay_microseconds: int = 100
-    """How long Triton may hold a request to batch it with others."""
+    max_queue_delay_microseconds: int = 0
+    """How long Triton may hold a request to batch it with others; those that wait anyway are batched at 0, too."""
     warm_up: bool = False
     """Let Triton run one request of zeros on each load, before a version is served."""
     config: dict[str, Any] = field(default_factory=dict)

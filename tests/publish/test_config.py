@@ -18,7 +18,7 @@ SIGNATURE = Signature(
 
 
 def config_with(**changes: Any) -> Any:
-    return served_config("m", SIGNATURE, Publish(config=changes))[0]
+    return served_config("m", SIGNATURE, Publish(config=changes, max_queue_delay_microseconds=250))[0]
 
 
 def test_fields_of_the_settings_take_the_place_of_ours() -> None:
@@ -34,7 +34,7 @@ def test_fields_of_the_settings_take_the_place_of_ours() -> None:
         "session.use_env_allocators": "true",
     }
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
-    assert config.dynamic_batching.max_queue_delay_microseconds == 100
+    assert config.dynamic_batching.max_queue_delay_microseconds == 250
     assert not config_with(dynamic_batching=None).HasField("dynamic_batching")
     assert config_with(sequence_batching={}).WhichOneof("scheduling_choice") == "sequence_batching"
 

@@ -213,6 +213,26 @@ def test_a_bad_request_fails_alone_in_its_batch(triton: TritonServer) -> None:
     assert max(row.batch_size for row in batches) > 1
 
 
+def test_requests_that_wait_share_a_run_though_none_is_held_up(triton: TritonServer) -> None:
+    """A delay of 0, as models are published by default, batches what lies in the queue."""
+    publish_model(triton.repository, max_queue_delay_microseconds=0)
+    triton.wait_for("linear", 1)
+    tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
+    tensor.set_data_from_numpy(np.ones((1, 3), np.float32))
+    done: list[object] = []
+    with triton_grpc.InferenceServerClient(triton.url) as client:
+        before = client.get_inference_statistics("linear").model_stats[0].execution_count
+        client.start_stream(partial(_collect, done))
+        for _ in range(300):
+            client.async_stream_infer("linear", [tensor])
+        deadline = time.monotonic() + 20
+        while len(done) < 300 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        runs = client.get_inference_statistics("linear").model_stats[0].execution_count - before
+    assert len(done) == 300
+    assert runs < 250
+
+
 def test_a_graph_that_is_not_what_its_configuration_says_is_refused(triton: TritonServer) -> None:
     """The reason names the file and both types."""
     publish_model(triton.repository, signature=linear_signature(3, "FP64"))
