@@ -60,7 +60,8 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
     training = None
     try:
         assert server.stdout is not None  # noqa: S101 - a pipe was asked for
-        url = json.loads(server.stdout.readline())["grpc"]
+        events = map(json.loads, server.stdout)
+        url = next(event["grpc"] for event in events if event["event"] == "ready")
         minutes, rest = divmod(int(seconds) + 15, 60)
         training = subprocess.Popen(
             [sys.executable, "-m", "unitrain", "fit", "--config", "examples/curve_fitting/settings.yaml",
@@ -69,9 +70,7 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
              "--early_stopping", "null", "--embeddings", "null", "--quiet"],
             cwd=ROOT,
         )  # fmt: skip
-        for line in server.stdout:
-            if json.loads(line)["event"] == "loaded":
-                break
+        next(event for event in events if event["event"] == "loaded")
         threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop the server
         return ask(url, Repository(repository), seconds)
     finally:
