@@ -17,10 +17,9 @@ def triton_wheel() -> Path:
 
 @pytest.fixture
 def triton(tmp_path: Path, triton_wheel: Path) -> Iterator[TritonServer]:
-    """A running `serve` on an empty repository, on free ports; it is ended, without grace, after the test."""
-    options = ("--grace", "0")
-    server = TritonServer(tmp_path / "repository", log=tmp_path / "triton.log", options=options)
+    """A running `serve` on an empty repository, on free ports; it is ended, at once, after the test."""
+    server = TritonServer(tmp_path / "repository", log=tmp_path / "triton.log")
     try:
         yield server.start()
     finally:
-        server.stop()
+        server.stop(hurry=True)

@@ -1,7 +1,11 @@
 """`doctor` looks at the real machine, and what it finds wrong comes with what to do."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +15,7 @@ from unitrain import diagnosis
 from unitrain.cli import main
 from unitrain.diagnosis import diagnose
 from unitrain.errors import ServingError
+from unitrain.serving.processes import command_lines
 
 
 def test_this_machine_can_train_and_the_findings_are_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +35,25 @@ def test_triton_is_really_started(triton_wheel: Path) -> None:
     found = diagnosis.look_at_start()
     assert (found.status, found.name) == ("ok", "serving")
     assert "ready after" in found.text
+
+
+def test_a_doctor_that_is_ended_leaves_no_server(triton_wheel: Path, tmp_path: Path) -> None:
+    """`timeout 5 python -m unitrain doctor` ends the Triton that it has started."""
+    command = "from unitrain.diagnosis import look_at_start; look_at_start()"
+    process = subprocess.Popen([sys.executable, "-c", command], env=os.environ | {"TMPDIR": str(tmp_path)})
+    deadline = time.monotonic() + 20
+    while not _mentioning(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _mentioning(tmp_path)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert _mentioning(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def _mentioning(path: Path) -> list[str]:
+    """The command lines that name a folder."""
+    return [words for words in command_lines().values() if str(path) in words]
 
 
 def test_torch_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

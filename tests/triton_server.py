@@ -113,11 +113,17 @@ class TritonServer:
             raise TimeoutError(f"no {kind} within {timeout_s} s; told: {self.events}; log: {log}")
         return event
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it by a signal and return its exit code; may be called again."""
+    def stop(self, number: int = signal.SIGTERM, *, hurry: bool = False) -> int:
+        """End it by a signal and return its exit code; may be called again.
+
+        Args:
+            hurry: send a second one, after which it does not wait for Triton's own end.
+        """
         assert self.process is not None
         if self.process.poll() is None:
             os.kill(self.process.pid, number)
+            if hurry:
+                os.kill(self.process.pid, signal.SIGINT)
         try:
             code = self.process.wait(END_WITHIN_S)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 """What this machine and this environment have, what is missing, and what to do about it."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from unitrain.errors import ServingError
@@ -202,7 +204,7 @@ def _triton() -> Finding:
 def look_at_start() -> Finding:
     """Whether Triton starts: it is started on an empty repository, and ended."""
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="unitrain-doctor-") as folder:
+    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="unitrain-doctor-") as folder:
         command = [
             sys.executable,
             "-m",
@@ -230,6 +232,21 @@ def look_at_start() -> Finding:
     return Finding(
         "serving", "warn", f"Triton does not start: {reason}", "python -m unitrain serve shows more"
     )
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP end this process as an exception does: what was started is ended too."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before: dict[int, Any] = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _await_ready(process: subprocess.Popen[bytes], deadline_s: float) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 from asking import Load, answers, ask, group_members, shared_memory_of, stubs
-from onnx_models import publish_model
+from onnx_models import publish_broken, publish_model
 from triton_server import TritonServer
 
 from unitrain.serving import runtime
@@ -176,9 +176,9 @@ def test_any_address_but_loopback_is_refused_with_the_way_out(host: str, tmp_pat
     assert not (tmp_path / "repository").exists()
 
 
-@pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--allow-http=true", "--metrics_address=0.0.0.0"])
+@pytest.mark.parametrize("flag", ["--grpc-addr=0.0.0.0", "--allow-http=true", "--metrics_address=0.0.0.0"])
 def test_flags_that_would_open_the_server_are_refused(flag: str, tmp_path: Path) -> None:
-    """What follows `--` can't undo what keeps it safe."""
+    """What follows `--` can't undo what keeps it safe, abbreviated or not."""
     ended = _serve("--model-repository", str(tmp_path), "--", flag)
     assert ended.returncode == 2
     assert flag.partition("=")[0] in ended.stderr
@@ -191,6 +191,75 @@ def test_only_loopback_is_listened_on(triton: TritonServer) -> None:
         socket.create_connection((LOOPBACK, port), timeout=5).close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+def test_a_word_that_is_no_option_starts_nothing(tmp_path: Path) -> None:
+    """A mistyped `serve status` is no server; only what follows `--` is Triton's."""
+    ended = _serve("--model-repository", str(tmp_path / "repository"), "stauts")
+    assert ended.returncode == 2
+    assert "stauts" in ended.stderr
+    assert not (tmp_path / "repository").exists()
+
+
+def test_it_needs_no_environment_no_room_for_its_output_and_no_init(
+    triton_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As cron, a full disk and a container give it, where it must take in the processes that nobody else does."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    publish_model(tmp_path / "repository")
+    port, metrics_port = choose_ports({"grpc": 0, "metrics": 0}).values()
+    url = f"{LOOPBACK}:{port}"
+    as_init = (
+        "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    options = ["--grpc-port", str(port), "--metrics-port", str(metrics_port), "--log-file", "/dev/null"]
+    options += ["--grace", "0", "--model-repository", str(tmp_path / "repository")]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-c", as_init, sys.executable, "-m", "unitrain", "serve", *options],
+            env={"XDG_RUNTIME_DIR": str(tmp_path)} | {k: v for k, v in os.environ.items() if k == "PYTHONPATH"},
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    try:
+        assert answers(url, within_s=30)
+        record = runtime.find_server(url)
+        assert record is not None
+        (tmp_path / "unitrain").chmod(0o755)  # its record can't be written any more
+        os.kill(record.triton_pid, signal.SIGKILL)
+        assert answers(url, within_s=20)
+        assert _zombies_of(process.pid) == []
+    finally:
+        process.terminate()
+        _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (0, "")
+
+
+def _zombies_of(parent: int) -> list[str]:
+    listed = subprocess.run(
+        ["ps", "--ppid", str(parent), "-o", "stat="], capture_output=True, text=True, check=False
+    )
+    return [state for state in listed.stdout.split() if state.startswith("Z")]
+
+
+def test_a_path_that_a_shell_would_split_and_ascii_cannot_write_is_served(
+    triton_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton gives paths to a shell, unquoted: it gets a link, which nobody sees and which goes with it."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    proof = tmp_path / "ran"
+    repository = tmp_path / f"it's a größe; $(touch {proof.name})"
+    server = TritonServer(repository, log=tmp_path / "log", options=("--grace", "0")).start()
+    try:
+        publish_model(repository)
+        server.wait_for("linear", 1)
+        assert ask(server.url, np.ones((1, 3)))[1] == 1
+        publish_broken(repository)
+        assert f"{repository}/linear/2/model.onnx" in server.wait_for_event("failed")["reason"]
+        assert [path for path in runtime.runtime_dir().iterdir() if f"_{server.pid}_" in path.name]
+    finally:
+        server.stop()
+    assert not [path for path in runtime.runtime_dir().iterdir() if f"_{server.pid}_" in path.name]
+    assert not proof.exists()
 
 
 @pytest.mark.parametrize("usage", ["serverAuth", "serverAuth,clientAuth"])

@@ -1,14 +1,17 @@
 """What appears in the repository is served, whatever else lies there."""
 
 import os
+import re
 import shutil
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 from asking import Load, ask
+from onnx import TensorProto, helper
 from onnx_models import linear_model, linear_signature, publish_broken, publish_model, save_graph
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
@@ -141,6 +144,70 @@ def test_a_changed_configuration_is_loaded_and_a_vanished_model_unloaded(triton:
         ask(triton.url, np.ones((1, 3)))
 
 
+def test_what_is_copied_by_hand_edited_in_place_or_away_for_a_moment_costs_no_answer(
+    triton: TritonServer, tmp_path: Path
+) -> None:
+    """Temporary files, links to nowhere, a configuration or a root that is being exchanged: none is a wish to unload."""
+    publish_model(triton.repository, scale=2)
+    triton.wait_for("linear", 1)
+    folder = triton.repository / "linear"
+    publish_model(tmp_path / "other", scale=3)
+    source = tmp_path / "other" / "linear" / "1"
+    (source / "golden.npz").write_bytes(b"PK\x03\x04" + bytes(100))
+    with Load(triton.url) as load:
+        (folder / "1" / ".#model.onnx").symlink_to("somebody@nowhere")
+        (folder / "1" / "circle").symlink_to("circle")
+        end = time.monotonic() + 1
+        while time.monotonic() < end:  # as rsync and editors do
+            (folder / "1" / ".model.onnx.x7").write_bytes(b"half")
+            (folder / "1" / ".model.onnx.x7").unlink()
+        (folder / "config.pbtxt").rename(tmp_path / "config.pbtxt")
+        assert "no config.pbtxt" in triton.wait_for_event("failed")["reason"]
+        (tmp_path / "config.pbtxt").rename(folder / "config.pbtxt")
+        triton.repository.rename(tmp_path / "away")
+        triton.wait_for_event("unreadable")
+        (tmp_path / "away").rename(triton.repository)
+        graph = (source / "model.onnx").read_bytes()
+        (folder / "2").mkdir()
+        shutil.copy(source / "golden.npz", folder / "2")  # cut off
+        with (folder / "2" / "model.onnx").open("wb", buffering=0) as file:
+            file.write(graph[: len(graph) // 2])
+            time.sleep(0.3)
+            file.write(graph[len(graph) // 2 :])
+        triton.wait_for("linear", 2)
+        time.sleep(1.2)  # it is asked a question
+    assert load.errors == []
+    assert set(load.answered) == {1, 2}
+    assert not {"unloaded", "restarting", "unhealthy"} & {event["event"] for event in triton.events}
+
+
+def test_a_folder_that_has_nothing_to_serve_is_told_and_other_names_of_files_are_taken(
+    triton: TritonServer, tmp_path: Path
+) -> None:
+    """No version, no configuration, a version that is not there; `default_model_filename` names another file."""
+    for name in ("unversioned", "unconfigured", "absent", "renamed"):
+        publish_model(tmp_path, name)
+    (tmp_path / "unversioned" / "1").rename(tmp_path / "unversioned" / "first")
+    (tmp_path / "unconfigured" / "config.pbtxt").unlink()
+    config = tmp_path / "absent" / "config.pbtxt"
+    config.write_text(re.sub(r"latest \{[^}]*\}", "specific { versions: 7 }", config.read_text()))
+    with (tmp_path / "renamed" / "config.pbtxt").open("a") as file:
+        file.write('default_model_filename: "net.onnx"\n')
+    (tmp_path / "renamed" / "1" / "model.onnx").rename(tmp_path / "renamed" / "1" / "net.onnx")
+    for name in ("unversioned", "unconfigured", "absent", "renamed"):
+        (tmp_path / name).rename(triton.repository / name)
+    expected = {
+        "unversioned": "put model.onnx into a folder with the version's number, such as unversioned/1",
+        "unconfigured": "it has no config.pbtxt",
+        "absent": "version_policy asks for version 7, and there is 1",
+    }
+    for name, words in expected.items():
+        failed = triton.wait_for_event("failed", accept=lambda event, name=name: event["model"] == name)
+        assert words in failed["reason"]
+    triton.wait_for("renamed", 1)
+    assert ask(triton.url, np.ones((1, 3)), model="renamed")[0][0, 0] == 2
+
+
 def test_the_admin_protocols_are_locked(triton: TritonServer) -> None:
     """Without the secret nobody loads a model or registers shared memory."""
     publish_model(triton.repository)
@@ -175,7 +242,6 @@ def _collect(done: list[object], result: object, error: object) -> None:
 
 def test_a_bad_request_fails_alone_in_its_batch(triton: TritonServer) -> None:
     """Requests that Triton batches are run together, and one by one where that fails."""
-    from onnx import TensorProto, helper
 
     def indexed(path: object) -> None:
         table = helper.make_tensor("table", TensorProto.FLOAT, [3], [10.0, 20.0, 30.0])
@@ -238,3 +304,11 @@ def test_a_graph_that_is_not_what_its_configuration_says_is_refused(triton: Trit
     publish_model(triton.repository, signature=linear_signature(3, "FP64"))
     reason = triton.wait_for_event("failed")["reason"]
     assert "linear/1/model.onnx: the input x is TYPE_FP64 in config.pbtxt, TYPE_FP32 in the graph" in reason
+
+    def sum_of_two(path: Path) -> None:
+        kind = (TensorProto.FLOAT, ["batch", 3])
+        save_graph(path, [helper.make_node("Add", ["x", "z"], ["y"])], {"x": kind, "z": kind}, {"y": kind})
+
+    publish_model(triton.repository, "two", fill=sum_of_two)
+    reason = triton.wait_for_event("failed", accept=lambda event: event["model"] == "two")["reason"]
+    assert "the graph needs the input z, which config.pbtxt does not have" in reason

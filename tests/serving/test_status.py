@@ -15,6 +15,7 @@ from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
 from unitrain.manifest import Manifest, Metric
+from unitrain.serving.runtime import runtime_dir
 from unitrain.serving.status import server_status
 from unitrain.tensors import Signature
 
@@ -89,14 +90,13 @@ def test_status_of_no_server_is_one_sentence() -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_strangers_server_tells_what_it_tells_everybody(
-    triton: TritonServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_strangers_server_tells_what_it_tells_everybody(triton: TritonServer, tmp_path: Path) -> None:
     """Without its record there is no secret: versions and counts are there, memory and errors are not."""
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
     ask(triton.url, np.ones((2, 3)))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (record,) = runtime_dir().glob(f"*_{triton.url.rpartition(':')[2]}.json")
+    record.rename(tmp_path / "record")
     status = server_status(triton.url)
     assert [(v.model, v.version, v.state) for v in status.versions] == [("linear", "1", "READY")]
     assert status.versions[0].requests >= 1

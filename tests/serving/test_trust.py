@@ -1,10 +1,11 @@
 """A foreign file in the repository can't run code, nor leave the root."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 from asking import ask
 from onnx_models import linear_model, publish_model
 from triton_server import TritonServer
@@ -46,22 +47,13 @@ def _python_model(root: Path, name: str, proof: Path, *, dies: bool = False) -> 
     return version
 
 
-def test_a_backend_that_runs_code_is_refused_by_name(triton: TritonServer, tmp_path: Path) -> None:
-    """Nothing of it is run; the sentence has the option that would allow it."""
-    _python_model(tmp_path, "code", tmp_path / "ran")
-    (tmp_path / "code").rename(triton.repository / "code")
-    reason = triton.wait_for_event("failed")["reason"]
-    assert 'backend: "python"' in reason
-    assert "--allow-backend python" in reason
-    assert not (tmp_path / "ran").exists()
-
-
 def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_path: Path) -> None:
     """It then runs what lies in the repository; one that dies at each request is set aside for the last good."""
     options = ("--grace", "0", "--allow-backend", "python")
     server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=options).start()
     try:
         _python_model(tmp_path, "code", tmp_path / "ran")
+        (tmp_path / "code" / "1" / "model.onnx").unlink()  # its backend needs model.py alone
         (tmp_path / "code").rename(server.repository / "code")
         server.wait_for("code", 1)
         assert (tmp_path / "ran").exists()
@@ -79,6 +71,9 @@ def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_pat
         restarted = server.wait_for_event("restarting", timeout_s=60)
         assert "alone does not answer" in restarted["reason"], "there is no other version to take its place"
         server.wait_for_event(
+            "failed", accept=lambda e: e["model"] == "alone", after=server.events.index(restarted)
+        )
+        server.wait_for_event(
             "loaded", accept=lambda e: e["model"] == "code", after=server.events.index(restarted)
         )
         assert ask(server.url, np.ones((1, 3)), model="code")[1] == 1
@@ -86,43 +81,56 @@ def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_pat
         server.stop()
 
 
-@pytest.mark.parametrize(
-    ("extra", "field"),
-    [
-        (
-            'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/env.tar.gz" } }',
-            "EXECUTION_ENV_PATH",
-        ),
-        ('default_model_filename: "../../../model.onnx"', "default_model_filename"),
-        ('model_operations { op_library_filename: "/tmp/operators.so" }', "model_operations"),
-        ('platform: "tensorrt_plan"', "platform"),
-    ],
-)
-def test_a_field_that_reaches_out_is_refused(
-    extra: str, field: str, triton: TritonServer, tmp_path: Path
-) -> None:
-    """Triton itself would follow it."""
-    publish_model(tmp_path, "linear")
-    with (tmp_path / "linear" / "config.pbtxt").open("a") as file:
-        file.write(f"\n{extra}\n")
-    (tmp_path / "linear").rename(triton.repository / "linear")
-    reason = triton.wait_for_event("failed")["reason"]
-    assert "config.pbtxt has" in reason
-    assert field in reason
+REACHES_OUT = {
+    "environment": 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/env.tar.gz" } }',
+    "other_folder": 'default_model_filename: "../../../model.onnx"',
+    "shell": 'default_model_filename: "$(touch ran).onnx"',
+    "operators": 'model_operations { op_library_filename: "/tmp/operators.so" }',
+    "platform": 'platform: "tensorrt_plan"',
+    "agent": 'model_repository_agents { agents { name: "../evil" } }',
+    "runtime": 'runtime: "evil.so"',
+    "ensemble": 'ensemble_scheduling { step { model_name: "code" model_version: -1 } }',
+    "accelerator": "optimization { execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' "
+    "parameters { key: 'trt_extra_plugin_lib_paths' value: '/tmp/evil.so' } } } }",
+}
+"""What is added to the config.pbtxt of a model of that name."""
 
 
-def test_label_and_warm_up_files_outside_of_the_folder_are_refused(
-    triton: TritonServer, tmp_path: Path
-) -> None:
-    """A file of the machine would be read, and labels are sent to whoever asks."""
-    publish_model(tmp_path, "linear")
+def test_what_could_run_code_end_triton_or_reach_out_is_refused(triton: TritonServer, tmp_path: Path) -> None:
+    """Triton itself would follow each; the reason names it, nothing of it runs, and the others are served."""
+    for name, extra in REACHES_OUT.items():
+        publish_model(tmp_path, name)
+        config = tmp_path / name / "config.pbtxt"
+        text = re.sub(r"dynamic_batching \{[^}]*\}", "", config.read_text())  # no ensemble has it
+        config.write_text(f"{text}\n{extra}\n")
+    expected = dict.fromkeys(REACHES_OUT, "config.pbtxt has")
+    publish_model(tmp_path, "labels")
     _edit(
-        tmp_path / "linear" / "config.pbtxt",
-        'name: "y"',
-        'name: "y"\n  label_filename: "../../../etc/passwd"',
+        tmp_path / "labels" / "config.pbtxt", 'name: "y"', 'name: "y"\n label_filename: "../../../etc/passwd"'
     )
-    (tmp_path / "linear").rename(triton.repository / "linear")
-    assert "label_filename" in triton.wait_for_event("failed")["reason"]
+    _python_model(tmp_path, "code", tmp_path / "ran")
+    for name, folder in (("version_library", "1"), ("model_library", ".")):
+        publish_model(tmp_path, name)
+        (tmp_path / name / folder / "libtriton_onnxruntime.so").write_bytes(b"constructors would run")
+    publish_model(tmp_path, "huge")
+    (tmp_path / "huge" / "99999999999999999999").mkdir()
+    expected |= {
+        "labels": "label_filename",
+        "code": "--allow-backend python",
+        "version_library": "libtriton_onnxruntime.so is a library of code",
+        "model_library": "libtriton_onnxruntime.so is a library of code",
+        "huge": "larger than Triton can count to",
+    }
+    publish_model(triton.repository)
+    for name in expected:
+        (tmp_path / name).rename(triton.repository / name)
+    for name, words in expected.items():
+        failed = triton.wait_for_event("failed", accept=lambda event, name=name: event["model"] == name)
+        assert words in failed["reason"]
+    triton.wait_for("linear", 1)
+    assert not (tmp_path / "ran").exists()
+    assert {event["event"] for event in triton.events} == {"triton", "ready", "loaded", "failed"}
+    assert [event["model"] for event in triton.events if event["event"] == "loaded"] == ["linear"]
 
 
 def test_links_out_of_the_repository_are_not_followed(triton: TritonServer, tmp_path: Path) -> None:
@@ -150,14 +158,15 @@ def test_a_link_inside_of_the_repository_is_followed(triton: TritonServer, tmp_p
     assert ask(triton.url, np.ones((1, 3)), version="2")[0][0, 0] == 2
 
 
-@pytest.mark.parametrize("name", ["..", ".hidden", "a b", "-rf", "x/../y"])
-def test_only_names_that_are_plain_are_looked_at(name: str, triton: TritonServer, tmp_path: Path) -> None:
+def test_only_names_that_are_plain_are_looked_at(triton: TritonServer, tmp_path: Path) -> None:
     """A folder of any other name is nobody's model."""
-    folder = triton.repository / name
-    if name != "..":
+    publish_model(tmp_path, "linear")
+    text = (tmp_path / "linear" / "config.pbtxt").read_text()
+    for name in (".hidden", "a b", "-rf", "x/../y", "$(touch ran)"):
+        folder = triton.repository / name
         folder.mkdir(parents=True, exist_ok=True)
-        publish_model(tmp_path, "linear")
-        (folder / "config.pbtxt").write_text((tmp_path / "linear" / "config.pbtxt").read_text())
+        (folder / "config.pbtxt").write_text(text)
+        shutil.copytree(tmp_path / "linear" / "1", folder / "1")
     publish_model(triton.repository, "seen")
     triton.wait_for("seen", 1)
-    assert {event.get("model") for event in triton.events} <= {"seen", None}
+    assert {event.get("model") for event in triton.events} <= {"seen", "x", "y", None}

@@ -30,6 +30,7 @@ GOOD = host.Host(
     base_prefix="/usr",
     has_python3=True,
     python_dir=Path("/venv/bin"),
+    cache_dir=Path("/home/me/.cache/unitrain"),
 )
 
 
@@ -43,6 +44,7 @@ GOOD = host.Host(
         ({"python": (3, 14)}, "with Python 3.11, 3.12, 3.13, this is 3.14"),
         ({"has_libpython": False}, "libpython3.11.so.1.0, which this Python (/usr) was built without"),
         ({"has_python3": False}, "/venv/bin has none"),
+        ({"cache_dir": Path("/home/my cache")}, "the cache folder '/home/my cache'"),
     ],
 )
 def test_a_host_that_cannot_run_the_wheel_is_told_why_and_what_to_do(
@@ -52,7 +54,7 @@ def test_a_host_that_cannot_run_the_wheel_is_told_why_and_what_to_do(
     problem = dataclasses.replace(GOOD, **change).problem()
     assert problem is not None
     assert words in problem
-    assert "use " in problem or "run unitrain from" in problem
+    assert any(way_out in problem for way_out in ("use ", "run unitrain from", "set UNITRAIN_CACHE"))
 
 
 def test_a_good_host_has_no_problem() -> None:

@@ -11,7 +11,7 @@ from unitrain.commands.arguments import ArgumentParser, parse
 from unitrain.errors import ServingError, UsageError
 
 _LOGS_KEPT = 10
-"""In the cache; one that is still written to is hardly among older ones."""
+"""In the cache, beside those of servers that run."""
 
 
 def _parser() -> ArgumentParser:
@@ -87,7 +87,6 @@ def _parser() -> ArgumentParser:
         help="have Triton poll the repository itself: slower, and a broken version blocks newer ones",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags for tritonserver")
     return parser
 
 
@@ -97,7 +96,9 @@ def main(argv: Sequence[str]) -> int:
         from unitrain.commands import serve_status
 
         return serve_status.main(argv[1:])
-    options = parse(_parser(), argv)
+    cut = list(argv).index("--") if "--" in argv else len(argv)
+    options = parse(_parser(), argv[:cut])
+    options.flags = list(argv[cut + 1 :])
     from unitrain.serving.report import Reporter
 
     reporter = Reporter(as_json=options.json)
@@ -216,17 +217,20 @@ def _repository(folder: Path) -> Path:
 
 
 def _log_path(asked: Path | None, grpc_port: int) -> Path:
-    from unitrain.serving import install
+    from unitrain.serving import install, runtime
 
     path = (asked or install.cache_dir() / "logs" / f"triton-{grpc_port}.log").absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-        path.chmod(0o600)
+        if path.is_file():  # not a device, such as /dev/null
+            path.chmod(0o600)
         if asked is None:
+            running = {record.log for record in runtime.records() if record.is_alive()}
             logs = sorted(path.parent.glob("triton-*.log"), key=lambda log: log.stat().st_mtime)
             for old in logs[:-_LOGS_KEPT]:
-                old.unlink(missing_ok=True)
+                if str(old) not in running:
+                    old.unlink(missing_ok=True)
     except OSError as error:
         raise ServingError(f"Triton's log {path} can't be written: {error.strerror}") from error
     return path

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         print_table(_COLUMNS, [_row(version) for version in status.versions], right=_RIGHT)
     else:
         print("no model is served")
-    errors = {f"{v.model} {v.version}": v.error for v in status.versions} | {"Triton": status.error}
+    errors = {f"{v.model} {v.version}".strip(): v.error for v in status.versions} | {"Triton": status.error}
     told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
     if told:
         print("\nlast errors")

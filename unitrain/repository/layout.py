@@ -19,6 +19,7 @@ LABELS = re.compile(r"labels_[A-Za-z0-9_-]+\.txt")
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
+_READ_AS_NUMBER = re.compile(r"\s*[+-]?([0-9]+)")
 _LONGEST_NAME = 128
 
 
@@ -57,21 +58,28 @@ def entries(directory: Path) -> list[os.DirEntry[str]]:
 
 def is_model(entry: os.DirEntry[str]) -> bool:
     """Whether it is a real folder (no symlink) with a model's name and a config.pbtxt."""
+    return may_be_model(entry) and _has_file(entry, CONFIG_NAME)
+
+
+def may_be_model(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a real folder (no symlink) with a model's name."""
     return (
         len(entry.name) <= _LONGEST_NAME
         and bool(_MODEL.fullmatch(entry.name))
         and entry.is_dir(follow_symlinks=False)
-        and _has_file(entry, CONFIG_NAME)
     )
 
 
 def version_number(entry: os.DirEntry[str]) -> int | None:
     """The version that this folder is, or None: `007`, `5x`, a file, a link or an empty folder are none."""
+    return folder_number(entry) if _has_file(entry, MODEL_NAME) else None
+
+
+def folder_number(entry: os.DirEntry[str]) -> int | None:
+    """The version that a real folder (no symlink) has the name of, or None."""
     if not _VERSION.fullmatch(entry.name) or int(entry.name) > LARGEST_VERSION:
         return None
-    if not entry.is_dir(follow_symlinks=False) or not _has_file(entry, MODEL_NAME):
-        return None
-    return int(entry.name)
+    return int(entry.name) if entry.is_dir(follow_symlinks=False) else None
 
 
 def claimed_number(name: str) -> int:
@@ -83,6 +91,12 @@ def claimed_number(name: str) -> int:
     digits = _VERSION.match(name)
     number = int(digits[0]) if digits else 0
     return number if number <= LARGEST_VERSION else 0
+
+
+def ends_triton(name: str) -> bool:
+    """Whether a folder of this name ends Triton: it reads a number there, and that one is too large for it."""
+    digits = _READ_AS_NUMBER.match(name)
+    return digits is not None and int(digits[1]) > LARGEST_VERSION
 
 
 def _has_file(entry: os.DirEntry[str], name: str) -> bool:

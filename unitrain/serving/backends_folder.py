@@ -29,10 +29,14 @@ def assemble_backends(wheel_dir: Path) -> Path:
     own = {path.name: path.read_bytes() for path in sorted((_OWN / "onnxruntime").glob("*.py"))}
     key = hashlib.sha256(b"".join(own.values()) + python.encode() + wheel_dir.name.encode()).hexdigest()[:12]
     target = install.cache_dir() / f"backends-{python}-{key}"
-    with contextlib.suppress(OSError):
-        os.utime(target)  # it is used: nobody sweeps it
+    if target.is_dir():
+        with contextlib.suppress(OSError):  # it may be an administrator's
+            os.utime(target)  # it is used: nobody sweeps it
         return target
-    work_dir = Path(tempfile.mkdtemp(prefix=".assembling-", dir=install.cache_dir()))
+    try:
+        work_dir = Path(tempfile.mkdtemp(prefix=".assembling-", dir=install.cache_dir()))
+    except OSError as error:
+        raise ServingError(f"Triton's backends can't be put into {install.cache_dir()}: {error}") from error
     try:
         shutil.copytree(triton / "backends" / "python", work_dir / "python")
         shutil.copy2(triton / "python_backend_stubs" / python / _STUB, work_dir / "python" / _STUB)

@@ -3,17 +3,21 @@
 import ctypes.util
 import os
 import platform
+import re
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from unitrain.errors import ServingError
+from unitrain.serving import install
 
 OLDEST_GLIBC = (2, 35)
 STUB_VERSIONS = ((3, 11), (3, 12), (3, 13))
 """Pythons that the wheel has a stub for and that unitrain supports."""
 _BUNDLED_LIBPYTHON = (3, 13)
+PLAIN_PATH = re.compile(r"[\w./@%+=:,-]+")
+"""What a shell leaves as it is: Triton hands paths to one, unquoted."""
 _CONTAINER = "NVIDIA's container: python -m unitrain serve --container docker"
 
 
@@ -28,6 +32,7 @@ class Host:
         has_libpython: whether the shared library of this Python is found.
         base_prefix: where this Python is installed.
         has_python3: whether a program `python3` stands beside the interpreter, which lies in `python_dir`.
+        cache_dir: where the wheel is unpacked.
     """
 
     system: str
@@ -38,6 +43,7 @@ class Host:
     base_prefix: str
     has_python3: bool
     python_dir: Path
+    cache_dir: Path
 
     def problem(self) -> str | None:
         """Why the wheel's Triton can't run there, and what to do; None where it can."""
@@ -55,6 +61,9 @@ class Host:
                 f"the Triton wheel runs models with Python {known}, this is {_dotted(self.python)}; "
                 f"use one of these, or {_CONTAINER}"
             )
+        return self._problem_of_environment()
+
+    def _problem_of_environment(self) -> str | None:
         if not self.has_libpython:
             version = _dotted(self.python)
             return (
@@ -65,6 +74,11 @@ class Host:
             return (
                 f"Triton finds the environment by a program `python3`, and {self.python_dir} has none; run unitrain "
                 "from a virtual environment (python -m venv)"
+            )
+        if not PLAIN_PATH.fullmatch(str(self.cache_dir)):
+            return (
+                f"Triton can't run from the cache folder {str(self.cache_dir)!r}, since it hands the path to a shell, "
+                "unquoted; set UNITRAIN_CACHE to a path without spaces, and use letters and digits in it"
             )
         return None
 
@@ -84,6 +98,7 @@ def this_host() -> Host:
         base_prefix=sys.base_prefix,
         has_python3=(folder / "python3").exists(),
         python_dir=folder,
+        cache_dir=install.cache_dir(),
     )
 
 

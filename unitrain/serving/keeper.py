@@ -1,5 +1,6 @@
 """One model, kept served as its folder says: the newest good versions, whatever else lies there."""
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -7,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unitrain.errors import RepositoryError
-from unitrain.repository import Repository, read_config
+from unitrain.repository import Repository
 from unitrain.serving.admin import Admin, Refused
+from unitrain.serving.folder import ModelFolder, override
 from unitrain.serving.probe import probe_request
 from unitrain.serving.processes import start_of
 from unitrain.serving.report import Reporter
 from unitrain.serving.scan import ModelFiles, Stamp, scan_model
-from unitrain.serving.trust import check_config, check_links
 
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 10.0
@@ -70,13 +71,14 @@ class ModelKeeper:
         self.name = name
         self._processes = processes
         self._explain = explain
-        self._allowed_backends = allowed_backends
+        self._folder = ModelFolder(name, repository, allowed_backends)
         self._repository = repository
         self._reporter = reporter
         self._config: Any = None
         self._config_stamp: Stamp | None = None
         self._served: dict[int, _Served] = {}
         self._broken: dict[int, _File] = {}
+        self._files = ModelFiles((), {})
         self._deaths: dict[_File, int] = {}
         self._refused: tuple[Stamp, dict[int, Stamp]] | None = None
         self._generation = 0
@@ -102,21 +104,31 @@ class ModelKeeper:
         if files is None:
             self._unload(admin, "its folder has gone")
             return
-        while True:
-            config = self._config if files.config == self._config_stamp else self._read_config(files)
-            if config is None:
-                return
-            wanted = self._wanted(files, config)
-            if not wanted:
-                self._unload(admin, "no version of it is left")
-                return
-            current = {version: served.stamp for version, served in self._served.items()}
-            if wanted == current and files.config == self._config_stamp:
-                return
-            if self._refused == (files.config, wanted):
-                return
-            if self._load(files, config, wanted, admin):
-                return
+        if not files.config:
+            # It may be being replaced; a folder without any version is nobody's model.
+            if self._served or files.versions:
+                self._refuse(((), {}), "it has no config.pbtxt")
+            return
+        self._files = files
+        while not self._settle(files, admin):
+            pass
+
+    def _settle(self, files: ModelFiles, admin: Admin) -> bool:
+        """Whether the matter is settled; False: look again, some version is known as broken now."""
+        config = self._config if files.config == self._config_stamp else self._read_config(files)
+        if config is None:
+            return True
+        wanted = self._wanted(files, config)
+        if not wanted:
+            self._unload(admin, "no version of it is left")
+            if not self._broken.keys() & files.versions.keys():
+                self._refuse((files.config, files.versions), self._folder.why_nothing(config, files))
+            return True
+        current = {version: served.stamp for version, served in self._served.items()}
+        if wanted == current and files.config == self._config_stamp:
+            self._refused = None
+            return True
+        return self._refused == (files.config, wanted) or self._load(files, config, wanted, admin)
 
     def probe(self, admin: Admin) -> None:
         """Ask each served version that is due for an answer, and reload the model when one is dead.
@@ -143,27 +155,29 @@ class ModelKeeper:
                 self._deaths.pop((self._config_stamp or (), served.stamp), None)
 
     def _is_lost(self, version: int, served: _Served) -> bool:
-        """Whether a version has died once too often without any answer, and another can take its place."""
+        """Whether a version has died once too often without any answer.
+
+        Where no other can take its place, Triton is restarted first, once: each time the other models are away.
+        """
         if served.answered:
             return False
         file = (self._config_stamp or (), served.stamp)
         self._deaths[file] = self._deaths.get(file, 0) + 1
-        others = set(self._repository.versions(self.name)) - {version, *self._broken}
-        return self._deaths[file] >= _DEATHS and bool(others)
+        others = self._folder.whole(self._config, self._files).keys() - {version, *self._broken}
+        return self._deaths[file] >= (_DEATHS if others else _RELOADS + 2)
 
     def _set_aside(self, admin: Admin, version: int, reason: str) -> None:
         """Have the other versions served without one that dies whenever it is asked."""
         self._broken[version] = (self._config_stamp or (), self._served[version].stamp)
-        self._deaths.pop(self._broken[version], None)
+        deaths = self._deaths.pop(self._broken[version], 0)
         self._reloads = 0
         del self._served[version]
-        self._tell_failed(version, f"it died {_DEATHS} times before it answered and is set aside: {reason}")
+        self._tell_failed(version, f"it died {deaths} times before it answered and is set aside: {reason}")
         if not self._served:
             admin.unload(self.name)
         self._config_stamp = None  # Triton still has it: what is left is loaded anew
-        files = scan_model(self._repository, self.name)
-        if files is not None:
-            self.reconcile(files, admin)
+        with contextlib.suppress(OSError, RepositoryError):  # else the next look sees to it
+            self.reconcile(scan_model(self._repository, self.name), admin)
 
     def _failure(self, admin: Admin, served: _Served) -> str | None:
         """Why a version must be thought dead, or None."""
@@ -199,30 +213,26 @@ class ModelKeeper:
         self._generation += 1
         stamps = {number: served.stamp for number, served in self._served.items()}
         try:
-            admin.load(self.name, self._override(self._config, list(stamps)))
-        except Refused as error:
+            self._folder.check(self._config, self._files)
+            for number in stamps:
+                self._folder.check_version(self._config, number)
+            admin.load(self.name, override(self._config, stamps, self._generation))
+        except (Refused, RepositoryError) as error:
             raise RestartNeeded(f"{self.name} can't be reloaded: {error}") from error
         self._serve(stamps, self._config)
         self._tell_loaded()
 
     def _read_config(self, files: ModelFiles) -> Any | None:
         try:
-            model_dir = self._repository.model_dir(self.name)
-            check_links(self._repository.root, model_dir, beside=map(str, files.versions))
-            config = read_config(self._repository.config_path(self.name))
-            check_config(config, self._allowed_backends)
+            return self._folder.config(files)
         except RepositoryError as error:
-            if self._refused != (files.config, {}):
-                self._refused = (files.config, {})
-                self._tell_failed(None, str(error))
+            self._refuse((files.config, {}), str(error))
             return None
-        config.name = config.name or self.name
-        return config
 
     def _wanted(self, files: ModelFiles, config: Any) -> dict[int, Stamp]:
         """The versions to serve, with the files they are served from."""
         candidates = {}
-        for version, stamp in files.versions.items():
+        for version, stamp in self._folder.whole(config, files).items():
             if self._broken.get(version) != (files.config, stamp):
                 candidates[version] = stamp
             elif version in self._served:  # overwritten by something broken: what was loaded serves on
@@ -236,10 +246,25 @@ class ModelKeeper:
             chosen = sorted(candidates)[-max(policy.latest.num_versions, 1) :]
         return {version: candidates[version] for version in chosen}
 
+    def _refuse(self, state: tuple[Stamp, dict[int, Stamp]], reason: str) -> None:
+        """Tell once, as long as the files stay so, why nothing of them is loaded."""
+        if self._refused != state:
+            self._refused = state
+            self._tell_failed(None, reason)
+
     def _load(self, files: ModelFiles, config: Any, wanted: dict[int, Stamp], admin: Admin) -> bool:
-        """Whether the matter is settled; False: look again, some version is known as broken now."""
-        if not self._stay_inside(files, wanted):
-            return False
+        """Whether the matter is settled, as of `_settle`."""
+        try:
+            self._folder.check(config, files)
+        except RepositoryError as error:
+            self._refuse((files.config, wanted), str(error))
+            return True
+        for version in wanted:
+            try:
+                self._folder.check_version(config, version)
+            except RepositoryError as error:
+                self._note_broken(version, files, wanted, str(error))
+                return False
         changed = files.config != self._config_stamp or any(
             served.stamp != wanted.get(version, served.stamp) for version, served in self._served.items()
         )
@@ -248,7 +273,7 @@ class ModelKeeper:
                 1  # Triton compares times: what is older than what it knows, it takes for known
             )
         try:
-            admin.load(self.name, self._override(config, list(wanted)))
+            admin.load(self.name, override(config, wanted, self._generation))
         except Refused as error:
             return self._note_failure(files, wanted, self._explain(self.name, str(error)))
         self._refused = None
@@ -257,35 +282,29 @@ class ModelKeeper:
         self._tell_loaded()
         return True
 
-    def _stay_inside(self, files: ModelFiles, wanted: dict[int, Stamp]) -> bool:
-        """Whether no version to be loaded reaches out of the repository; one that does is told and known as broken."""
-        for version in wanted:
-            try:
-                check_links(self._repository.root, self._repository.version_dir(self.name, version))
-            except RepositoryError as error:
-                self._broken[version] = (files.config, files.versions[version])
-                self._tell_failed(version, str(error))
-                return False
-        return True
-
     def _note_failure(self, files: ModelFiles, wanted: dict[int, Stamp], words: str) -> bool:
-        now = scan_model(self._repository, self.name)
-        if now != files:
-            return True  # it changed while it was read: look at it afresh
+        try:
+            changed = scan_model(self._repository, self.name) != files
+        except (OSError, RepositoryError):
+            changed = True
+        if changed:
+            return True  # while it was read: look at it afresh
         blamed = {int(n): why for n, why in _BROKEN_VERSION.findall(words) if int(n) in wanted}
         if not blamed:
             fresh = [version for version in wanted if version not in self._served]
             if len(fresh) == 1:
                 blamed = {fresh[0]: words}
         for version, why in blamed.items():
-            self._broken[version] = (files.config, files.versions[version])
-            self._tell_failed(version, why)
-            if version in self._served and self._served[version].stamp == wanted[version]:
-                del self._served[version]  # it could not even be loaded again
+            self._note_broken(version, files, wanted, why)
         if not blamed:
-            self._refused = (files.config, wanted)
-            self._tell_failed(None, words)
+            self._refuse((files.config, wanted), words)
         return not blamed
+
+    def _note_broken(self, version: int, files: ModelFiles, wanted: dict[int, Stamp], reason: str) -> None:
+        self._broken[version] = (files.config, files.versions[version])
+        self._tell_failed(version, reason)
+        if version in self._served and self._served[version].stamp == wanted[version]:
+            del self._served[version]  # it could not even be loaded again
 
     def _unload(self, admin: Admin, reason: str) -> None:
         if self._served:
@@ -307,17 +326,6 @@ class ModelKeeper:
             version: _Served(stamp, request(version), pids=tuple(running.get((self.name, str(version)), ())))
             for version, stamp in wanted.items()
         }
-
-    def _override(self, config: Any, versions: list[int]) -> dict[str, Any]:
-        """The configuration that loads just these versions: one that is broken must not hold up the rest."""
-        from google.protobuf import json_format
-
-        fields: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
-        fields["version_policy"] = {"specific": {"versions": sorted(versions)}}
-        if self._generation:
-            parameters = fields.setdefault("parameters", {})
-            parameters["unitrain_generation"] = {"string_value": str(self._generation)}
-        return fields
 
     def _tell_loaded(self) -> None:
         shown = ", ".join(map(str, self.versions))

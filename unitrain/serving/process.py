@@ -16,7 +16,7 @@ from pathlib import Path
 from unitrain.errors import ServingError, UsageError
 from unitrain.serving.container import MODELS_DIR
 from unitrain.serving.distribution import Distribution
-from unitrain.serving.processes import listener_on
+from unitrain.serving.processes import group_members, listener_on
 from unitrain.serving.runtime import records
 
 LOOPBACK = "127.0.0.1"
@@ -44,6 +44,7 @@ class Launch:
         grace_s: seconds for the requests in flight after it was asked to end.
         secret: opens the admin protocols.
         shm_prefix: what the names of its shared-memory regions begin with, and a container's name.
+        seen_as: another path under which Triton finds the repository; None: its own.
         poll: whether Triton polls the repository itself, rather than being told what to load.
         flags: the person's own, at the end.
     """
@@ -55,6 +56,7 @@ class Launch:
     log_path: Path
     host: str = LOOPBACK
     http_port: int | None = None
+    seen_as: Path | None = None
     grace_s: int = 5
     poll: bool = False
     flags: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class Launch:
         """The command line."""
         container = self.distribution.container
         if container is None:
-            return [str(self.distribution.program), *self._flags(self.repository, self.host)]
+            return [str(self.distribution.program), *self._flags(self.seen_as or self.repository, self.host)]
         ports = [port for port in (self.grpc_port, self.http_port, self.metrics_port) if port is not None]
         return container.command(
             self._flags(MODELS_DIR, container.listens_on or self.host),
@@ -127,7 +129,9 @@ def check_flags(flags: list[str]) -> None:
         UsageError: one is.
     """
     for flag in flags:
-        if flag.partition("=")[0].replace("_", "-") in _OWN_FLAGS:
+        name = flag.partition("=")[0].replace("_", "-")
+        # Triton takes abbreviations.
+        if name[2:] and any(own.startswith(name) for own in _OWN_FLAGS):
             raise UsageError(
                 f"serve: {flag.partition('=')[0]} after `--` is set by serve itself; leave it out, or start "
                 "tritonserver yourself"
@@ -230,6 +234,12 @@ class TritonProcess:
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(self.pid, signal.SIGKILL)
-                self._process.poll()  # takes in the leader, which would be found as a zombie for ever
+                # What is a zombie is over, though the system may take its time to take it in.
+                if self._process.poll() is not None and not group_members(self.pid):
+                    break
                 time.sleep(0.02)
         self._process.wait()
+        # In a container, where this is process 1, nobody else takes in the leader's children.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass

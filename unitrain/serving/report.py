@@ -1,5 +1,6 @@
 """What `serve` tells: lines for a person, or one JSON object a line for a program."""
 
+import io
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ class Reporter:
     def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
         self._as_json = as_json
         self._stream = stream or sys.stdout
+        if isinstance(self._stream, io.TextIOWrapper):  # a path may have letters that its encoding lacks
+            self._stream.reconfigure(errors="backslashreplace")
         self._lock = threading.Lock()
         self.also: Callable[[str, str, dict[str, Any]], None] | None = None
 
@@ -32,8 +35,19 @@ class Reporter:
         with self._lock:
             try:
                 print(line, file=self._stream, flush=True)
-            except BrokenPipeError:
-                # The reader has gone (`| head`): what is served is served on, silently.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            except OSError:
+                # The reader (`| head`) or the terminal has gone, or the disk is full: what is served is served
+                # on, and told again where it can be.
+                self._drop()
             if self.also is not None:
                 self.also(event, text, fields)
+
+    def _drop(self) -> None:
+        """Let go of what the stream could not write, which it would try again with the next line and at the end."""
+        handle = self._stream.fileno()
+        kept, nowhere = os.dup(handle), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, handle)
+        self._stream.flush()
+        os.dup2(kept, handle)
+        os.close(kept)
+        os.close(nowhere)

@@ -62,7 +62,7 @@ class ServerRecord:
             ServingError: the runtime folder is not ours alone, or can't be written.
         """
         try:
-            write_json(_path(self.url), asdict(self), mode=0o600)
+            write_json(runtime_dir() / _name(self.url), asdict(self), mode=0o600)
         except OSError as error:
             raise ServingError(f"the server's record can't be written: {error}") from error
 
@@ -71,19 +71,18 @@ class ServerRecord:
         with contextlib.suppress(OSError):
             for region in _SHM_DIR.glob(f"{self.shm_prefix}*"):
                 region.unlink(missing_ok=True)
-            path = _path(self.url)
-            found = _read(path)
-            if found is not None and (found.pid, found.started) == (self.pid, self.started):
-                path.unlink(missing_ok=True)
+            for folder in filter(_is_own, _folders()):
+                (folder / _link_name(self.shm_prefix)).unlink(missing_ok=True)
+                path = folder / _name(self.url)
+                found = _read(path)
+                if found is not None and (found.pid, found.started) == (self.pid, self.started):
+                    path.unlink(missing_ok=True)
 
 
 def find_server(url: str) -> ServerRecord | None:
     """The running server that this user's `serve` has at `url`, or None."""
-    try:
-        record = _read(_path(url))
-    except ServingError:
-        return None
-    return record if record is not None and record.is_alive() else None
+    found = [_read(folder / _name(url)) for folder in filter(_is_own, _folders())]
+    return next((record for record in found if record is not None and record.is_alive()), None)
 
 
 def sweep() -> None:
@@ -107,7 +106,7 @@ def _sweep_regions() -> None:
 
 def records() -> list[ServerRecord]:
     """All records of this user, those of servers that are over too."""
-    found = [_read(path) for path in runtime_dir().glob("*.json")]
+    found = [_read(path) for folder in filter(_is_own, _folders()) for path in folder.glob("*.json")]
     return [record for record in found if record is not None]
 
 
@@ -133,24 +132,51 @@ def runtime_dir() -> Path:
     Raises:
         ServingError: it can't be made, or is somebody else's.
     """
-    parent = os.environ.get("XDG_RUNTIME_DIR")
-    own = Path(f"/tmp/unitrain-{os.getuid()}")  # noqa: S108 - checked below
-    folder = Path(parent, "unitrain") if parent and Path(parent).is_dir() else own
+    folder = _folders()[0]
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
     except OSError as error:
         raise ServingError(f"the runtime folder {folder} can't be made: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    if not _is_own(folder):
         raise ServingError(
             f"the runtime folder {folder} must be a folder of this user's with mode 0700; remove it"
         )
     return folder
 
 
-def _path(url: str) -> Path:
+def link_path(shm_prefix: str) -> Path:
+    """Where a server's link to its repository lies, if it needs one.
+
+    Raises:
+        ServingError: as `runtime_dir`.
+    """
+    return runtime_dir() / _link_name(shm_prefix)
+
+
+def _folders() -> list[Path]:
+    """Where records may lie: the session's folder first; a `serve` of cron or systemd has no session."""
+    of_user = f"/run/user/{os.getuid()}"
+    parents = [Path(parent) for parent in (os.environ.get("XDG_RUNTIME_DIR"), of_user) if parent]
+    found = [parent / "unitrain" for parent in parents if parent.is_dir()]
+    return list(dict.fromkeys([*found, Path(f"/tmp/unitrain-{os.getuid()}")]))  # noqa: S108 - looked at by _is_own
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether it is a folder that only this user can write or read."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def _link_name(shm_prefix: str) -> str:
+    return f"{shm_prefix}repository"
+
+
+def _name(url: str) -> str:
     host, _, port = url.rpartition(":")
-    return runtime_dir() / f"{'127.0.0.1' if host == 'localhost' else host}_{port}.json"
+    return f"{'127.0.0.1' if host == 'localhost' else host}_{port}.json"
 
 
 def _read(path: Path) -> ServerRecord | None:

@@ -1,11 +1,14 @@
 """What lies in a model repository right now, so that a change of it is seen."""
 
+import contextlib
 import os
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unitrain.errors import UnitrainError
-from unitrain.repository import Repository
+from unitrain.errors import RepositoryError
+from unitrain.repository import Repository, layout
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Of each file: its path, modification time, size and inode. Equal stamps: nothing changed."""
@@ -16,46 +19,64 @@ _BESIDE_THE_MODEL = frozenset({"manifest.json", "golden.npz"})
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model as it lies on the disk."""
+    """One model as it lies on the disk.
+
+    Attributes:
+        config: of config.pbtxt; empty where there is none.
+        versions: of each folder whose name is a version's number, whatever it holds.
+    """
 
     config: Stamp
     versions: dict[int, Stamp]
 
 
 def scan(repository: Repository) -> dict[str, ModelFiles]:
-    """Every model of a repository, by name.
+    """Every folder of a repository that has a model's name, by it.
 
     Raises:
-        RepositoryError: the root can't be read.
+        RepositoryError: the root can't be read, or is not there.
     """
-    found = {}
-    for model in repository.models():
-        files = scan_model(repository, model)
-        if files is not None:
-            found[model] = files
-    return found
-
-
-def scan_model(repository: Repository, model: str) -> ModelFiles | None:
-    """One model; None where it has vanished or is vanishing."""
     try:
-        config = _stamp(repository.config_path(model))
-        versions = {n: _stamp_tree(repository.version_dir(model, n)) for n in repository.versions(model)}
-    except (OSError, UnitrainError):
-        return None
-    return ModelFiles(config, versions)
+        with os.scandir(repository.root) as entries:
+            names = [entry.name for entry in entries if layout.may_be_model(entry)]
+        return {model: scan_model(repository, model) for model in names}
+    except OSError as error:
+        raise RepositoryError(
+            f"{error.filename or repository.root} can't be read: {error.strerror}"
+        ) from error
 
 
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return ((path.name, status.st_mtime_ns, status.st_size, status.st_ino),)
+def scan_model(repository: Repository, model: str) -> ModelFiles:
+    """One model, as much of it as is there.
+
+    Raises:
+        RepositoryError: its folder can't be read.
+        OSError: one of its files can't be looked at.
+    """
+    numbers = map(layout.folder_number, layout.entries(repository.model_dir(model)))
+    return ModelFiles(
+        config=_stamp([repository.config_path(model)]),
+        versions={n: _stamp_tree(repository.version_dir(model, n)) for n in numbers if n is not None},
+    )
+
+
+def _stamp(paths: Iterable[Path | str]) -> Stamp:
+    rows = []
+    for path in paths:
+        # Links too, wherever they lead: to nothing, or in a circle.
+        with contextlib.suppress(FileNotFoundError):  # it has just vanished, as temporary files do
+            try:
+                status = os.stat(path)  # noqa: PTH116 - half the paths are strings
+            except OSError:
+                status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                rows.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(rows)
 
 
 def _stamp_tree(folder: Path) -> Stamp:
-    rows = []
+    found: list[str] = []
     for root, folders, files in os.walk(folder):
         folders.sort()
-        for name in sorted(set(files) - _BESIDE_THE_MODEL):
-            status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - os.walk gives strings
-            rows.append((os.path.join(root, name), status.st_mtime_ns, status.st_size, status.st_ino))  # noqa: PTH118
-    return tuple(rows)
+        found += (os.path.join(root, name) for name in sorted(set(files) - _BESIDE_THE_MODEL))  # noqa: PTH118 - os.walk gives strings
+    return _stamp(found)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -17,6 +16,7 @@ from unitrain.errors import ServingError
 from unitrain.repository import Repository
 from unitrain.serving import log, runtime
 from unitrain.serving.admin import Admin
+from unitrain.serving.host import PLAIN_PATH
 from unitrain.serving.keeper import Processes
 from unitrain.serving.poll import PollObserver
 from unitrain.serving.process import Launch, TritonProcess
@@ -43,17 +43,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Supervisor:
     """Starts Triton, has its repository watched, restarts it when it dies, and ends it.
 
-    Attributes:
-        stop: set by a signal; the second one ends Triton without waiting for requests in flight.
+    A signal ends it; the second one ends Triton without waiting for requests in flight.
     """
 
     def __init__(
         self, launch: Launch, reporter: Reporter, allowed_backends: frozenset[str] = frozenset()
     ) -> None:
+        # Its Python backend hands the path to a shell, unquoted: one that a shell would split goes by a link.
+        self._link = (
+            None if PLAIN_PATH.fullmatch(str(launch.repository)) else runtime.link_path(launch.shm_prefix)
+        )
+        launch = replace(launch, seen_as=self._link)
         self.launch = launch
         self.url = f"{launch.near_host}:{launch.grpc_port}"
-        self.stop = threading.Event()
-        self._hurry = threading.Event()
+        self._asked = 0
         self._reporter = reporter
         repository = Repository(launch.repository)
         self._watcher: Watcher | PollObserver = (
@@ -63,7 +66,7 @@ class Supervisor:
                 repository,
                 reporter,
                 allowed_backends=allowed_backends,
-                explain=partial(log.reason_of, launch.log_path),
+                explain=self._explain,
                 processes=self._models,
             )
         )
@@ -79,6 +82,14 @@ class Supervisor:
             flags=list(launch.flags),
         )
 
+    def _explain(self, model: str, words: str) -> str:
+        """Why a model was not loaded, with the repository's own path."""
+        reason = log.reason_of(self.launch.log_path, model, words)
+        return reason.replace(str(self._link), str(self.launch.repository)) if self._link else reason
+
+    def _ends(self) -> bool:
+        return self._asked > 0
+
     def _models(self) -> Processes:
         return model_processes(self._record.triton_pid)
 
@@ -92,6 +103,8 @@ class Supervisor:
         self._reporter.also = self._note_error
         with self._signals():
             try:
+                if self._link:
+                    self._link.symlink_to(self.launch.repository, target_is_directory=True)
                 self._serve()
             finally:
                 self._reporter.also = None
@@ -113,28 +126,34 @@ class Supervisor:
         others = {key: value for key, value in self._record.errors.items() if key != name}
         kept = dict(list(others.items())[1 - _ERRORS_KEPT :])
         self._record = replace(self._record, errors=kept | {name: entry})
-        with contextlib.suppress(ServingError):  # a full disk must not end what serves
+        self._write_record(needed=False)
+
+    def _write_record(self, *, needed: bool) -> None:
+        try:
             self._record.write()
+        except ServingError:  # a full disk must not end what serves
+            if needed:
+                raise
 
     def _serve(self) -> None:
         backoff_s, first = 0.5, True
-        while not self.stop.is_set():
+        while not self._ends():
             began, was_ready = time.monotonic(), False
             process = TritonProcess(self.launch)
             admin = Admin(self.url, self.launch.secret, tls_of(self.launch.flags))
             try:
                 reason = self._until_ready(process, admin)
-                if reason is None and not self.stop.is_set():
+                if reason is None and not self._ends():
                     local = self.launch.distribution.container is None
                     self._record = replace(self._record, triton_pid=process.pid if local else 0)
-                    self._record.write()
+                    self._write_record(needed=first)
                     self._tell_ready(process, first=first)
                     first, was_ready = False, True
                     reason = self._until_end(process, admin)
             finally:
                 admin.close()
                 self._end(process)
-            if self.stop.is_set():
+            if self._ends():
                 return
             if first:
                 raise ServingError(f"{reason}; see {self.launch.log_path}")
@@ -147,13 +166,15 @@ class Supervisor:
                 reason=reason,
                 after_s=backoff_s,
             )
-            self.stop.wait(backoff_s)
+            until = time.monotonic() + backoff_s
+            while not self._ends() and time.monotonic() < until:
+                time.sleep(_LOOK_S)
 
     def _until_ready(self, process: TritonProcess, admin: Admin) -> str | None:
         """None when Triton is ready or this is to end; else why it isn't."""
         within_s = PULLED_WITHIN_S if self.launch.distribution.container else READY_WITHIN_S
         deadline = time.monotonic() + within_s
-        while not self.stop.is_set():
+        while not self._ends():
             if process.exit_code is not None:
                 return (
                     log.start_failure(self.launch.log_path)
@@ -163,7 +184,7 @@ class Supervisor:
                 return None
             if time.monotonic() > deadline:
                 return f"Triton was not ready within {within_s:.0f} s"
-            self.stop.wait(_LOOK_S)
+            time.sleep(_LOOK_S)
         return None
 
     def _listens(self) -> bool:
@@ -190,8 +211,8 @@ class Supervisor:
 
         watcher = threading.Thread(target=watch, name="watcher", daemon=True)
         watcher.start()
-        while not self.stop.is_set() and process.exit_code is None and not reasons:
-            self.stop.wait(_LOOK_S)
+        while not self._ends() and process.exit_code is None and not reasons:
+            time.sleep(_LOOK_S)
         over.set()
         admin.close()
         watcher.join(timeout=5)
@@ -202,7 +223,7 @@ class Supervisor:
     def _end(self, process: TritonProcess) -> None:
         process.ask_to_end()
         deadline = time.monotonic() + self.launch.grace_s + _EXIT_MARGIN_S
-        while not process.wait(_LOOK_S) and time.monotonic() < deadline and not self._hurry.is_set():
+        while not process.wait(_LOOK_S) and time.monotonic() < deadline and self._asked <= 1:
             pass
         process.kill()
 
@@ -226,9 +247,8 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def receive(_number: int, _frame: FrameType | None) -> None:
-            if self.stop.is_set():
-                self._hurry.set()
-            self.stop.set()
+            # No threading.Event: to set one takes a lock that the interrupted line may hold.
+            self._asked += 1
 
         # Under nohup SIGHUP is ignored, and stays so.
         heard = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]

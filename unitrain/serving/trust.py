@@ -4,6 +4,7 @@ Triton runs what some fields of config.pbtxt name, and reads files wherever othe
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ OWN_BACKENDS = frozenset({"onnxruntime"})
 """What is served without being allowed by name."""
 _PLATFORM_BACKEND = {"onnxruntime_onnx": "onnxruntime"}
 """What Triton takes `platform` for where there is no `backend`; other platforms have their backend's name."""
+_ENSEMBLE = "ensemble"
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+"""The Python backend hands names to a shell, unquoted."""
+_LIBRARY = re.compile(r".*\.so(\..*)?")
+"""Triton looks for a backend's library in the version's and the model's folder before its own."""
 
 
 def check_config(config: Any, allowed_backends: frozenset[str]) -> None:
@@ -27,6 +33,8 @@ def check_config(config: Any, allowed_backends: frozenset[str]) -> None:
         RepositoryError: it could; the message names the field.
     """
     backend = config.backend or _PLATFORM_BACKEND.get(config.platform, config.platform)
+    if config.HasField("ensemble_scheduling"):
+        backend = _ENSEMBLE  # Triton then loads models by itself, whatever they are
     if not backend:
         raise RepositoryError('config.pbtxt has no `backend`; write `backend: "onnxruntime"`')
     if backend not in OWN_BACKENDS | allowed_backends:
@@ -42,15 +50,23 @@ def _check_own(config: Any) -> None:
     if config.platform not in ("", *_PLATFORM_BACKEND):
         raise RepositoryError(f'config.pbtxt has `platform: "{config.platform}"`; take it out')
     for where, name in _file_names(config):
-        if name != Path(name).name or name in (".", ".."):
+        if not _FILE_NAME.fullmatch(name):
             raise RepositoryError(
-                f"config.pbtxt has `{where}: {name!r}`, which is not the name of a file in the folder"
+                f"config.pbtxt has `{where}: {name!r}`, which is not a plain name of a file in the folder "
+                "(letters, digits, `_`, `-`, `.`)"
             )
-    if config.model_operations.op_library_filename:
-        raise RepositoryError(
-            "config.pbtxt has `model_operations`, which loads a library of code; take it out"
+    for field in ("model_operations", "model_repository_agents", "runtime"):
+        if field in {descriptor.name for descriptor, _ in config.ListFields()}:
+            raise RepositoryError(f"config.pbtxt has `{field}`, which loads a library of code; take it out")
+    accelerators = config.optimization.execution_accelerators
+    parameters = [list(config.parameters)] + [
+        list(accelerator.parameters)
+        for accelerator in (
+            *accelerators.gpu_execution_accelerator,
+            *accelerators.cpu_execution_accelerator,
         )
-    for key in config.parameters:
+    ]
+    for key in [key for keys in parameters for key in keys]:
         # EXECUTION_ENV_PATH is a Python of its own, and onnxruntime has folders to read from.
         if "path" in key.lower():
             raise RepositoryError(
@@ -58,21 +74,26 @@ def _check_own(config: Any) -> None:
             )
 
 
-def check_links(root: Path, folder: Path, *, beside: Iterable[str] = ()) -> None:
-    """Return where no symlink in a model's or a version's folder leads out of the repository.
+def check_files(root: Path, folder: Path, *, beside: Iterable[str] = (), code: bool = False) -> None:
+    """Return where nothing in a model's or a version's folder leads out of the repository, or is a library.
 
     Args:
         beside: names in the folder that are not looked into.
+        code: whether the model may have code in its folder.
 
     Raises:
-        RepositoryError: one does; the message names it.
+        RepositoryError: something does, or is; the message names it.
     """
     inside, passed_over = root.resolve(), set(beside)
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 raise RepositoryError(f"{path} is a link that leads out of the repository; copy the file in")
+            if not code and _LIBRARY.fullmatch(name):
+                raise RepositoryError(
+                    f"{path} is a library of code, which Triton would load as the backend; take it out"
+                )
         folders[:] = [name for name in folders if name not in passed_over]
 
 
@@ -86,3 +107,8 @@ def _file_names(config: Any) -> list[tuple[str, str]]:
         for tensor in warm_up.inputs.values()
     ]
     return [(field, name) for field, name in named if name]
+
+
+def runs_code(config: Any) -> bool:
+    """Whether the model is served by a backend that was allowed by name: it may have code in its folder."""
+    return config.backend not in OWN_BACKENDS and config.platform not in _PLATFORM_BACKEND

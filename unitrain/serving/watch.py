@@ -93,7 +93,7 @@ class Watcher:
                     processes=self._processes,
                 )
                 self._keepers[name] = keeper
-            written = name in still or name not in now
+            written = name in still or (name not in now and name not in before)
             calls[name] = pool.submit(_attend, keeper, still.get(name), admin, written=written)
 
     def _look(self) -> dict[str, ModelFiles] | None:

@@ -67,6 +67,7 @@ class TritonPythonModel:
                 path, _session_options(config), providers=_providers(args["model_instance_kind"])
             )
             _check_tensors("input", config["input"], self._session.get_inputs())
+            _check_all_fed(config, self._session.get_inputs())
             _check_tensors("output", config["output"], self._session.get_outputs())
             self._strings = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_STRING"}
             if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
@@ -74,7 +75,7 @@ class TritonPythonModel:
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path}: {_one_line(error)}") from error
         self._batched = int(config.get("max_batch_size", 0)) > 0
-        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._inputs = [tensor["name"] for tensor in config["input"]] + _controls(config)
         self._outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -110,7 +111,7 @@ class TritonPythonModel:
         groups: dict[Any, list[int]] = {}
         for index, feed in feeds.items():
             key: Any = index
-            if self._batched:
+            if self._batched and feed:
                 key = tuple((name, array.dtype.char, array.shape[1:]) for name, array in feed.items())
             groups.setdefault(key, []).append(index)
         return groups.values()
@@ -197,6 +198,18 @@ def _check_tensors(kind: str, expected: Sequence[Mapping[str, Any]], present: Se
             raise ValueError(f"config.pbtxt has the {kind} {name}, the graph has {', '.join(types)}")
         if types[name] != wanted:
             raise ValueError(f"the {kind} {name} is {wanted} in config.pbtxt, {types[name]} in the graph")
+
+
+def _check_all_fed(config: Mapping[str, Any], present: Sequence[Any]) -> None:
+    fed = {tensor["name"] for tensor in config["input"]} | set(_controls(config))
+    missing = [tensor.name for tensor in present if tensor.name not in fed]
+    if missing:
+        raise ValueError(f"the graph needs the input {', '.join(missing)}, which config.pbtxt does not have")
+
+
+def _controls(config: Mapping[str, Any]) -> list[str]:
+    """The inputs that Triton itself gives with each request of a sequence: its start, its end, its number."""
+    return [control["name"] for control in config.get("sequence_batching", {}).get("control_input", ())]
 
 
 def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:

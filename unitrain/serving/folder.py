@@ -1,0 +1,96 @@
+"""One model's folder: its configuration, which versions lie there whole, and what may be given to Triton."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from unitrain.errors import RepositoryError
+from unitrain.repository import Repository, layout, read_config
+from unitrain.serving.scan import ModelFiles, Stamp
+from unitrain.serving.trust import check_config, check_files, runs_code
+
+
+class ModelFolder:
+    """What the keeper reads of a model; everything here raises `RepositoryError` where it may not be served."""
+
+    def __init__(self, name: str, repository: Repository, allowed_backends: frozenset[str]) -> None:
+        self._name = name
+        self._repository = repository
+        self._allowed_backends = allowed_backends
+
+    def config(self, files: ModelFiles) -> Any:
+        """Triton's ModelConfig message.
+
+        Raises:
+            RepositoryError: it can't be read, or could run code or leave the folder.
+        """
+        model_dir = self._repository.model_dir(self._name)
+        check_files(self._repository.root, model_dir, beside=map(str, files.versions), code=True)
+        config = read_config(self._repository.config_path(self._name))
+        check_config(config, self._allowed_backends)
+        config.name = config.name or self._name
+        return config
+
+    def check(self, config: Any, files: ModelFiles) -> None:
+        """Return where the folder itself, without its versions, may be given to Triton.
+
+        Raises:
+            RepositoryError: it may not, and why.
+        """
+        folder, beside = self._repository.model_dir(self._name), map(str, files.versions)
+        check_files(self._repository.root, folder, beside=beside, code=runs_code(config))
+        for entry in layout.entries(folder):
+            if layout.ends_triton(entry.name):
+                raise RepositoryError(
+                    f"{entry.path} has a number larger than Triton can count to ({layout.LARGEST_VERSION}), which "
+                    "would end it; remove the folder"
+                )
+
+    def check_version(self, config: Any, version: int) -> None:
+        """Return where a version's folder may be given to Triton.
+
+        Raises:
+            RepositoryError: it may not, and why.
+        """
+        folder = self._repository.version_dir(self._name, version)
+        check_files(self._repository.root, folder, code=runs_code(config))
+
+    def whole(self, config: Any, files: ModelFiles) -> dict[int, Stamp]:
+        """The versions that hold what their backend loads; others may be being written."""
+        name = self._file_name(config)
+        return {
+            version: stamp
+            for version, stamp in files.versions.items()
+            if not name
+            or str(self._repository.version_dir(self._name, version) / name) in {row[0] for row in stamp}
+        }
+
+    def why_nothing(self, config: Any, files: ModelFiles) -> str:
+        """Why no version of it is to be served."""
+        whole = sorted(self.whole(config, files))
+        if whole:
+            asked, there = (", ".join(map(str, n)) for n in (config.version_policy.specific.versions, whole))
+            return f"version_policy asks for version {asked}, and there is {there}"
+        return (
+            f"there is no version of it; put {self._file_name(config) or 'its files'} into a folder with the "
+            f"version's number, such as {self._name}/1"
+        )
+
+    def _file_name(self, config: Any) -> str:
+        """What a version must hold; empty where only its backend knows."""
+        return "" if runs_code(config) else config.default_model_filename or layout.MODEL_NAME
+
+
+def override(config: Any, versions: Iterable[int], generation: int) -> dict[str, Any]:
+    """The configuration that loads just these versions: one that is broken must not hold up the rest.
+
+    Args:
+        generation: where it is another than before, Triton loads anew what it takes for known.
+    """
+    from google.protobuf import json_format
+
+    fields: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    fields["version_policy"] = {"specific": {"versions": sorted(versions)}}
+    if generation:
+        parameters = fields.setdefault("parameters", {})
+        parameters["unitrain_generation"] = {"string_value": str(generation)}
+    return fields
