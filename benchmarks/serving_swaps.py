@@ -131,7 +131,7 @@ def measure_corrupt(server: TritonServer, options: argparse.Namespace) -> dict[s
 def measure_memory(server: TritonServer, options: argparse.Namespace) -> dict[str, Any]:
     """The supervisor's own memory over minutes of swaps.
 
-    The least of each third is compared: between collections Python takes and gives back arenas of a megabyte.
+    The peaks of both halves are compared: Python takes and gives back arenas of a megabyte, some at a time.
     """
     weighed = []
     began = time.monotonic()
@@ -142,13 +142,16 @@ def measure_memory(server: TritonServer, options: argparse.Namespace) -> dict[st
             load.wait_for(version)
             _prune(server.repository, version)
             weighed.append(memory_bytes(server.pid) / 2**20)
-    third = max(2, len(weighed) // 3)
-    early, late = min(weighed[third // 2 : third]), min(weighed[-third:])
+    half = len(weighed) // 2
+    early, late = max(weighed[:half]), max(weighed[half:])
     return {
         "swaps": len(weighed),
-        "memory of serve, least in the first third [MB]": round(early, 2),
-        "memory of serve, least in the last third [MB]": round(late, 2),
-        "memory of serve, most [MB]": round(max(weighed), 2),
+        "memory of serve, median of each tenth [MB]": [
+            round(median(weighed[len(weighed) * n // 10 : len(weighed) * (n + 1) // 10]), 2)
+            for n in range(10)
+        ],
+        "memory of serve, most in the first half [MB]": round(early, 2),
+        "memory of serve, most in the second half [MB]": round(late, 2),
         "answered": load.answered,
         "failed": len(load.failed),
         "good": not load.failed and late <= (1 + GROWTH) * early,
