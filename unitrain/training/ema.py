@@ -176,15 +176,17 @@ class EMA(WeightAveraging):
         average = self._average_model
         if average is None:
             raise RuntimeError("the averaged weights exist only while fit runs")
-        named: dict[str, Tensor] = dict(average.named_parameters(remove_duplicate=False))
+        named: dict[str, Tensor] = {**dict(average.named_parameters(remove_duplicate=False))}
         if self.average_buffers:
             named |= dict(average.named_buffers(remove_duplicate=False))
         return {name: t for name, t in named.items() if t.is_floating_point() or t.is_complex()}
 
     def _pair(self, pl_module: LightningModule) -> None:
         """Put each tensor of the average beside the module's: `module.buffer = ...` gives the module another one."""
-        theirs = dict(pl_module.named_parameters(remove_duplicate=False))
-        theirs |= dict(pl_module.named_buffers(remove_duplicate=False))
+        theirs: dict[str, Tensor] = {
+            **dict(pl_module.named_parameters(remove_duplicate=False)),
+            **dict(pl_module.named_buffers(remove_duplicate=False)),
+        }
         pairs = {id(ours): (ours, theirs[name]) for name, ours in self._followers().items() if name in theirs}
         self._paired = [ours for ours, _ in pairs.values()], [each for _, each in pairs.values()]
 
