@@ -108,8 +108,8 @@ class ImageClassifier(ServableModule):
     def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Tensor, Tensor]:
         return outputs["logits"].softmax(1), batch["label"]
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        found = super().validation_step(batch, batch_idx)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        found = super().validation_step(batch, batch_idx, dataloader_idx)
         self._validated.append((found["outputs"]["logits"].detach(), batch["label"]))
         return found
 

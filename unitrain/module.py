@@ -6,7 +6,7 @@ target, and how its outputs are named. `ServableModule` adds the hooks and write
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,18 +98,18 @@ class ServableModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._evaluate(batch, "train")[0]
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        loss, inputs, outputs = self._evaluate(batch, "val")
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        loss, inputs, outputs = self._evaluate(batch, "val", dataloader_idx)
         return {"loss": loss, "inputs": inputs, "outputs": outputs}
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        loss, inputs, outputs = self._evaluate(batch, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        loss, inputs, outputs = self._evaluate(batch, "test", dataloader_idx)
         return {"loss": loss, "inputs": inputs, "outputs": outputs}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensors:
         return flatten_outputs(self.postprocess(self(**self.preprocess(batch_inputs(self, batch)))))
 
-    def _evaluate(self, batch: Any, stage: str) -> tuple[Tensor, Tensors, Tensors]:
+    def _evaluate(self, batch: Any, stage: str, loader: int = 0) -> tuple[Tensor, Tensors, Tensors]:
         inputs = self.preprocess(batch_inputs(self, batch))
         outputs = self(**inputs)
         if isinstance(outputs, Tensor):
@@ -132,7 +132,7 @@ class ServableModule(LightningModule):
             batch_size=rows,
             sync_dist=not training,
         )
-        if not training and (metrics := self._metrics_of(stage)) is not None:
+        if not training and (metrics := self._metrics_of(stage, loader)) is not None:
             metrics.update(*self.metric_args(inputs, outputs, batch))
             self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=rows)
         return total, inputs, outputs
@@ -144,11 +144,12 @@ class ServableModule(LightningModule):
         every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
         return (stepped + 1) % every == 0 or trainer.is_last_batch
 
-    def _metrics_of(self, stage: str) -> MetricCollection | None:
-        """The stage's own collection, made when it is first needed: `metrics()` may read hyper-parameters."""
-        name = f"_{stage}_metrics"
+    def _metrics_of(self, stage: str, loader: int) -> MetricCollection | None:
+        """The stage's and loader's own collection, made when first needed: `metrics()` may read hyper-parameters."""
+        name = f"_{stage}_metrics{f'_{loader}' if loader else ''}"
         if name not in self._modules:
             metrics = self.metrics()
+            self._metric_attributes = None  # Lightning looks for a module's metrics but once
             self.add_module(
                 name, None if metrics is None else metrics.clone(prefix=f"{stage}_").to(self.device)
             )
@@ -186,8 +187,10 @@ def input_names(module: LightningModule, batch: Any = None) -> tuple[str, ...]:
     else:
         names = required or positional[:1]
     if not names:
+        what = "is not defined" if type(module).forward is LightningModule.forward else "names no inputs"
         raise HookError(
-            f"{type(module).__name__}.forward names no inputs: give it named arguments or set example_input_array"
+            f"{type(module).__name__}.forward {what}: give it named arguments or set example_input_array; a model that is "
+            "not to be served takes `publish: null`"
         )
     return names
 
@@ -207,7 +210,7 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
             )
         found = {name: batch[name] for name in names}
     else:
-        elements = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        elements = (batch,) if isinstance(batch, Tensor) or not isinstance(batch, Iterable) else tuple(batch)
         if len(elements) < len(names):
             raise HookError(
                 f"the batch has {len(elements)} elements, but {type(module).__name__}.forward takes "
@@ -217,7 +220,32 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise HookError(f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}")
+    if not isinstance(module, ServableModule):
+        _check_against_example(module, found)
     return found
+
+
+def example_inputs(module: LightningModule, names: Sequence[str]) -> dict[str, Any]:
+    """The module's `example_input_array` by name; nothing where it has none."""
+    example = module.example_input_array
+    if example is None:
+        return {}
+    if isinstance(example, Mapping):
+        return {name: example[name] for name in names}
+    return dict(zip(names, (example,) if isinstance(example, Tensor) else example, strict=True))
+
+
+def _check_against_example(module: LightningModule, found: Tensors) -> None:
+    """Refuse what is certainly no input: a generator's noise is in no batch, nor are rows that a step flattens."""
+    for name, example in example_inputs(module, tuple(found)).items():
+        value = found[name]
+        if not isinstance(example, Tensor):
+            continue
+        if value.dim() != example.dim() or value.is_floating_point() != example.is_floating_point():
+            raise HookError(
+                f"{type(module).__name__}.forward takes {name} as example_input_array has it, {example.dtype} of "
+                f"{example.dim()} axes, and what the batch has in its place is {value.dtype} of {value.dim()} axes"
+            )
 
 
 def batch_targets(module: LightningModule, batch: Any) -> dict[str, Any]:
@@ -225,7 +253,7 @@ def batch_targets(module: LightningModule, batch: Any) -> dict[str, Any]:
     names = input_names(module, batch)
     if isinstance(batch, Mapping):
         return {str(key): value for key, value in batch.items() if key not in names}
-    if isinstance(batch, Tensor):
+    if isinstance(batch, Tensor) or not isinstance(batch, Iterable):
         return {}
     rest = tuple(batch)[len(names) :]
     return {f"target_{i}" if i else "target": value for i, value in enumerate(rest)}

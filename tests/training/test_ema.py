@@ -197,3 +197,44 @@ def test_weights_are_the_same_inside_and_outside_of_validation(tmp_path: Any) ->
     ema, asks = EMA(0.9), Asks()
     trainer(tmp_path, asks, ema).fit(Net(), loader(), loader())
     assert all(torch.equal(asks.inside[name], asks.outside[name]) for name in asks.inside)
+
+
+def test_tensors_that_the_module_replaces_are_followed(tmp_path: Any) -> None:
+    """A buffer that a step assigns anew, a parameter whose data it replaces, a layer that `setup` builds."""
+
+    class Replaces(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("centre", torch.zeros(2))
+            self.register_parameter("marks", nn.Parameter(torch.arange(3), requires_grad=False))
+
+        def setup(self, stage):
+            self.last = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.last(self.net(x - self.centre))
+
+        def training_step(self, batch, batch_idx):
+            self.centre = 0.9 * self.centre + 0.1 * batch[0].mean(0)
+            weight = self.net[0].weight
+            weight.data = weight.data.clamp(-0.5, 0.5)
+            return super().training_step(batch, batch_idx)
+
+    class Last(Steps):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            super().on_train_batch_end(trainer, pl_module, *rest)
+            self.raw = copy.deepcopy(pl_module.state_dict())
+
+    torch.manual_seed(0)
+    module, steps, ema = Replaces(), Last(), EMA(0.9)
+    start = module.net[0].weight.detach().clone()
+    saved = ModelCheckpoint(tmp_path / "c", filename="last")
+    trainer(tmp_path, steps, ema, saved).fit(module, loader(), loader())
+    content = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
+    average, raw = content["state_dict"], content["current_model_state"]
+    expected = reference(start, steps.weights, 0.9, warm_up=True)
+    torch.testing.assert_close(average["net.0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(raw[name], steps.raw[name]) for name in raw)
+    assert torch.equal(average["centre"], steps.raw["centre"])
+    assert not torch.equal(average["last.weight"], raw["last.weight"])
+    assert all(torch.equal(module.state_dict()[name], average[name]) for name in average)

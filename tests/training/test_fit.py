@@ -1,6 +1,7 @@
 """A whole training, from settings to a run folder and published versions."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import unitrain
 from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
 from unitrain.runs import list_runs
+from unitrain.training.checkpoint import DurableCheckpointIO
+from unitrain.training.console import Console
+from unitrain.training.record import improves
 
 
 def test_fit_leaves_a_complete_run_folder(settings: Path, project: Path) -> None:
@@ -174,8 +178,12 @@ def test_settings_may_come_as_a_mapping(
 ) -> None:
     """A program need not write a file; the project is the one around the working folder."""
     monkeypatch.chdir(project)
-    content = yaml.safe_load(settings.read_text()) | {"publish": None}
-    result = unitrain.fit(content, {"trainer.max_epochs": 1}, quiet=True)
+    content = yaml.safe_load(settings.read_text()) | {"publish": None, "experiments_dir": Path("experiments")}
+    overrides = {
+        "trainer.max_epochs": np.int64(1),
+        "model.init_args.hidden": np.int32(8),
+    }  # as searches draw them
+    result = unitrain.fit(content, overrides, quiet=True)
     assert result.run_dir.parent == project / "experiments" / "points"
 
 
@@ -215,3 +223,88 @@ def test_a_users_own_callbacks_take_the_place_of_ours(
     assert "early stopping: the settings' own" in said
     assert "checkpoints: the settings' own" in said
     assert result.best_checkpoint is None
+
+
+def test_a_modules_own_callbacks_and_several_validation_sets(settings: Path) -> None:
+    """Its early stopping alone decides, the checkpoints to go on from stay, and each set has its own metrics."""
+    changed = {
+        "model.class_path": "models.small.BringsCallbacks",
+        "data.class_path": "datamodules.points.TwoValidations",
+        "monitor.metric": "val_loss/dataloader_idx_0",
+        "early_stopping.patience": 0,
+        "early_stopping.min_delta": 1e9,
+        "publish": None,
+    }
+    result = unitrain.fit(settings, changed, quiet=True)
+    assert json.loads((result.run_dir / "run.json").read_text())["epoch"] == 3
+    assert (result.status, result.reason) == (
+        "stopped",
+        "val_MSE/dataloader_idx_1 no longer improved (early stopping)",
+    )
+    assert result.best_checkpoint is not None
+    assert result.last_checkpoint is not None
+    for number in (0, 1):
+        told = result.metrics[f"val_MSE/dataloader_idx_{number}"]
+        assert told == pytest.approx(result.metrics[f"val_mse/dataloader_idx_{number}"], rel=1e-5)
+
+
+def test_streams_without_length_or_end_are_trained_on(settings: Path, project: Path) -> None:
+    """With validation and without, which would be sampled for ever; inputs are served in the precision trained in."""
+    settings.write_text(
+        "model: {class_path: models.small.Plain}\ndata: {class_path: datamodules.points.Streams}\n"
+        "trainer: {max_steps: 8, max_epochs: -1, val_check_interval: 4, accelerator: cpu, precision: 64-true}\n"
+    )
+    result = unitrain.fit(settings, quiet=True)
+    assert (result.reason, result.published) == ("all 8 steps done", [1])
+    signature = Repository(project / "triton_repo").signature("problem")
+    assert signature is not None
+    assert [t.dtype for t in signature.inputs] == ["FP64"]
+    without = {"trainer.limit_val_batches": 0, "publish": None, "embeddings.max_points": 100}
+    result = unitrain.fit(settings, without, quiet=True)
+    assert list((result.run_dir / "embeddings").glob("*/projector_config.pbtxt"))
+
+
+def test_what_forward_takes_may_be_in_no_batch(
+    settings: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A generator is served by its `example_input_array`; that there are no embeddings is said."""
+    settings.write_text(
+        "model: {class_path: models.small.Generator}\ndata: {class_path: datamodules.points.TuplePoints}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu}\n"
+    )
+    assert unitrain.fit(settings).published == [1]
+    assert "there are no embeddings: Generator.forward takes noise as" in capsys.readouterr().err
+    signature = Repository(project / "triton_repo").signature("problem")
+    assert signature is not None
+    assert [(t.name, t.dims) for t in signature.inputs] == [("noise", (3, 1))]
+
+
+def test_a_fast_dev_run_publishes_nothing(settings: Path, project: Path) -> None:
+    """One batch is no model."""
+    result = unitrain.fit(settings, {"trainer.fast_dev_run": True}, quiet=True)
+    assert (result.status, result.published) == ("finished", [])
+
+
+def test_the_best_metric_is_that_of_the_best_checkpoint() -> None:
+    """A tie is no improvement, a NaN neither, whichever direction is better."""
+    for mode, better, worse in (("min", 1.0, 2.0), ("max", 2.0, 1.0)):
+        assert improves(better, None, mode)
+        assert improves(better, worse, mode)
+        assert not improves(worse, better, mode)
+        assert not improves(better, better, mode)
+        assert not improves(math.nan, None, mode)
+        assert not improves(math.nan, better, mode)
+
+
+def test_a_checkpoint_keeps_plain_data_and_tells_of_what_it_could_not_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers of numpy and paths come back; an object of a class would end every later command."""
+    io = DurableCheckpointIO(Console())
+    plain = {"score": np.float64(0.5), "counts": np.arange(3), "file": tmp_path}
+    io.save_checkpoint(plain, tmp_path / "a.ckpt")
+    loaded = io.load_checkpoint(tmp_path / "a.ckpt")
+    assert (loaded["score"], loaded["counts"].tolist(), loaded["file"]) == (0.5, [0, 1, 2], tmp_path)
+    assert not capsys.readouterr().err
+    DurableCheckpointIO(Console()).save_checkpoint({"loss": torch.nn.MSELoss()}, tmp_path / "b.ckpt")
+    assert "b.ckpt holds torch.nn.modules.loss.MSELoss, which is no plain data" in capsys.readouterr().err

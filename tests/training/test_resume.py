@@ -72,6 +72,10 @@ CASES = {
     "with gradient accumulation": (13, {"trainer.accumulate_grad_batches": 3}),
     "with validation in mid-epoch": (13, {"trainer.val_check_interval": 0.5}),
     "at a validation in mid-epoch": (12, {"trainer.val_check_interval": 0.5}),
+    "at a validation that is counted over epochs": (
+        12,
+        {"trainer.val_check_interval": 12, "trainer.check_val_every_n_epoch": None},
+    ),
     "with a scheduler by epoch": (
         13,
         {
@@ -185,26 +189,60 @@ def test_drift_of_the_sources_is_shown(
     assert "changed since the run began: models/small.py" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # the checkpoint is another run's
-def test_resumed_run_goes_on_in_its_curve(settings: Path) -> None:
+@pytest.mark.parametrize("model", ["Curve", "ByHand"])
+def test_resumed_run_goes_on_in_its_curve(model: str, settings: Path) -> None:
     """TensorBoard shows each step once, though the killed process had logged beyond its checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 3, "trainer.log_every_n_steps": 1}, quiet=True)
+    if model == "ByHand":  # two optimizer steps a batch
+        settings.write_text(settings.read_text().replace("links:", "# links:"))
+    changed = {"model.class_path": f"models.small.{model}", "trainer.log_every_n_steps": 1}
+    changed |= OFF | {"summaries": {"graph": False, "histograms_every_n_validations": 1}}
+    run = unitrain.fit(settings, changed | {"trainer.max_epochs": 3}, quiet=True)
     assert run.last_checkpoint is not None
-    assert run.best_checkpoint is not None
-    first = unitrain.fit(
-        settings, OFF | {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1}, quiet=True
-    )
+    first = unitrain.fit(settings, changed | {"trainer.max_epochs": 1}, quiet=True)
+    assert first.last_checkpoint is not None
     shutil.copy(
         first.last_checkpoint, run.last_checkpoint
     )  # as if killed after three epochs, saved after one
     time.sleep(1.1)  # TensorBoard orders files by the second in their names
     unitrain.resume(run.run_dir, {"trainer.max_epochs": 3}, quiet=True)
-    events = EventAccumulator(str(run.run_dir))
-    events.Reload()
-    assert [e.step for e in events.Scalars("train_loss")] == list(range(24))
-    assert [e.step for e in events.Scalars("val_loss")] == [7, 15, 23]
+    events = EventAccumulator(str(run.run_dir), size_guidance={"histograms": 0}).Reload()
+    rates = ["lr"] if model == "Curve" else ["lr_0", "lr_1", "gradient_norm_0", "gradient_norm_1"]
+    for tag in ("train_loss", *rates):
+        assert [e.step for e in events.Scalars(tag)] == list(range(24)), tag
+    for tag in ("val_loss", "best/val_loss", "ema_distance"):
+        assert [e.step for e in events.Scalars(tag)] == [7, 15, 23], tag
+    for tag in events.Tags()["histograms"]:
+        assert [e.step for e in events.Histograms(tag)] == [7, 15, 23], tag
+
+
+def test_a_moved_project_keeps_its_best_checkpoint_and_runs_its_own_code(
+    settings: Path, project: Path
+) -> None:
+    """The run goes on where it lies now; what is worse than its best does not take the best one's place."""
+    worse = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3, "maximize": True}}}
+    run = unitrain.fit(settings, OFF | worse | {"ema": None, "trainer.max_epochs": 2}, quiet=True)
+    moved = project.rename(project.with_name("elsewhere"))
+    resumed = unitrain.resume(moved / run.run_dir.relative_to(project), {"trainer.max_epochs": 3}, quiet=True)
+    assert resumed.run_dir.is_relative_to(moved)
+    assert torch.load(resumed.last_checkpoint, weights_only=True)["global_step"] == 24
+    assert torch.load(resumed.best_checkpoint, weights_only=True)["global_step"] == 8
+    assert not project.exists()
+
+
+def test_settings_that_change_on_resuming_hold_or_are_said_not_to(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Patience is the new one; an optimizer goes on as it was saved, which the console says."""
+    short = OFF | {"early_stopping": {"patience": 1, "min_delta": 1e9}, "trainer.max_epochs": 50}
+    run = unitrain.fit(settings, short, quiet=True)
+    assert run.status == "stopped"
+    changes = {"early_stopping.patience": 3, "optimizer": {"class_path": "torch.optim.Adam"}}
+    resumed = unitrain.resume(run.run_dir, changes)
+    assert json.loads((run.run_dir / "run.json").read_text())["epoch"] == 4
+    assert resumed.reason == "val_loss no longer improved (early stopping)"
+    assert "the optimizer goes on as it was saved" in capsys.readouterr().err
 
 
 def test_new_run_begins_with_anothers_weights(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,6 +369,27 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_best(settings: Path,
     for name in ("best", "last"):
         saved = torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)
         assert all(torch.isfinite(w).all() for w in saved["state_dict"].values() if w.is_floating_point())
+
+
+def test_a_loss_optimized_by_hand_that_is_no_number_stops_the_run(settings: Path) -> None:
+    """Such a step returns nothing: the loss is seen where it is differentiated."""
+    settings.write_text(settings.read_text().replace("links:", "# links:"))
+    model = {"model.class_path": "models.small.ByHand", "model.init_args.nan_at": 1}
+    with pytest.raises(UnitrainError, match=r"the loss of ByHand is NaN or infinite at epoch 1"):
+        unitrain.fit(settings, OFF | model, quiet=True)
+
+
+def test_ctrl_c_before_the_first_epoch_is_an_interruption(settings: Path, project: Path) -> None:
+    """While data are prepared, say; signals are the caller's again afterwards."""
+    source = project / "datamodules" / "points.py"
+    source.write_text(
+        source.read_text() + "\n\nclass Slow(Points):\n    def setup(self, stage):\n"
+        "        import os, signal\n        os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    before = signal.getsignal(signal.SIGINT)
+    result = unitrain.fit(settings, OFF | {"data.class_path": "datamodules.points.Slow"}, quiet=True)
+    assert (result.status, result.reason, result.exit_code) == ("interrupted", "SIGINT", 130)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on a process of its own")

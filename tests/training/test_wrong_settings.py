@@ -68,6 +68,10 @@ def test_wrong_setting_is_refused_before_a_run_folder_is_made(
 
 WRONG_FILES = {
     "no YAML": ("a: [", "no valid YAML"),
+    "a section twice": (
+        "trainer: {max_epochs: 3}\nmodel: {}\ntrainer: {accelerator: cpu}",
+        "`trainer` stands twice in one mapping, expected once; remove one of the two",
+    ),
     "no mapping": ("- a", "expected a mapping"),
     "a class path that is not there": ("model: {class_path: models.gone.Model}", "models.gone"),
     "a link from nowhere": (
@@ -111,12 +115,23 @@ def test_missing_settings_file_names_those_there_are(settings: Path) -> None:
         unitrain.fit(settings.with_name("setings.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("DependsOnData", r"DependsOnData can't be exported to ONNX: .*small\.py:\d+"),
+        ("NoForward", r"NoForward\.forward is not defined: .* takes `publish: null`"),
+        ("Lazy", r"Lazy: layer\.weight has no shape at the start of the training; run forward once"),
+        ("Takes", r"Takes\.forward fails on a sample of x \[16, 1\]: .*; set example_input_array"),
+    ],
+)
 def test_model_that_cannot_be_exported_is_refused_before_the_first_epoch(
-    settings: Path, project: Path
+    model: str, words: str, settings: Path, project: Path
 ) -> None:
-    """The sentence names the line of the person's code that no graph can hold."""
-    with pytest.raises(UsageError, match=r"DependsOnData can't be exported to ONNX: .*small\.py:\d+"):
-        unitrain.fit(settings, {"model.class_path": "models.small.DependsOnData"}, quiet=True)
+    """The sentence names the line of the person's code that no graph can hold, or what else is missing."""
+    if model != "DependsOnData":
+        settings.write_text(settings.read_text().replace("links:", "# links:"))
+    with pytest.raises(UsageError, match=words):
+        unitrain.fit(settings, {"model.class_path": f"models.small.{model}"}, quiet=True)
     assert not list(project.glob("experiments/*/*"))
     assert not (project / "triton_repo" / "points").exists()
 

@@ -129,11 +129,17 @@ def build_template(
         HookError: it has no tensors as outputs.
     """
     rows = {name: _at_least_two_rows(tensor.detach().cpu()) for name, tensor in sample.items()}
+    for name, tensor in rows.items():
+        if tensor.dtype == torch.bfloat16:
+            raise ExportError(
+                f"{type(module).__name__}: {name} is bfloat16, which no request can hold; train with precision bf16-mixed, "
+                "or switch publishing off with --publish null"
+            )
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
         served = ServedGraph(eval_copy(module), tuple(rows))
         original = weights_of(served.module)
-        signature = find_signature(served, rows)
+        signature = _signature(served, rows)
         load_weights(served.module, perturbed(original, seed=1))
         # torch draws the graph of what it could not trace; the error names the line.
         with redirect_stderr(io.StringIO()):
@@ -239,6 +245,19 @@ def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signatu
             changed |= dict.fromkeys(_axes_that_follow(served, two, name), "")
         outputs.append(_spec(name, tensor, batched, changed))
     return Signature(inputs, tuple(outputs), batched)
+
+
+def _signature(served: ServedGraph, sample: Tensors) -> Signature:
+    try:
+        return find_signature(served, sample)
+    except (HookError, ExportError):
+        raise
+    except Exception as error:
+        inputs = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sample.items())
+        raise ExportError(
+            f"{type(served.module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
+            "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
+        ) from error
 
 
 def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:

@@ -10,15 +10,20 @@ import torch
 from torch import Tensor, nn
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers by name, on the CPU; a tied one is one copy under each name."""
+def weights_of(module: nn.Module, instead: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Copies of a module's parameters and buffers by name, on the CPU; a tied one is one copy under each name.
+
+    Args:
+        instead: tensors that take the place of the module's own of their names.
+    """
     copies: dict[int, Tensor] = {}
     weights = {}
     for named in (
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     ):
-        for name, tensor in named:
+        for name, own in named:
+            tensor = (instead or {}).get(name, own)
             if id(tensor) not in copies:
                 copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
             weights[name] = copies[id(tensor)]

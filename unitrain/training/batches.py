@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from unitrain.errors import HookError
-from unitrain.module import Tensors, batch_inputs, input_names
+from unitrain.module import Tensors, batch_inputs, example_inputs, input_names
 
 __all__ = ["fingerprint", "first_batch", "isolate_rng", "sample_inputs", "validation_batches"]
 
@@ -22,7 +22,7 @@ def validation_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator
     The caller holds `isolate_rng`: a loader draws from the global generator when it is iterated.
     """
     for batch in _loader(trainer, pl_module):
-        yield trainer.strategy.batch_to_device(batch)
+        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
 
 
 def first_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
@@ -52,17 +52,12 @@ def first_batch_of(module: LightningModule, datamodule: LightningDataModule | No
 
 def sample_inputs(module: LightningModule, batch: Any) -> Tensors:
     """Real inputs by name from a batch, or `example_input_array` where the batch does not hold them."""
-    example = module.example_input_array
-    if example is None:
-        return batch_inputs(module, batch)
     try:
         return batch_inputs(module, batch)
     except HookError:
-        names = input_names(module)
-        if isinstance(example, Mapping):
-            return {name: example[name] for name in names}
-        values = (example,) if isinstance(example, Tensor) else example
-        return dict(zip(names, values, strict=True))
+        if module.example_input_array is None:
+            raise
+        return example_inputs(module, input_names(module))
 
 
 def fingerprint(batch: Any) -> str:
@@ -96,8 +91,8 @@ def _loader_of(module: LightningModule, datamodule: LightningDataModule | None) 
         for owner in (datamodule, module):
             if owner is not None and is_overridden(hook, owner):
                 loader = getattr(owner, hook)()
-                while isinstance(loader, Mapping | list | tuple) and loader:
-                    loader = next(iter(loader.values())) if isinstance(loader, Mapping) else loader[0]
+                while isinstance(loader, Mapping | list | tuple):
+                    loader = next(iter(loader.values() if isinstance(loader, Mapping) else loader), None)
                 if loader is not None:
                     return loader
     return ()

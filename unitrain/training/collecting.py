@@ -115,8 +115,8 @@ class Collector:
         self._columns: dict[str, list[Any]] = {}
         self._drawn: tuple[str, tuple[int, ...]] | None = None
 
-    def add(self, module: LightningModule, batch: Any, returned: Any = None) -> None:
-        """Take the points of a batch; see `observe` for what `returned` is."""
+    def add(self, module: LightningModule, batch: Any, returned: Any = None) -> int:
+        """Take the points of a batch, and tell how many samples it has; see `observe` for what `returned` is."""
         inputs, outputs = observe(module, batch, returned)
         if isinstance(module, ServableModule):
             values, columns = module.embeddings(inputs, outputs, batch), module.labels(batch)
@@ -145,6 +145,7 @@ class Collector:
             self._buffers = {name: _buffer(t, height, spare.get(name)) for name, t in tensors.items()}
             self._columns = {name: [None] * height for name in labels}
         self._fill(tensors, labels, places, slots)
+        return rows
 
     def take(self) -> Gathered | None:
         """What was gathered since `begin`, once; None for nothing."""

@@ -17,6 +17,7 @@ from unitrain.training.endings import Endings
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
 from unitrain.training.seeding import StepSeeding
+from unitrain.training.stopping import RunCheckpoint, RunStopping
 from unitrain.training.summaries import TensorBoardSummaries
 
 
@@ -84,7 +85,7 @@ def compose(
         ours.append(publishing)
     if stopping:
         kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
-        ours.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
+        ours.append(RunStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
     ours += _bar(theirs, trainer_arguments, console, monitor.metric)
     if ema:
         ours.append(ema)
@@ -111,7 +112,7 @@ def _bar(
 
 
 def _checkpoint(run: RunFolder, name: str, monitor: str | None, mode: str) -> ModelCheckpoint:
-    return ModelCheckpoint(
+    return RunCheckpoint(
         dirpath=run.checkpoints_dir,
         filename=name,
         monitor=monitor,

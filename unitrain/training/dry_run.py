@@ -23,6 +23,7 @@ from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.batches import first_batch, sample_inputs
 from unitrain.training.record import never_logged
+from unitrain.training.schedule import has_validation
 from unitrain.training.settings_cli import SettingsCLI
 
 
@@ -105,7 +106,7 @@ class _Probe(Callback):
         losses = {n: float(v) for n, v in trainer.callback_metrics.items() if v.numel() == 1}
         logged = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         batches = "one batch of training" + (
-            " and one of validation" if sum(map(int, trainer.num_val_batches)) else ", no validation data"
+            " and one of validation" if has_validation(trainer) else ", no validation data"
         )
         self.told = f"{batches}; logged: {logged or 'nothing'}"
         self._try("loss", lambda: _finite(self._loss))
@@ -140,7 +141,7 @@ def _finite(loss: float) -> str:
 
 def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses: dict[str, float]) -> str:
     metric = cli.section("monitor").metric
-    if not sum(map(int, trainer.num_val_batches)):
+    if not has_validation(trainer):
         return "no validation data: there will be no best checkpoint and no early stopping"
     if metric not in losses:
         if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:

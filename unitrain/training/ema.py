@@ -1,13 +1,15 @@
 """Exponential moving average (EMA) of the weights, validated, saved, tested and served."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor, nn
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 
 from unitrain.export.weights import weights_of
 
@@ -50,29 +52,20 @@ class EMA(WeightAveraging):
         self.warm_up = warm_up
         self.every_n_steps = every_n_steps
         self.average_buffers = average_buffers
+        self._average_model: LightningModule | None = None  # type: ignore[assignment]
         self._updates = 0
         self._swapped = False
-        self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])  # the average's, the module's
-        self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._paired: tuple[list[Tensor], list[Tensor]] = ([], [])  # the average's, the module's
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-            self._swapped = False
+        """Nothing: the module's own `setup`, which may build layers, comes after this one."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pair the tensors, once the module is on its device."""
-        average = self._average()
-        average.to(pl_module.device)
-        # Detached, they share their memory with the parameters and need no `no_grad` at every step.
-        ours = [parameter.detach() for parameter in average.parameters()]
-        theirs = [parameter.detach() for parameter in pl_module.parameters()]
-        buffers = list(zip(average.buffers(), pl_module.buffers(), strict=True))
-        follows = [self.average_buffers and a.is_floating_point() for a, _ in buffers]
-        averaged = [pair for pair, follow in zip(buffers, follows, strict=True) if follow]
-        copied = [pair for pair, follow in zip(buffers, follows, strict=True) if not follow]
-        self._averaged = ours + [a for a, _ in averaged], theirs + [b for _, b in averaged]
-        self._copied = [a for a, _ in copied], [b for _, b in copied]
+        """Begin with the module's weights, unless a checkpoint has brought an average, and pair the tensors."""
+        self._average_model = self._average_model or copy.deepcopy(pl_module)
+        self._average_model.to(pl_module.device)
+        self._swapped = False
+        self._pair(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,7 +77,10 @@ class EMA(WeightAveraging):
         n = self._updates
         self._updates = n + 1
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
-        torch._foreach_lerp_(*self._averaged, 1 - decay)
+        if self.average_buffers:
+            self._pair(pl_module)
+        with torch.no_grad():
+            torch._foreach_lerp_(*self._paired, 1 - decay)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: updates go by steps."""
@@ -97,6 +93,7 @@ class EMA(WeightAveraging):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._average_model is not None and not self._swapped:
+            self._pair(pl_module)
             self._swap()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,12 +107,13 @@ class EMA(WeightAveraging):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module ends with the average as its weights."""
         if not self._swapped:
+            self._pair(pl_module)
             self._swap()
         self._swapped = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._average_model = None
-        self._averaged = self._copied = ([], [])
+        self._paired = ([], [])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -133,12 +131,11 @@ class EMA(WeightAveraging):
         """Copies of the averaged weights by name, on the CPU."""
         if self._average_model is None or self._swapped:
             return weights_of(pl_module)
-        self._copy_buffers()
-        return weights_of(self._average())
+        return weights_of(pl_module, self._followers())
 
     def distance(self) -> float:
         """How far the average is from the raw weights: the norm of their difference over the raw ones' norm."""
-        ours, theirs = (list(tensors) for tensors in self._averaged)
+        ours, theirs = (list(tensors) for tensors in self._paired)
         if not ours or self._average_model is None:
             return 0.0
         raw = ours if self._swapped else theirs
@@ -159,38 +156,43 @@ class EMA(WeightAveraging):
     ) -> None:
         if self._average_model is None:
             return
-        self._copy_buffers()
-        other = self._average().state_dict()
         saved = checkpoint["state_dict"]
+        other = saved | {name: t.detach() for name, t in self._followers().items() if name in saved}
         average, raw = (saved, other) if self._swapped else (other, saved)
-        # A metric that the module made on its first validation is not in the average's copy.
-        checkpoint["state_dict"] = {name: average.get(name, value) for name, value in saved.items()}
-        checkpoint["current_model_state"] = {name: raw.get(name, value) for name, value in saved.items()}
+        checkpoint["state_dict"], checkpoint["current_model_state"] = average, raw
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self._updates)}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._average_model is None:
+        if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._average().load_state_dict(checkpoint["state_dict"], strict=False)
+        self._average_model = copy.deepcopy(pl_module)  # Lightning has loaded the average into the module
         if "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
-    def _average(self) -> nn.Module:
-        if self._average_model is None:
+    def _followers(self) -> dict[str, Tensor]:
+        """The average's own tensors by name, a tied one under each of its names; all others are the module's."""
+        average = self._average_model
+        if average is None:
             raise RuntimeError("the averaged weights exist only while fit runs")
-        return self._average_model.module
+        named: dict[str, Tensor] = {**dict(average.named_parameters(remove_duplicate=False))}
+        if self.average_buffers:
+            named |= dict(average.named_buffers(remove_duplicate=False))
+        return {name: t for name, t in named.items() if t.is_floating_point() or t.is_complex()}
 
-    def _copy_buffers(self) -> None:
-        if self._copied[0] and not self._swapped:
-            with torch.no_grad():
-                torch._foreach_copy_(*self._copied)
+    def _pair(self, pl_module: LightningModule) -> None:
+        """Put each tensor of the average beside the module's: `module.buffer = ...` gives the module another one."""
+        theirs: dict[str, Tensor] = {
+            **dict(pl_module.named_parameters(remove_duplicate=False)),
+            **dict(pl_module.named_buffers(remove_duplicate=False)),
+        }
+        pairs = {id(ours): (ours, theirs[name]) for name, ours in self._followers().items() if name in theirs}
+        self._paired = [ours for ours, _ in pairs.values()], [each for _, each in pairs.values()]
 
     def _swap(self) -> None:
         """Exchange the values of the average and of the module, in place."""
-        self._copy_buffers()
-        ours, theirs = self._averaged
+        ours, theirs = self._paired
         if ours:
             with torch.no_grad():
                 held = [tensor.clone() for tensor in ours]

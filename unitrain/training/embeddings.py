@@ -21,7 +21,7 @@ from unitrain.training.console import Console
 from unitrain.training.ema import EMA
 from unitrain.training.gathering import gather_points, merged_points, validation_samples
 from unitrain.training.observing import evaluating, undisturbed
-from unitrain.training.schedule import EveryNValidations
+from unitrain.training.schedule import EveryNValidations, has_validation
 
 
 class EmbeddingSnapshots(EveryNValidations):
@@ -108,14 +108,16 @@ class EmbeddingSnapshots(EveryNValidations):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._background.finish()
 
-    def _add(self, module: LightningModule, batch: Any, returned: Any = None) -> None:
+    def _add(self, module: LightningModule, batch: Any, returned: Any = None) -> int:
+        """Take a batch's points; the number of its samples."""
         if self._collector is None:
-            return
+            return 0
         try:
-            self._collector.add(module, batch, returned)
+            return self._collector.add(module, batch, returned)
         except HookError as error:  # a batch of which nobody knows what is input is no reason to stop
             self._console.warn(f"there are no embeddings: {error}")
             self._collector, self._collecting = None, False
+            return 0
 
     def _pass_through(self, trainer: Trainer, module: LightningModule) -> None:
         if self._collector is None:
@@ -124,8 +126,11 @@ class EmbeddingSnapshots(EveryNValidations):
         swapped = nullcontext() if self._ema is None else self._ema.applied()
         with swapped, isolate_rng(), evaluating(module):
             torch.manual_seed(self.settings.seed)  # a loader that shuffles gives the same order each time
+            rows = 0
             for batch in _batches(trainer, module):
-                self._add(module, batch)
+                rows += self._add(module, batch)
+                if self._collector is None or (rows >= self.settings.max_points and _is_endless(trainer)):
+                    break
 
     def _write_gathered(self, gathered: Gathered, step: int) -> None:
         try:
@@ -150,17 +155,23 @@ class EmbeddingSnapshots(EveryNValidations):
 
 def _is_shared(trainer: Trainer) -> bool:
     """Whether the validation's samples are dealt out to several processes."""
-    return trainer.world_size > 1 and bool(sum(map(int, trainer.num_val_batches)))
+    return trainer.world_size > 1 and has_validation(trainer)
 
 
 def _batches(trainer: Trainer, module: LightningModule) -> Any:
-    """As many batches as a validation has; in a distributed training of this process's own share."""
-    count = trainer.num_val_batches[0] if trainer.num_val_batches else 0
-    loaders = trainer.val_dataloaders if trainer.world_size > 1 and count else None
+    """As many batches as a validation has, or an epoch where there is none; of this process's own share."""
+    count = trainer.num_val_batches[0] if has_validation(trainer) else trainer.num_training_batches
+    loaders = trainer.val_dataloaders if _is_shared(trainer) else None
     if loaders is None:
         found = validation_batches(trainer, module)
     else:
         first = next(iter(loaders.values())) if isinstance(loaders, dict) else loaders
         first = first[0] if isinstance(first, list | tuple) else first
-        found = (trainer.strategy.batch_to_device(batch) for batch in first)
+        convert = trainer.precision_plugin.convert_input
+        found = (trainer.strategy.batch_to_device(convert(batch)) for batch in first)
     return islice(found, int(count)) if count and count != float("inf") else found
+
+
+def _is_endless(trainer: Trainer) -> bool:
+    """Whether the training data, where there are none for validation, are a stream that need not end."""
+    return not has_validation(trainer) and trainer.num_training_batches == float("inf")

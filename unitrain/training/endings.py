@@ -55,6 +55,7 @@ class Endings(Callback):
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
         self._resumable = False
+        self._bad = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumable = resumable_in_an_epoch(trainer)
@@ -74,10 +75,17 @@ class Endings(Callback):
         self._take_signals()
         self._stop_where_asked()
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """A step that optimizes by hand need not return its losses."""
+        if (
+            not pl_module.automatic_optimization and trainer.precision != "16-mixed"
+        ):  # its scaled ones may be infinite
+            self._bad = self._bad or self._is_bad(loss, trainer.fit_loop.batch_idx)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._agree(trainer, _LOSS if self._is_bad(outputs, batch_idx) else 0) == _LOSS:
+        if self._agree(trainer, _LOSS if self._bad or self._is_bad(outputs, batch_idx) else 0) == _LOSS:
             raise NonFiniteLossError(
                 f"the loss of {type(pl_module).__name__} is NaN or infinite at epoch {trainer.current_epoch}, step "
                 f"{trainer.global_step}; lower the learning rate or clip the gradients (trainer.gradient_clip_val)"
@@ -85,7 +93,8 @@ class Endings(Callback):
         if self._received is None:
             return
         due = trainer.val_check_batch or 0
-        validates = trainer.is_last_batch or (due and (batch_idx + 1) % due == 0)
+        batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+        validates = trainer.is_last_batch or (due and (batches + 1) % due == 0)
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches
         if self._resumable and (validates or accumulates):
             return  # it is neither the end of a step nor of a validation: the next one is

@@ -109,7 +109,7 @@ def _metrics(parts: Rebuilt, stage: Stage) -> dict[str, float]:
             raise
         owner = type(parts.datamodule or parts.module).__name__
         raise HookError(f"{stage}: {owner} has no data or no step for it: {text}") from error
-    if not sum(map(int, trainer.num_val_batches if stage == "validate" else trainer.num_test_batches)):
+    if not any(trainer.num_val_batches if stage == "validate" else trainer.num_test_batches):
         owner = type(parts.datamodule or parts.module).__name__
         loader = "val_dataloader" if stage == "validate" else "test_dataloader"
         raise HookError(f"{stage}: {owner}.{loader} gives no batch; there is nothing to measure")

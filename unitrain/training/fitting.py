@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -85,6 +87,8 @@ class Fit:
         cli = self._parse()
         self.console.say(f"run {self.folder.path}")
         exit_code = 0
+        main_thread = threading.current_thread() is threading.main_thread()
+        on_interrupt = signal.getsignal(signal.SIGINT) if main_thread else None
         try:
             with warnings.catch_warnings():
                 _silence_lightning()
@@ -110,8 +114,16 @@ class Fit:
             self._close("failed", str(error))
             raise
         except BaseException as error:
-            self._fail(error)
-            raise
+            # Before the first epoch signals are Python's own; Lightning makes an exit of it.
+            if not isinstance(
+                error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt
+            ):
+                self._fail(error)
+                raise
+            status, reason, exit_code = "interrupted", "SIGINT", 128 + signal.SIGINT
+        finally:
+            if on_interrupt is not None:
+                signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
         self._close(status, reason)
         self.console.say(f"{status}: {reason}; {self.folder.path}")
         return self._result(status, reason, exit_code)
@@ -131,6 +143,9 @@ class Fit:
                 _silence_lightning()
                 return SettingsCLI(["--config", config, *self.argv], self.raw, self._make_trainer)
         except UnitrainError:
+            self._discard()
+            raise
+        except KeyboardInterrupt:
             self._discard()
             raise
         except Exception as error:
@@ -204,12 +219,12 @@ class Fit:
                 version=run.name,
                 default_hp_metric=False,  # the summaries tell what the run's settings came to
                 # What the interrupted process logged after its checkpoint will be logged again.
-                purge_step=self.resume_point.step if self.resume_point else None,
+                purge_step=self.resume_point.logged_step if self.resume_point else None,
             )
         plugins = arguments.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins.append(DurableCheckpointIO())
+            plugins.append(DurableCheckpointIO(self.console))
         arguments["plugins"] = plugins
         arguments["default_root_dir"] = arguments.get("default_root_dir") or run.path
         arguments["enable_model_summary"] = bool(arguments.get("enable_model_summary"))
@@ -260,8 +275,11 @@ class Fit:
 
 def _why_ended(trainer: Trainer) -> tuple[str, str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-            return "stopped", f"{callback.monitor} no longer improved (early stopping)"
+        if isinstance(callback, EarlyStopping) and trainer.should_stop and callback.stopping_reason_message:
+            if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+                return "stopped", f"{callback.monitor} no longer improved (early stopping)"
+            message = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+            return "stopped", f"early stopping: {message}"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return "finished", f"all {trainer.max_epochs} epochs done"
     if 0 <= trainer.max_steps <= trainer.global_step:

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import yaml
 
 from unitrain.errors import SettingsError
@@ -45,6 +47,17 @@ def as_flags(overrides: Mapping[str, Any]) -> list[str]:
     """Settings by dotted name, as the command line has them."""
     flags = []
     for name, value in overrides.items():
-        text = "null" if value is None else yaml.safe_dump(value, default_flow_style=True).strip()
+        text = "null" if value is None else yaml.safe_dump(plain(value), default_flow_style=True).strip()
         flags += [f"--{name}", text.removesuffix("\n...").strip()]
     return flags
+
+
+def plain(value: Any) -> Any:
+    """Settings as YAML has them: numpy's numbers, which searches draw, and paths become Python's own and texts."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value) if isinstance(value, PurePath) else value

@@ -11,6 +11,7 @@ from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from unitrain.errors import HookError
 from unitrain.module import ServableModule, Tensors, batch_inputs, flatten_outputs
 
 
@@ -21,6 +22,9 @@ def observe(module: LightningModule, batch: Any, returned: Any = None) -> tuple[
         module: in evaluation mode, where a forward pass is needed.
         batch: on the module's device.
         returned: by `validation_step`; a ServableModule's own one returns both.
+
+    Raises:
+        HookError: a plain module's forward does not take what stands in its batches.
     """
     if isinstance(module, ServableModule):
         if isinstance(returned, Mapping) and {"inputs", "outputs"} <= set(returned):
@@ -29,7 +33,14 @@ def observe(module: LightningModule, batch: Any, returned: Any = None) -> tuple[
         outputs = module(**inputs)
         return inputs, {"output": outputs} if isinstance(outputs, Tensor) else outputs
     inputs = batch_inputs(module, batch)
-    return inputs, flatten_outputs(module(**inputs))
+    try:
+        outputs = module(**inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise HookError(
+            f"{type(module).__name__}.forward does not take the batch's {', '.join(inputs)}: {reason}"
+        ) from error
+    return inputs, flatten_outputs(outputs)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,16 @@ def continue_run(point: ResumePoint, resolved: str, argv: Sequence[str], console
             f"the run began with {before['threads']} threads and goes on with {now['threads']}: its results will not "
             "be equal to the bit"
         )
+    kept = [
+        w
+        for w in argv
+        if w.startswith(("--optimizer", "--lr_scheduler")) or w.endswith((".lr", ".learning_rate"))
+    ]
+    if kept:
+        console.warn(
+            f"{', '.join(kept)}: the optimizer goes on as it was saved, its learning rate too; to begin with another one "
+            "from these weights, use --init-from"
+        )
     run.append(
         "resumed",
         {"step": point.step, "epoch": point.epoch, "checkpoint": point.checkpoint.name, "argv": list(argv)}

@@ -20,7 +20,7 @@ from unitrain.settings import Monitor, Publish
 from unitrain.training.batches import fingerprint, first_batch, sample_inputs
 from unitrain.training.console import Console
 from unitrain.training.ema import EMA
-from unitrain.training.schedule import EveryNValidations
+from unitrain.training.schedule import EveryNValidations, logged_step
 
 _RECORDED = ("version", "step", "epoch", "metric", "previous", "parity", "model")
 """What run.json keeps of a manifest."""
@@ -61,6 +61,7 @@ class Publishing(EveryNValidations):
         self._steps = {
             entry["step"] for entry in run.record().get("published") or ()
         }  # before it was resumed
+        self._logged_steps: dict[int, int] = {}  # TensorBoard's steps, by step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refused: UsageError | None = None
@@ -100,9 +101,11 @@ class Publishing(EveryNValidations):
         self._worker = Worker(publisher, self._report)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._worker is None or trainer.global_step in self._steps:
+        tried_only = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self._worker is None or tried_only or trainer.global_step in self._steps:
             return
         self._raise_if_strict()
+        self._logged_steps[trainer.global_step] = logged_step(trainer)
         value = trainer.callback_metrics.get(self._monitor.metric)
         self._worker.submit(
             Request(
@@ -141,7 +144,7 @@ class Publishing(EveryNValidations):
         writers = [w.experiment for w in trainer.loggers if isinstance(w, TensorBoardLogger)]
         while not self._outcomes.empty():
             outcome = self._outcomes.get()
-            step = outcome.request.step
+            step = self._logged_steps[outcome.request.step]
             for writer in writers:
                 for name, value in figures_of(outcome).items():
                     writer.add_scalar(f"publish/{name}", value, step)

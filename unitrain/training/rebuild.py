@@ -14,13 +14,13 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from unitrain.errors import RunError, UnitrainError
 from unitrain.runs import RunFolder
 from unitrain.training.complaints import explained, own_error
-from unitrain.training.resuming import changed_sources, read_checkpoint, unsound
+from unitrain.training.resuming import changed_sources, read_checkpoint, root_of, unsound
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings, read_settings
 
 Kind = Literal["ema", "raw"]
 CheckpointName = Literal["best", "last"]
 
-_MADE_LATER = ("_val_metrics.", "_test_metrics.")
+_MADE_LATER = ("_val_metrics", "_test_metrics")
 """A ServableModule makes its metrics when they are first needed: a rebuilt one has none yet."""
 
 
@@ -74,7 +74,7 @@ def rebuild(run_dir: Path, overrides: Sequence[str] = ()) -> Rebuilt:
         raise RunError(
             f"{run.path} has no {run.settings_path.name}: the run was refused or is another tool's"
         )
-    root = Path(str(run.record().get("root") or run.path.parent.parent.parent))
+    root = root_of(run.path, run.record())
     raw = read_settings(run.settings_path)
     check_classes(raw, overrides, root)
     with warnings.catch_warnings():

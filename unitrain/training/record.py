@@ -1,16 +1,19 @@
 """Keeps run.json up to date, and refuses a monitored metric that nobody logs."""
 
 import difflib
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.nn.parameter import is_lazy
 
-from unitrain.errors import RunError, SettingsError
+from unitrain.errors import HookError, RunError, SettingsError
 from unitrain.runs import RunFolder
 from unitrain.settings import Monitor
 from unitrain.training.console import Console
+from unitrain.training.schedule import has_validation
 
 WRITE_EVERY_S = 2.0
 """A record is flushed to the disk each time, which a fast training would feel."""
@@ -28,11 +31,19 @@ class RunRecord(Callback):
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        lazy = [name for name, parameter in pl_module.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise HookError(
+                f"{type(pl_module).__name__}: {lazy[0]} has no shape at the start of the training; run forward once on a "
+                "sample at the end of __init__ or in setup, which shapes lazy layers"
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         self._run.update(status="running")
-        if not sum(map(int, trainer.num_val_batches)):
+        if not has_validation(trainer):
             self._console.say(
                 "no validation data: there is no best checkpoint and no early stopping, and an epoch counts as a "
                 "validation for publishing and embeddings"
@@ -46,7 +57,7 @@ class RunRecord(Callback):
         if value is None:
             if self._required:
                 raise never_logged(self._monitor.metric, pl_module, self.metrics)
-        elif self.best is None or (value < self.best["value"]) == (self._monitor.mode == "min"):
+        elif improves(value, self.best["value"] if self.best else None, self._monitor.mode):
             self.best = {
                 "metric": self._monitor.metric,
                 "value": value,
@@ -79,6 +90,13 @@ class RunRecord(Callback):
         except RunError as error:  # a full disk must not end the training
             self._console.warn(str(error))
         self._written_s = time.monotonic()
+
+
+def improves(value: float, best: float | None, mode: str) -> bool:
+    """Whether a metric is better than its best so far, as best.ckpt has it: a tie is not, nor is NaN."""
+    if math.isnan(value):
+        return False
+    return best is None or (value < best if mode == "min" else value > best)
 
 
 def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) -> SettingsError:

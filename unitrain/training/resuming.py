@@ -1,16 +1,19 @@
 """What a run goes on from: its folder, its newest sound checkpoint, its sources as they were."""
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from unitrain.errors import RunError, SettingsError
+from unitrain.project import project_root
 from unitrain.runs import find_run, list_runs, read_summary
+from unitrain.training.checkpoint import load_plain
 from unitrain.training.console import Console
+from unitrain.training.settings_cli import read_settings
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class ResumePoint:
         finished: whether it has come to its end already.
         step: optimizer steps done.
         epoch: whole epochs done.
+        logged_step: where the curves of TensorBoard go on.
     """
 
     run_dir: Path
@@ -32,6 +36,7 @@ class ResumePoint:
     finished: bool
     step: int
     epoch: int
+    logged_step: int
 
 
 def find_resume_point(
@@ -68,20 +73,44 @@ def find_resume_point(
         fault = unsound(checkpoint)
         if fault is None:
             content = read_checkpoint(checkpoint)
-            root = Path(str(summary.record.get("root") or path.parent.parent.parent))
             done = int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
             return ResumePoint(
                 path,
                 checkpoint,
-                root,
+                root_of(path, summary.record),
                 summary.status in ("finished", "stopped"),
                 int(content["global_step"]),
                 done,
+                _logged_step(content["loops"]["fit_loop"]),
             )
         console.warn(f"{checkpoint} is damaged ({fault}); looking for an earlier one")
     raise RunError(
         f"{path} has no whole checkpoint, so there is nothing to resume; start a new run without --resume"
     )
+
+
+def root_of(run_dir: Path, record: Mapping[str, Any]) -> Path:
+    """The project that a run is of: the one in whose experiments it lies, else the one that it was started in."""
+    try:
+        place = Path(str(read_settings(run_dir / "settings.yaml").get("experiments_dir") or "experiments"))
+    except SettingsError:
+        place = Path("experiments")
+    experiments = run_dir.absolute().parent.parent
+    for around in experiments.parents:
+        if (
+            not place.is_absolute()
+            and around / place == experiments
+            and project_root(around) == around.resolve()
+        ):
+            return around.resolve()  # also where it was moved or copied with all its project
+    return Path(str(record.get("root") or experiments.parent))
+
+
+def _logged_step(loop: dict[str, Any]) -> int:
+    """Lightning's loggers count batches, of which each may hold steps of several optimizers."""
+    batches = loop["epoch_loop.batch_progress"]["total"]
+    in_a_batch = bool(batches["completed"] < batches["processed"])  # saved before its batch was counted
+    return int(loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + in_a_batch
 
 
 def unsound(checkpoint: Path) -> str | None:
@@ -104,10 +133,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         RunError: it holds something else than plain data.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except Exception as error:
         raise RunError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    return content
 
 
 def changed_sources(root: Path, sources_dir: Path) -> list[str]:

@@ -5,6 +5,22 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
+def batches_that_stepped(trainer: Trainer) -> int:
+    """Batches so far that ended in a step, the present one left out: the step of Lightning's loggers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001 - it has no public name
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step under which Lightning logs what a validation, or an epoch's end, comes to."""
+    stepped = batches_that_stepped(trainer)
+    return stepped if trainer.validating else max(0, stepped - 1)
+
+
+def has_validation(trainer: Trainer) -> bool:
+    """Whether there are validation data; a stream's number of batches is infinite."""
+    return any(trainer.num_val_batches)
+
+
 class EveryNValidations(Callback):
     """Calls `act` each time that n validations have run, and always at the end of training.
 
@@ -34,7 +50,7 @@ class EveryNValidations(Callback):
             self._count(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not sum(map(int, trainer.num_val_batches)):
+        if not has_validation(trainer):
             self._count(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -121,7 +121,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         SettingsError: it is missing, no YAML, or no mapping.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except FileNotFoundError as error:
         raise SettingsError(f"--config: there is no file {path}{_near_file(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -131,6 +131,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise SettingsError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
     return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which of a key that stands twice would silently take the last."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                text = f"`{key.value}` stands twice in one mapping, expected once; remove one of the two"
+                raise yaml.composer.ComposerError(None, None, text, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return node
 
 
 def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> None:

@@ -11,7 +11,7 @@ from unitrain.errors import SettingsError
 from unitrain.runs import read_summary
 from unitrain.training.console import Console
 from unitrain.training.fitting import Fit
-from unitrain.training.flags import as_flags
+from unitrain.training.flags import as_flags, plain
 from unitrain.training.processes import process_rank
 from unitrain.training.result import RunResult, checkpoint_if_there
 from unitrain.training.resuming import find_resume_point
@@ -54,7 +54,7 @@ def fit(
             print(result.best, result.published)
     """
     path = None if isinstance(settings, Mapping) else Path(settings)
-    raw = dict(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
+    raw = plain(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
     start = None if init_from is None else (str(init_from), init_weights)
     flags = as_flags(overrides or {})
     return Fit(path, raw, flags, start_from=start, callbacks=callbacks, quiet=quiet).run()

@@ -25,7 +25,8 @@ from unitrain.training.comparison import add_session_end, add_session_start, add
 from unitrain.training.console import Console
 from unitrain.training.ema import EMA
 from unitrain.training.observing import evaluating, observe
-from unitrain.training.schedule import EveryNValidations
+from unitrain.training.record import improves
+from unitrain.training.schedule import EveryNValidations, batches_that_stepped, logged_step
 
 IMAGE_AXES = 3  # channel, height, width
 
@@ -62,7 +63,8 @@ class TensorBoardSummaries(EveryNValidations):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        step = batches_that_stepped(trainer)  # of several optimizers, each has its turn in a batch
+        if (step + 1) % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         writer = _writer(trainer)
         if writer is None:
@@ -72,11 +74,11 @@ class TensorBoardSummaries(EveryNValidations):
         groups = optimizer.param_groups
         for place, group in enumerate(groups):
             tag = f"lr{suffix}" if len(groups) == 1 else f"lr{suffix}/group_{place}"
-            writer.add_scalar(tag, float(group["lr"]), trainer.global_step)
+            writer.add_scalar(tag, float(group["lr"]), step)
         gradients = [p.grad.detach() for group in groups for p in group["params"] if p.grad is not None]
         if self.settings.gradient_norm and gradients and not any(g.is_sparse for g in gradients):
             norm = torch.nn.utils.get_total_norm(gradients)
-            writer.add_scalar(f"gradient_norm{suffix}", float(norm), trainer.global_step)
+            writer.add_scalar(f"gradient_norm{suffix}", float(norm), step)
 
     def on_validation_batch_end(  # noqa: PLR0917 - Lightning calls it with positions
         self,
@@ -97,7 +99,7 @@ class TensorBoardSummaries(EveryNValidations):
         writer = None if trainer.sanity_checking else _writer(trainer)
         if writer is not None:
             if self._ema is not None:
-                writer.add_scalar("ema_distance", self._ema.distance(), trainer.global_step)
+                writer.add_scalar("ema_distance", self._ema.distance(), logged_step(trainer))
             self._add_best(trainer, writer)
         super().on_validation_end(trainer, pl_module)
         self._found = None
@@ -116,7 +118,7 @@ class TensorBoardSummaries(EveryNValidations):
             with swapped, isolate_rng(), evaluating(pl_module):
                 found = pl_module.summaries(*observe(pl_module, batch), batch)
         shown = {tag: _still(value) for tag, value in (found or {}).items()}
-        self._background.run(partial(_write, writer, weights, shown, trainer.global_step))
+        self._background.run(partial(_write, writer, weights, shown, logged_step(trainer)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -148,9 +150,10 @@ class TensorBoardSummaries(EveryNValidations):
         if value is None or value.numel() != 1:
             return
         now = float(value)
-        if self._best is None or (now < self._best) == (self._monitor.mode == "min"):
+        if improves(now, self._best, self._monitor.mode):
             self._best = now
-        writer.add_scalar(f"best/{self._monitor.metric}", self._best, trainer.global_step)
+        if self._best is not None:
+            writer.add_scalar(f"best/{self._monitor.metric}", self._best, logged_step(trainer))
 
     def _add_graph(self, trainer: Trainer, module: LightningModule, writer: Any) -> None:
         batch = first_batch(trainer, module)
@@ -179,7 +182,10 @@ def _has_summaries(module: LightningModule) -> TypeGuard[ServableModule]:
 
 def _still(value: Any) -> Any:
     """What does not change while it waits to be drawn."""
-    return value.detach().to("cpu", copy=True).numpy() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    dtype = torch.float32 if value.is_floating_point() else value.dtype  # numpy has no bfloat16
+    return value.detach().to("cpu", dtype, copy=True).numpy()
 
 
 def _write(writer: Any, weights: Mapping[str, Tensor], shown: Mapping[str, Any], step: int) -> None:

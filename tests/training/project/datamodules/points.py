@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from unitrain.loaders import ArrayLoader, DatasetLoader
 
@@ -87,3 +87,34 @@ class SampledPoints(DictPoints):
         return DatasetLoader(
             _NoisySamples(self.train), batch_size=32, shuffle=True, num_workers=self.num_workers
         )
+
+
+class _Stream(IterableDataset):
+    """Points one by one, without a length, once or for ever."""
+
+    def __init__(self, endless: bool) -> None:
+        self.endless = endless
+
+    def __iter__(self):
+        x, y = map(torch.from_numpy, _points(64))
+        yield from zip(x, y, strict=True)
+        while self.endless:
+            yield from zip(x, y, strict=True)
+
+
+class Streams(LightningDataModule):
+    """Training data without an end, validation data without a length."""
+
+    def train_dataloader(self):
+        return DataLoader(_Stream(endless=True), batch_size=32)
+
+    def val_dataloader(self):
+        return DataLoader(_Stream(endless=False), batch_size=32)
+
+
+class TwoValidations(Points):
+    """The second validation set is other data."""
+
+    def val_dataloader(self):
+        far = {key: 2 * value for key, value in self.val.items()}
+        return [ArrayLoader(data, batch_size=64) for data in (self.val, far)]

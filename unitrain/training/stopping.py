@@ -1,0 +1,40 @@
+"""When a training stops by itself, and which of its checkpoints are kept, as a resumed run needs it."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+
+class RunStopping(EarlyStopping):
+    """Lightning's, whose patience is that of the settings as they are now, not as they were when it was saved.
+
+    Where the module brings one of its own (`configure_callbacks`), that one alone decides.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience, "stopping_reason_message": None})
+
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        others = [c for c in trainer.callbacks if isinstance(c, EarlyStopping) and c is not self]  # type: ignore[attr-defined]
+        return bool(others) or bool(super()._should_skip_check(trainer))
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's, which knows its best one again where the run's folder was moved or renamed.
+
+    It is a class of its own, so that a module's `configure_callbacks` does not take it away: without it nothing
+    could be resumed.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = {
+            key: here(state_dict.get(key, ""))
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+        }
+        best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
