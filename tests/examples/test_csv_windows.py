@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_way import ROOT, WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 from datamodules.csv_files import data_path, find_files, read_rows
 from datamodules.csv_series import Columns, open_recording
 from datamodules.csv_windows import CsvWindows
 from unitrain.errors import DataError
 
-SETTINGS = ROOT / "examples" / "signals_clustering" / "settings_csv.yaml"
+README = ROOT / "examples" / "signals_clustering" / "README.md"
 
 
 def write_csv(
@@ -263,9 +264,11 @@ def test_packages_bring_folders_of_their_own() -> None:
 
 
 @pytest.mark.slow
-def test_csv_files_are_trained_on_and_served(whole_way: WholeWay) -> None:
-    """By the shipped settings, a third of the epochs: codes of real recordings explain a third of their variance."""
-    whole_way.fit(SETTINGS, "--trainer.max_epochs", "4", "--publish.every_n_validations", "1000")
-    answer = whole_way.predict("signals_clustering_csv", "--config", str(SETTINGS), "--json")
-    assert "74 windows from 1970-01-01T00:06:08" in answer.stdout
-    assert float(answer.stdout.split("served ")[1].split(",")[0]) > 0.3
+@pytest.mark.timeout(1500)
+def test_csv_files_are_trained_on_and_served(terminal: Terminal) -> None:
+    """README's commands, a third of the epochs: codes of real recordings explain a third of their variance."""
+    terminal.read(README, "--trainer.max_epochs 1", "--trainer.max_epochs 4")
+    said = terminal.said("predict signals_clustering_csv")
+    assert "74 windows from 1970-01-01T00:06:08" in said
+    assert float(said.split("served ")[1].split(",")[0]) > 0.3
+    assert "errors     0" in terminal.said("predict pretrained_signals")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from whole_way import ROOT, WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 from datamodules.co2 import FIRST_HELD_OUT, FIRST_VALIDATION, Series, calendar, load_co2, split_origins
 from datamodules.series import WeeklyCO2
@@ -19,7 +20,7 @@ from models.forecasting import Forecaster
 from models.tcn import TCN
 from unitrain.errors import HookError
 
-SETTINGS = ROOT / "examples" / "forecasting" / "settings.yaml"
+README = ROOT / "examples" / "forecasting" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +152,13 @@ def test_exponential_smoothing_is_that_of_statsmodels(series: Series) -> None:
 
 
 @pytest.mark.slow
-def test_served_forecasts_are_better_than_a_year_before(whole_way: WholeWay) -> None:
-    """After a quarter of the training: better than last year's values and their rise (0.898), which no network is."""
-    whole_way.fit(SETTINGS, "--trainer.max_epochs", "10", "--publish.every_n_validations", "1000")
-    answer = whole_way.predict("forecasting", "--config", str(SETTINGS), "--io.plot", "", "--json")
+@pytest.mark.timeout(1500)
+def test_served_forecasts_are_better_than_a_year_before(terminal: Terminal) -> None:
+    """README's commands, a quarter of the training: better than last year's values and their rise (0.898)."""
+    terminal.read(README, "--trainer.max_epochs 10")
     errors = {
         line.split("  ")[0].strip(): float(line.split("RMSE ")[1].split()[0])
-        for line in answer.stdout.splitlines() if "RMSE" in line
+        for line in terminal.said("predict forecasting").splitlines() if "RMSE" in line
     }  # fmt: skip
     assert errors["served"] < 0.85 * errors["seasonal naive with drift"]
     assert errors["seasonal naive with drift"] < errors["seasonal naive"]

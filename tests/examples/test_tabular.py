@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_way import unitrain
+from commands import unitrain
 
 from datamodules.arrays import InMemory
 from datamodules.tabular import CsvTable
