@@ -34,8 +34,8 @@ class InMemory(LightningDataModule):
         seed: of the choice of validation rows.
 
     Raises:
-        DataError: a file can't be read, an array is missing, holds objects, or differs in length; or a part has
-            no rows.
+        DataError: a file can't be read, an array is missing, holds objects, or differs in length; a part has no
+            rows, or arrays of other names, shapes or dtypes than training has.
     """
 
     def __init__(
@@ -68,6 +68,10 @@ class InMemory(LightningDataModule):
         else:
             self.train, self.validation = known, read_arrays(validation, names)
         self.test = None if test is None else read_arrays(test, names)
+        for part, arrays in (("validation", self.validation), ("test", self.test or self.train)):
+            expected, got = _told(self.train), _told(arrays)
+            if got != expected:
+                raise DataError(f"InMemory, {part}: expected {expected} as in training, got {got}")
 
     def train_dataloader(self) -> ArrayLoader:
         return ArrayLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=self.drop_last)
@@ -108,5 +112,17 @@ def read_arrays(source: str | Arrays, names: Sequence[str] = ()) -> dict[str, ND
     if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{where}: expected arrays of one length above 0, got {told}")
-    # torch is at home in 32 bits.
-    return {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in chosen.items()}
+    return {name: array.astype(_dtype_for_torch(array.dtype), copy=False) for name, array in chosen.items()}
+
+
+def _dtype_for_torch(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The nearest one that torch is at home in: 32 bits, this machine's byte order, no sign only in 8 bits."""
+    if dtype.kind == "f" and dtype.itemsize > 4:  # noqa: PLR2004 - bytes of a float32
+        return np.dtype(np.float32)
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return np.dtype(np.int32 if dtype.itemsize == 2 else np.int64)  # noqa: PLR2004 - bytes of a uint16
+    return dtype.newbyteorder("=")
+
+
+def _told(arrays: Arrays) -> str:
+    return ", ".join(f"{name} {array.dtype}{list(array.shape[1:])}" for name, array in sorted(arrays.items()))

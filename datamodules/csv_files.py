@@ -15,7 +15,11 @@ from unitrain.errors import DataError
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None", "?"})
 """What a cell without a value holds."""
 
+UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+"""Of times since 1970, in microseconds."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_US = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,21 @@ class Rows:
 
         Args:
             column: its name.
-            form: as `datetime.strptime` takes it; None: ISO 8601, or seconds since 1970.
+            form: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or seconds.
 
         Raises:
-            DataError: a cell is no time.
+            DataError: a cell is no time, or one after the year 9999.
         """
         times: NDArray[np.int64] = np.empty(len(self.lines), np.int64)
         for row, cell in enumerate(self.columns[column]):
             try:
                 times[row] = _microseconds(cell, form)
             except (ValueError, OverflowError):
-                expected = f"a time like {form}" if form else "a time in ISO 8601 or in seconds since 1970"
+                expected = (
+                    "a time in ISO 8601 or in seconds since 1970, or a timestamp_format that says otherwise"
+                )
+                if form:
+                    expected = f"a time in {form} since 1970" if form in UNITS else f"a time like {form}"
                 raise self.wrong(row, column, expected) from None
         return times
 
@@ -76,14 +84,18 @@ def read_header(path: Path, delimiter: str = ",") -> list[str]:
     """The names of a file's columns, which its first line has.
 
     Raises:
-        DataError: the file can't be read, is empty, or names a column twice.
+        DataError: the file can't be read, is empty, or names a column twice; the delimiter is no character.
     """
+    if len(delimiter) != 1:
+        raise DataError(
+            f'{path}: expected a delimiter of one character, got {delimiter!r}; in YAML a tab is "\\t", with the quotes'
+        )
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             names = [name.strip() for name in next(csv.reader(file, delimiter=delimiter), [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} can't be read as CSV: {error}") from error
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if name and names.count(name) > 1})
     if not names or twice:
         got = f"{', '.join(map(repr, twice))} more than once" if twice else "an empty file"
         raise DataError(f"{path}, line 1: expected the names of the columns, each once, got {got}")
@@ -175,8 +187,11 @@ def _rows(path: Path, columns: Sequence[str], lines: list[int], cells: list[list
 
 
 def _microseconds(cell: str, form: str | None) -> int:
-    if form is None and is_number(cell):
-        return round(float(cell) * 1e6)
+    if form in UNITS or (form is None and is_number(cell)):
+        time_us = round(float(cell) * UNITS[form or "s"])
+        if time_us > _LAST_US:
+            raise OverflowError(cell)
+        return time_us
     time = datetime.strptime(cell, form) if form else datetime.fromisoformat(cell)  # noqa: DTZ007 - given below
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)

@@ -31,10 +31,11 @@ class Columns:
 
     Attributes:
         timestamp: the column with the times, which must increase.
-        channels: the columns that are the signal; empty: all that are neither times nor labels.
+        channels: the columns that are the signal; empty: all with a name that are neither times nor labels.
         labels: columns that say what was going on, such as a class; any text.
         delimiter: between cells.
-        timestamp_format: as `datetime.strptime` takes it; None: ISO 8601, or seconds since 1970.
+        timestamp_format: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
+            seconds since 1970.
     """
 
     timestamp: str = "timestamp"
@@ -45,7 +46,7 @@ class Columns:
 
     def channels_of(self, path: Path) -> tuple[str, ...]:
         """The channels that a file has."""
-        others = (self.timestamp, *self.labels)
+        others = ("", self.timestamp, *self.labels)  # a column without a name is a row's number, or nothing
         return self.channels or tuple(n for n in read_header(path, self.delimiter) if n not in others)
 
 

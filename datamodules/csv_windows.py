@@ -29,7 +29,7 @@ class CsvWindows(LightningDataModule):
         folder: of the files; `package:path` is a folder in an installed package.
         pattern: the files' names; `**/*.csv` looks into the folders below too.
         timestamp: the column of times, which must increase.
-        channels: the columns that are the signal; empty: all that are neither times nor labels.
+        channels: the columns that are the signal; empty: all with a name that are neither times nor labels.
         labels: columns whose most frequent text in a window is its label.
         n_steps: rows a window.
         hop: rows from one training window's begin to the next one's.
@@ -42,7 +42,8 @@ class CsvWindows(LightningDataModule):
         batch_size: windows a batch.
         num_workers: processes that read; 0: this one.
         delimiter: between cells.
-        timestamp_format: as `datetime.strptime` takes it; None: ISO 8601, or seconds since 1970.
+        timestamp_format: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
+            seconds since 1970.
         cache: folder of what was read; None: `csv_windows` in the user's cache.
 
     Raises:
@@ -86,18 +87,16 @@ class CsvWindows(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         columns = Columns(timestamp, tuple(channels), tuple(labels), delimiter, timestamp_format)
         cache_folder = Path(cache) if cache else cache_dir() / "csv_windows"
-        recordings = [open_recording(path, columns, cache_folder) for path in find_files(folder, pattern)]
-        first = recordings[0]
-        for other in recordings:
-            if other.channels != first.channels:
-                raise DataError(
-                    f"{other.path}, line 1: expected the channels of {first.path.name}, {', '.join(first.channels)}, got "
-                    f"{', '.join(other.channels)}; name the common ones by `channels`"
-                )
-        self.channel_names = list(first.channels)
+        if test_files and not validation_files:
+            raise DataError(
+                "CsvWindows: expected validation_files beside test_files: then no file is split by time"
+            )
+        held = (_matching(folder, validation_files), _matching(folder, test_files))
+        paths = sorted({*find_files(folder, pattern), *held[0], *held[1]})
+        recordings = _of_same_channels([open_recording(path, columns, cache_folder) for path in paths])
+        self.channel_names = list(recordings[0].channels)
         shares = (validation_share, test_share)
-        if validation_files or test_files:
-            held = (_matching(folder, validation_files), _matching(folder, test_files))
+        if validation_files:
             parts = _by_file(recordings, held, max_gap)
         else:
             parts = _by_time(recordings, shares, max_gap)
@@ -109,7 +108,7 @@ class CsvWindows(LightningDataModule):
             if not len(windows):
                 raise DataError(
                     f"{folder}: expected a window of {n_steps} rows without a gap for {name}, got none; "
-                    "take a smaller n_steps, other shares, or a larger max_gap"
+                    "take a smaller n_steps, other shares, a larger max_gap, or by `channels` those that are complete"
                 )
         means, stds = self.train.moments()
         for name, std in zip(self.channel_names, stds, strict=True):
@@ -147,6 +146,17 @@ class CsvWindows(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_collate,
         )
+
+
+def _of_same_channels(recordings: list[Recording]) -> list[Recording]:
+    first = recordings[0]
+    for other in recordings:
+        if other.channels != first.channels:
+            raise DataError(
+                f"{other.path}, line 1: expected the channels of {first.path.name}, {', '.join(first.channels)}, got "
+                f"{', '.join(other.channels)}; name the common ones by `channels`"
+            )
+    return recordings
 
 
 def _by_time(

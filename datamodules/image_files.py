@@ -50,10 +50,14 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     return [Pair(path, known[stem]) for stem, path in stems.items()]
 
 
-def open_array(path: str | Path) -> Array:
+def open_array(path: str | Path, *, indices: bool = False) -> Array:
     """What a file holds, as it lies there: [height, width], [depth, height, width], or with colours last.
 
     `.npy` and uncompressed TIFF are mapped into memory and read where they are looked at; others are decoded.
+
+    Args:
+        path: of the file.
+        indices: of a PNG with a palette its indices, as a mask has them, rather than its colours.
 
     Raises:
         DataError: it can't be read, or is of no kind that is known.
@@ -71,7 +75,7 @@ def open_array(path: str | Path) -> Array:
             from PIL import Image
 
             with Image.open(path) as image:
-                array = np.asarray(image)
+                array = np.asarray(image if indices or image.mode != "P" else image.convert("RGB"))
     except Exception as error:  # the decoders raise many kinds for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: can't be read as an image: {reason}") from error
@@ -115,10 +119,11 @@ class OpenFiles:
         self.kept_bytes = kept_bytes
         self._arrays: OrderedDict[Path, Array] = OrderedDict()
 
-    def __getitem__(self, path: Path) -> Array:
+    def get(self, path: Path, *, indices: bool = False) -> Array:
+        """What a file holds, by `open_array`."""
         array = self._arrays.pop(path, None)
         if array is None:
-            array = open_array(path)
+            array = open_array(path, indices=indices)
         self._arrays[path] = array
         held = sum(_decoded_bytes(a) for a in self._arrays.values())
         while len(self._arrays) > 1 and (held > self.kept_bytes or len(self._arrays) > _MOST_OPEN):

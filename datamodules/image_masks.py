@@ -173,7 +173,8 @@ class ImageMasks(LightningDataModule):
         std = np.sqrt(np.maximum(square - mean**2, 0))
         if not std.all():
             raise DataError(
-                f"{self.images.pairs[0].image.parent}: channel {int(std.argmin())} of the training images has one value only"
+                f"{self.images.pairs[0].image.parent}: channel {int(std.argmin())} of the training images has one value only; "
+                "leave it out of the files (a fourth one is opacity)"
             )
         return [float(v) for v in mean], [float(v) for v in std]
 

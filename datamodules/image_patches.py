@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ class MaskedImages:
     def image(self, region: Region) -> Array:
         """[channel, (depth,) height, width]: uint8 with a value range or of 8-bit files, else float32."""
         path = self.pairs[region.image].image
-        array = channels_first(self._files[path], self.dimensions, path)[:, *_box(region)]
+        array = self._image(path)[:, *_box(region)]
         if self.value_range is not None:
             return grey_levels(array, self.value_range)
         return np.array(array, np.uint8 if array.dtype == np.uint8 else np.float32)
@@ -107,7 +108,7 @@ class MaskedImages:
             DataError: there is a value that is no class.
         """
         path = self.pairs[region.image].mask
-        array = self._files[path][_box(region)]
+        array = self._files.get(path, indices=True)[_box(region)]
         if self.instances:
             return (array > 0).astype(np.uint8)
         wrong = (array < 0) | (array >= self.n_classes)
@@ -120,9 +121,17 @@ class MaskedImages:
             )
         return array.astype(np.uint8)
 
+    def _image(self, path: Path) -> Array:
+        return channels_first(self._files.get(path), self.dimensions, path)
+
     def _checked_shape(self, pair: Pair) -> tuple[int, ...]:
-        image = channels_first(self._files[pair.image], self.dimensions, pair.image)
-        mask = self._files[pair.mask]
+        image = self._image(pair.image)
+        mask = self._files.get(pair.mask, indices=True)
+        if image.dtype != self._image(self.pairs[0].image).dtype and self.value_range is None:
+            raise DataError(
+                f"{pair.image}: expected {self._image(self.pairs[0].image).dtype} as in {self.pairs[0].image.name}, got "
+                f"{image.dtype}; a value_range brings them to one scale"
+            )
         if mask.shape != image.shape[1:]:
             raise DataError(
                 f"{pair.mask}: expected the shape {list(image.shape[1:])} of {pair.image.name}, got {list(mask.shape)}"

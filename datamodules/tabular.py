@@ -27,12 +27,15 @@ class CsvTable(LightningDataModule):
     last of them `other`: what no training row has, or what is missing. A missing number becomes the median of the
     training rows, and one more feature, a 0 or 1, says so where the training rows lack some.
 
+    A column that is named neither way is told by its cells: numbers if all of them are, categories if few differ. One
+    of which most are numbers, or most differ, is refused: a typo, a decimal comma or a date would be a category each.
+
     Args:
         file: a CSV file whose first line names the columns; `package:path` is one in an installed package.
         target: the column that is to be told.
         numbers: feature columns that are numbers.
         categories: feature columns that are categories. Without any `numbers` and `categories` every other column
-            is a feature, a number where all of its cells are.
+            with a name is a feature.
         target_is_category: the target is a class rather than a number.
         test_file: another file, for the test.
         validation_share: of the rows, in (0, 1).
@@ -49,7 +52,8 @@ class CsvTable(LightningDataModule):
         target_means, target_stds: of a target that is a number, a value each.
 
     Raises:
-        DataError: the file can't be read, with its line and column; a target is missing; a part has no rows.
+        DataError: the file can't be read, with its line and column; a target is missing; a part has no rows; a
+            column is named twice.
     """
 
     def __init__(
@@ -71,12 +75,21 @@ class CsvTable(LightningDataModule):
         self.batch_size = batch_size
         path = data_path(file)
         if not (numbers or categories):
-            columns = [name for name in read_header(path, delimiter) if name != target]
+            columns = [name for name in read_header(path, delimiter) if name not in ("", target)]
             table = _read(path, [*columns, target], delimiter)
-            numbers = [n for n in columns if all(c in MISSING or is_number(c) for c in table.columns[n])]
+            numbers = [name for name in columns if _is_numeric(table, name)]
             categories = [name for name in columns if name not in numbers]
         else:
             table = _read(path, [*numbers, *categories, target], delimiter)
+        named = [*numbers, *categories, target]
+        if len(named) == 1 or len(set(named)) < len(named):
+            raise DataError(
+                f"{path}: expected columns for features beside the target, each once, got {', '.join(named)}"
+            )
+        if min(validation_share, test_share) < 0:
+            raise DataError(
+                f"{path}: expected shares of at least 0, got validation_share {validation_share} and test_share {test_share}"
+            )
         n_rows = len(table.lines)
         order = np.random.default_rng(seed).permutation(n_rows)
         bounds = np.cumsum([round(n_rows * share) for share in (test_share, validation_share)])
@@ -140,7 +153,7 @@ class Encoding:
         Raises:
             DataError: a cell is no number, or a column has none.
         """
-        values = {name: table.numbers(name) for name in numbers}
+        values = {name: _finite(table, name) for name in numbers}
         for name, column in values.items():
             if not np.isfinite(column).any():
                 raise DataError(f"{table.path}, column {name}: expected numbers, got missing values alone")
@@ -162,7 +175,7 @@ class Encoding:
         Raises:
             DataError: a cell is no number.
         """
-        values = {name: table.numbers(name) for name in self.medians}
+        values = {name: _finite(table, name) for name in self.medians}
         columns = [np.where(np.isnan(values[n]), median, values[n]) for n, median in self.medians.items()]
         for name, known in self.categories.items():
             cells = np.array([known.index(c) if c in known else len(known) for c in table.columns[name]], int)
@@ -185,7 +198,7 @@ class _Target:
 
     def encode(self, table: Rows) -> NDArray[Any]:
         if not self.classes:
-            return table.numbers(self.column)[:, None].astype(np.float32)
+            return _finite(table, self.column, missing=False)[:, None].astype(np.float32)
         for row, cell in enumerate(table.columns[self.column]):
             if cell not in self.classes:
                 raise table.wrong(row, self.column, f"one of {', '.join(self.classes)}")
@@ -198,6 +211,32 @@ def _read(path: Path, columns: Sequence[str], delimiter: str) -> Rows:
         raise DataError(f"{path}: expected rows below the names of the columns, got none")
     lines = [line for part in parts for line in part.lines]
     return Rows(path, lines, {name: [c for part in parts for c in part.columns[name]] for name in columns})
+
+
+def _is_numeric(table: Rows, column: str) -> bool:
+    """Whether a column is numbers rather than categories."""
+    given = {row: cell for row, cell in enumerate(table.columns[column]) if cell not in MISSING}
+    wrong = [row for row, cell in given.items() if not is_number(cell)]
+    if not wrong:
+        return True
+    alike = sum(is_number(cell.replace(",", ".")) for cell in given.values())
+    if 2 * max(alike, len(set(given.values()))) > len(given):
+        what = (
+            "a number, with a decimal point, as in most rows"
+            if 2 * alike > len(given)
+            else "a text that other rows have too"
+        )
+        raise table.wrong(wrong[0], column, f"{what}, or features named by `numbers` and `categories`")
+    return False
+
+
+def _finite(table: Rows, column: str, *, missing: bool = True) -> NDArray[np.float64]:
+    """A column's numbers, [row]; NaN where one is missing, if it may be."""
+    values = table.numbers(column)
+    wrong = np.flatnonzero(np.isinf(values) if missing else ~np.isfinite(values))
+    if len(wrong):
+        raise table.wrong(int(wrong[0]), column, "a finite number")
+    return values
 
 
 def _chosen(table: Rows, rows: NDArray[np.int64]) -> Rows:

@@ -1,6 +1,6 @@
 """The windows of a folder of CSV files streamed through the served model, and what came back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,6 @@ from examples.signals_clustering.evaluation import Pca, explained_variance
 from unitrain.client import ClientIO, ModelInfo
 from unitrain.serving.install import cache_dir
 
-MAX_GAP = 2.5
-
 
 class CsvSignalsIO(ClientIO):
     """Asks for the codes of the last rows of each file, and prints the explained variance beside PCA's.
@@ -22,7 +20,11 @@ class CsvSignalsIO(ClientIO):
         model: what the server says of the model; its input says how many steps a window has.
         folder: of the files; `package:path` is a folder in an installed package.
         timestamp: the column of times.
-        labels: columns, joined by commas, that are no channels; written beside the codes.
+        channels: the columns that are the signal; empty: all that are neither times nor labels.
+        labels: columns that are no channels; written beside the codes.
+        delimiter: between cells.
+        timestamp_format: as the data module takes it.
+        max_gap: the longest time between two rows that is no gap, in multiples of the file's usual one.
         share: of each file's rows, the last, that are asked for: those that training did not see.
         hop: rows from one asked window's begin to the next one's.
         output: an .npz file to write at the end: `code`, `start`, `stop` and the labels, a row a window;
@@ -37,9 +39,13 @@ class CsvSignalsIO(ClientIO):
         self,
         model: ModelInfo,
         *,
-        folder: str = "aeon:datasets/data/Daphnet_S06R02E0",
+        folder: str,
         timestamp: str = "timestamp",
-        labels: str = "is_anomaly",
+        channels: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        delimiter: str = ",",
+        timestamp_format: str | None = None,
+        max_gap: float = 2.5,
         share: float = 0.2,
         hop: int = 16,
         output: str = "",
@@ -47,12 +53,12 @@ class CsvSignalsIO(ClientIO):
     ) -> None:
         super().__init__(model)
         n_steps = model.signature.inputs[0].dims[-1]
-        columns = Columns(timestamp, labels=tuple(name for name in labels.split(",") if name))
+        columns = Columns(timestamp, tuple(channels), tuple(labels), delimiter, timestamp_format)
         known, asked = [], []
         for path in find_files(folder):
             recording = open_recording(path, columns, cache_dir() / "csv_windows")
             border = len(recording.times_us) - round(share * len(recording.times_us))
-            for begin, stop in recording.runs(MAX_GAP):
+            for begin, stop in recording.runs(max_gap):
                 known.append((recording, begin, min(stop, border)))
                 asked.append((recording, max(begin, border), stop))
         self._known, self._asked = Windows(known, n_steps, 4), Windows(asked, n_steps, hop)

@@ -1,13 +1,27 @@
-"""The whole way of an example, for the tests that go it."""
+"""The commands of an example, for the tests that type them."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from triton_server import TritonServer
-from whole_way import WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 
 @pytest.fixture
-def whole_way(triton: TritonServer, tmp_path: Path) -> WholeWay:
-    """A running server and folders of the test's own."""
-    return WholeWay(triton, tmp_path)
+def terminal(tmp_path: Path, triton_wheel: Path) -> Iterator[Terminal]:
+    """A copy of what git tracks of the project for examples, as a fresh clone has it, and a points.csv of one's own."""
+    project = tmp_path / "project"
+    for name in ("models", "datamodules", "examples"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "triton_repo").mkdir()
+    for path in (ROOT / "triton_repo").glob("pretrained*"):
+        shutil.copytree(path, project / "triton_repo" / path.name)
+    (project / "points.csv").write_text("x\n-2\n0\n3\n")
+    typed = Terminal(project, tmp_path)
+    try:
+        yield typed
+    finally:
+        if typed.server is not None:
+            typed.server.stop()

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from whole_way import ROOT, WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 from datamodules.diabetes_rows import load_diabetes_parts
 from examples.bring_your_own.client import DiabetesIO, references
 from unitrain.client import ModelInfo
 from unitrain.tensors import Signature, TensorSpec
 
-SETTINGS = ROOT / "examples" / "bring_your_own" / "settings.yaml"
+README = ROOT / "examples" / "bring_your_own" / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ def test_references_never_see_the_held_out_target() -> None:
 
 
 @pytest.mark.slow
-def test_served_model_is_no_worse_than_linear_regression(whole_way: WholeWay) -> None:
-    """Trained, published, served and asked by the shipped settings; the mean would be at 77, linear regression at 53."""
-    whole_way.fit(SETTINGS, "--publish.every_n_validations", "1000")
-    answer = whole_way.predict("bring_your_own", "--config", str(SETTINGS), "--io.plot", "", "--json")
-    rmse = float(answer.stdout.split("served ")[1].split(",")[0])
-    assert rmse < 56
+@pytest.mark.timeout(1500)
+def test_served_model_is_no_worse_than_linear_regression(terminal: Terminal) -> None:
+    """README's commands, trained in full; the mean would be at 77, linear regression at 53."""
+    terminal.read(README, "")
+    said = terminal.said("predict bring_your_own")
+    assert float(said.split("served ")[1].split(",")[0]) < 56

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_way import ROOT, WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 from datamodules.csv_files import data_path, find_files, read_rows
 from datamodules.csv_series import Columns, open_recording
 from datamodules.csv_windows import CsvWindows
 from unitrain.errors import DataError
 
-SETTINGS = ROOT / "examples" / "signals_clustering" / "settings_csv.yaml"
+README = ROOT / "examples" / "signals_clustering" / "README.md"
 
 
 def write_csv(
@@ -165,6 +166,37 @@ def test_times_of_another_form_are_told_by_it(tmp_path: Path) -> None:
     assert open_recording(path, columns, tmp_path / "c").times_us.tolist() == [1_700_000_000_000_000]
 
 
+@pytest.mark.parametrize(("form", "per_second"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_loggers_count_in_finer_units_than_seconds(tmp_path: Path, form: str, per_second: int) -> None:
+    """`timestamp_format` says so; without it a time after the year 9999 is no time."""
+    path = tmp_path / "one.csv"
+    path.write_text(f"timestamp,a\n{1_700_000_000 * per_second},1\n")
+    (rows,) = read_rows(path, ["timestamp"])
+    assert rows.times_us("timestamp", form).tolist() == [1_700_000_000_000_000]
+    with pytest.raises(DataError, match="seconds since 1970, or a timestamp_format"):
+        rows.times_us("timestamp")
+
+
+def test_columns_without_a_name_are_no_channels(tmp_path: Path) -> None:
+    """Such as the row numbers that pandas writes first, and what follows a comma at the end of each line."""
+    path = write_csv(tmp_path / "one.csv")
+    first, *rows = path.read_text().splitlines()
+    numbered = [f"{number},{row}," for number, row in enumerate(rows)]
+    path.write_text("\n".join([f",{first},", *numbered]))
+    assert windows(tmp_path).channel_names == ["a", "b"]
+
+
+def test_files_for_validation_need_not_fit_the_pattern_of_the_others(tmp_path: Path) -> None:
+    """They are read all the same; files for the test alone are refused."""
+    write_csv(tmp_path / "train.csv")
+    write_csv(tmp_path / "later.csv", 30, first=500)
+    data = windows(tmp_path, pattern="train.csv", validation_files="later.csv")
+    assert float(data.validation[0]["signals"][0, 0]) == 500
+    assert data.channel_means[0] == 49.5
+    with pytest.raises(DataError, match="validation_files beside test_files"):
+        windows(tmp_path, test_files="later.csv")
+
+
 @pytest.mark.parametrize(
     ("line", "text", "told"),
     [
@@ -195,6 +227,7 @@ def test_errors_name_file_line_and_column(tmp_path: Path, line: int, text: str, 
         ({"validation_share": 1.0}, "validation_share"),
         ({"channels": ["a", "c"]}, "expected the columns c"),
         ({"pattern": "*.txt"}, "files named"),
+        ({"delimiter": "\\t"}, "delimiter of one character"),
     ],
 )
 def test_settings_that_give_no_windows_are_told(
@@ -231,9 +264,11 @@ def test_packages_bring_folders_of_their_own() -> None:
 
 
 @pytest.mark.slow
-def test_csv_files_are_trained_on_and_served(whole_way: WholeWay) -> None:
-    """By the shipped settings, a third of the epochs: codes of real recordings explain a third of their variance."""
-    whole_way.fit(SETTINGS, "--trainer.max_epochs", "4", "--publish.every_n_validations", "1000")
-    answer = whole_way.predict("signals_clustering_csv", "--config", str(SETTINGS), "--json")
-    assert "74 windows from 1970-01-01T00:06:08" in answer.stdout
-    assert float(answer.stdout.split("served ")[1].split(",")[0]) > 0.3
+@pytest.mark.timeout(1500)
+def test_csv_files_are_trained_on_and_served(terminal: Terminal) -> None:
+    """README's commands, a third of the epochs: codes of real recordings explain a third of their variance."""
+    terminal.read(README, "--trainer.max_epochs 1", "--trainer.max_epochs 4")
+    said = terminal.said("predict signals_clustering_csv")
+    assert "74 windows from 1970-01-01T00:06:08" in said
+    assert float(said.split("served ")[1].split(",")[0]) > 0.3
+    assert "errors     0" in terminal.said("predict pretrained_signals")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
+from terminal import Terminal
 
 from datamodules.curve import NoisyCurve
 from datamodules.curve_points import draw_points, true_curve
@@ -97,3 +99,13 @@ def test_client_without_answers_says_so(
     CurveIO(served, plot=str(tmp_path / "curve.png")).finalize()
     assert "no answers" in capsys.readouterr().out
     assert not (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_served_curve_follows_the_true_one(terminal: Terminal) -> None:
+    """README's commands, trained in full: an RMSE of 0.25 at most, as it says, and a plot."""
+    terminal.read(ROOT / "examples" / "curve_fitting" / "README.md", "")
+    assert float(terminal.said("predict").split("RMSE to the true curve ")[1].split()[0]) <= 0.25
+    plot = terminal.project / "experiments" / "curve_fitting" / "served.png"
+    assert plot.read_bytes().startswith(b"\x89PNG")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from whole_way import ROOT, WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 from datamodules.co2 import FIRST_HELD_OUT, FIRST_VALIDATION, Series, calendar, load_co2, split_origins
 from datamodules.series import WeeklyCO2
@@ -19,7 +20,7 @@ from models.forecasting import Forecaster
 from models.tcn import TCN
 from unitrain.errors import HookError
 
-SETTINGS = ROOT / "examples" / "forecasting" / "settings.yaml"
+README = ROOT / "examples" / "forecasting" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,9 @@ def series() -> Series:
 
 def test_series_is_that_of_its_own_package(series: Series) -> None:
     """What statsmodels' loader gives, where it was measured; a value a week, none missing."""
-    data = pytest.importorskip("statsmodels.datasets").co2.load_pandas().data["co2"]
+    from statsmodels.datasets import co2
+
+    data = co2.load_pandas().data["co2"]
     measured = data.notna().to_numpy()
     assert np.array_equal(series.dates[:3], data.index[:3].to_numpy().astype("datetime64[D]"))
     assert np.allclose(series.values[measured], data.to_numpy()[measured])
@@ -131,9 +134,10 @@ def test_references_are_what_they_are_called() -> None:
 
 def test_exponential_smoothing_is_that_of_statsmodels(series: Series) -> None:
     """One pass over the series gives the forecast that its own model gives from the weeks before alone."""
-    holtwinters = pytest.importorskip("statsmodels.tsa.holtwinters")
+    from statsmodels.tsa.holtwinters import ExponentialSmoothing
+
     origin, (level, trend, seasonal) = 1900, SMOOTHING
-    model = holtwinters.ExponentialSmoothing(
+    model = ExponentialSmoothing(
         series.values[:origin],
         trend="add",
         seasonal="add",
@@ -148,13 +152,13 @@ def test_exponential_smoothing_is_that_of_statsmodels(series: Series) -> None:
 
 
 @pytest.mark.slow
-def test_served_forecasts_are_better_than_a_year_before(whole_way: WholeWay) -> None:
-    """After a quarter of the training: better than last year's values and their rise (0.898), which no network is."""
-    whole_way.fit(SETTINGS, "--trainer.max_epochs", "10", "--publish.every_n_validations", "1000")
-    answer = whole_way.predict("forecasting", "--config", str(SETTINGS), "--io.plot", "", "--json")
+@pytest.mark.timeout(1500)
+def test_served_forecasts_are_better_than_a_year_before(terminal: Terminal) -> None:
+    """README's commands, a quarter of the training: better than last year's values and their rise (0.898)."""
+    terminal.read(README, "--trainer.max_epochs 10")
     errors = {
         line.split("  ")[0].strip(): float(line.split("RMSE ")[1].split()[0])
-        for line in answer.stdout.splitlines() if "RMSE" in line
+        for line in terminal.said("predict forecasting").splitlines() if "RMSE" in line
     }  # fmt: skip
     assert errors["served"] < 0.85 * errors["seasonal naive with drift"]
     assert errors["seasonal naive with drift"] < errors["seasonal naive"]

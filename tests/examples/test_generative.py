@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_way import ROOT, WholeWay
+from commands import ROOT
+from terminal import Terminal
 
 import unitrain
 from datamodules.digit_arrays import load_digit_arrays
@@ -22,7 +23,8 @@ from models.adversarial_autoencoder import AdversarialAutoencoder
 from unitrain.client import ModelInfo
 from unitrain.tensors import Signature, TensorSpec
 
-SETTINGS = ROOT / "examples" / "generative" / "settings.yaml"
+FOLDER = ROOT / "examples" / "generative"
+README, SETTINGS = FOLDER / "README.md", FOLDER / "settings.yaml"
 
 
 def test_digits_are_scikit_learns_in_three_parts() -> None:
@@ -171,27 +173,17 @@ def test_client_asks_for_both_ways_at_once_and_draws(
 
 
 @pytest.mark.slow
-def test_served_digits_are_rebuilt_better_than_by_pca(whole_way: WholeWay, tmp_path: Path) -> None:
-    """A short training explains more of held-out digits than PCA of the same size (0.78) and has served its average."""
-    short = (
-        "--trainer.max_epochs",
-        "14",
-        "--publish.every_n_validations",
-        "1000",
-        "--model.init_args.lr",
-        "0.002",
-    )
-    run_dir = whole_way.fit(SETTINGS, *short)
-    assert list((run_dir / "embeddings").iterdir()), "digits and codes are in the Projector"
-    output, plot = tmp_path / "served.npz", tmp_path / "served.png"
-    flags = ("--config", str(SETTINGS), "--io.output", str(output), "--io.plot", str(plot))
-    shown = whole_way.predict("generative", *flags).stdout
-    assert float(shown.split("reconstructions ")[1].split()[0]) > 0.78
-    with np.load(output) as served:
-        made = served["generated"]
-        assert two_sample_accuracy(load_digit_arrays("held_out").images, made) < 0.99
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    golden = whole_way.predict(
-        "generative", "--input", "golden", "--model-repository", str(whole_way.triton.repository)
-    )
-    assert "errors     0" in golden.stdout
+@pytest.mark.timeout(1500)
+def test_served_digits_are_rebuilt_better_than_by_pca(terminal: Terminal) -> None:
+    """README's commands, a short training: more of held-out digits is explained than by PCA of the same size (0.78)."""
+    terminal.read(README, "--trainer.max_epochs 14 --model.init_args.lr 0.002")
+    folder = terminal.project / "experiments" / "generative"
+    assert list(folder.glob("*/embeddings/*")), "digits and codes are in the Projector"
+    said = terminal.said("predict generative")
+    assert float(said.split("reconstructions ")[1].split()[0]) > 0.78
+    with np.load(folder / "served.npz") as served:
+        assert two_sample_accuracy(load_digit_arrays("held_out").images, served["generated"]) < 0.99
+    assert (folder / "served.png").read_bytes().startswith(b"\x89PNG")
+    golden = "python -m unitrain predict generative --input golden --model-repository triton_repo"
+    terminal.type(golden)
+    assert "errors     0" in terminal.said(golden)

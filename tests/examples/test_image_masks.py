@@ -134,6 +134,20 @@ def test_colours_become_channels_with_their_own_statistics(tmp_path: Path) -> No
     assert tuple(first_batch(data.train_dataloader())["image"].shape[1:]) == (3, 32, 32)
 
 
+def test_a_palette_is_colours_of_an_image_and_classes_of_a_mask(tmp_path: Path) -> None:
+    """The indices of an image's palette are no grey values."""
+    classes = Image.fromarray(rare_class((40, 40)), "P")
+    classes.putpalette([10, 20, 30, 200, 100, 0])
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in "abc":
+            classes.save(tmp_path / folder / f"{name}.png")
+    data = ImageMasks(str(tmp_path / "images"), str(tmp_path / "masks"), patch_shape=16, validation_share=0.4)
+    sample = data.train[1]
+    assert sample["mask"].any()
+    assert np.array_equal(sample["image"], np.array([[10, 20, 30], [200, 100, 0]]).T[:, sample["mask"]])
+
+
 def test_npy_and_plain_tiff_are_mapped_and_decoded_files_kept_within_bounds(tmp_path: Path) -> None:
     """A mapped file costs no memory; of decoded ones the last are kept, as many as the bytes allow."""
     array = np.arange(10_000, dtype=np.uint16).reshape(100, 100)
@@ -146,10 +160,10 @@ def test_npy_and_plain_tiff_are_mapped_and_decoded_files_kept_within_bounds(tmp_
         assert np.array_equal(opened, array)
     tifffile.imwrite(tmp_path / "c.tif", array, compression="zlib")
     files = OpenFiles(kept_bytes=array.nbytes)
-    first = files[tmp_path / "b.tif"]
-    assert files[tmp_path / "b.tif"] is first
-    _ = files[tmp_path / "c.tif"]
-    assert files[tmp_path / "b.tif"] is not first
+    first = files.get(tmp_path / "b.tif")
+    assert files.get(tmp_path / "b.tif") is first
+    _ = files.get(tmp_path / "c.tif")
+    assert files.get(tmp_path / "b.tif") is not first
 
 
 def wrong_shape(images: Path, masks: Path) -> None:
@@ -194,6 +208,10 @@ def colours_differ(images: Path, masks: Path) -> None:
     write(images / "b.npy", np.zeros((32, 32, 3), np.uint8))
 
 
+def depths_differ(images: Path, masks: Path) -> None:
+    write(images / "b.npy", np.full((32, 32), 700, np.uint16))
+
+
 def constant(images: Path, masks: Path) -> None:
     for name in "ab":
         write(images / f"{name}.npy", np.full((32, 32), 7, np.uint8))
@@ -219,6 +237,7 @@ def nothing(images: Path, masks: Path) -> None:
             r"images/[ab]\.npy: its training part is of \[10, 32\] pixels, which is smaller than a patch",
         ),
         (colours_differ, r"images/b\.npy: expected 1 channels as in a\.npy, got 3"),
+        (depths_differ, r"images/b\.npy: expected uint8 as in a\.npy, got uint16; a value_range"),
         (constant, "channel 0 of the training images has one value only"),
         (nothing, r"images: expected files of \.png"),
     ],

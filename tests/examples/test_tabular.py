@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_way import unitrain
+from commands import unitrain
 
 from datamodules.arrays import InMemory
 from datamodules.tabular import CsvTable
@@ -86,6 +86,11 @@ def test_another_file_for_the_test_is_encoded_as_training_was(table: Path, tmp_p
         ("\n7,green", "\n7", {}, "line 9: expected 5 cells as in line 1, got 4"),
         ("size", "size", {"numbers": ["weight"]}, "line 1: expected the columns weight"),
         ("size", "size", {"validation_share": 0.0}, "expected rows for training and for validation"),
+        ("size", "size", {"validation_share": -0.2}, "expected shares of at least 0"),
+        ("\n7,", "\n7a,", {}, "line 9, column size: expected a number, with a decimal point, as in most"),
+        ("\n7,", "\ninf,", {}, "line 9, column size: expected a finite number, got 'inf'"),
+        (",14,", ",NAN,", {}, "line 9, column y: expected a finite number, got 'NAN'"),
+        ("size", "size", {"numbers": ["size", "y"]}, "features beside the target, each once, got size, y, y"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_told_with_its_place(
@@ -96,6 +101,25 @@ def test_what_is_wrong_in_a_table_is_told_with_its_place(
     with pytest.raises(DataError, match=r"table\.csv") as error:
         CsvTable(str(table), "y", **options)  # type: ignore[arg-type]
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("{},5", "expected a number, with a decimal point, as in most"),
+        ("id {}", "a text that other rows have too"),
+    ],
+)
+def test_a_column_that_is_no_feature_as_it_stands_is_not_guessed(
+    tmp_path: Path, cell: str, told: str
+) -> None:
+    """Decimal commas, names and dates would be a category a row; columns that are named are taken as they are."""
+    path = tmp_path / "table.csv"
+    rows = [f"{i};{cell.format(i)};{i}" for i in range(20)]
+    path.write_text("\n".join(["x;what;y", *rows]))
+    with pytest.raises(DataError, match=f"line 2, column what: .*{told}"):
+        CsvTable(str(path), "y", delimiter=";")
+    assert CsvTable(str(path), "y", numbers=["x"], delimiter=";").feature_names == ["x"]
 
 
 def test_arrays_of_a_file_become_batches_of_their_names(tmp_path: Path) -> None:
@@ -133,6 +157,20 @@ def test_arrays_that_are_no_data_are_told(arrays: dict[str, np.ndarray], told: s
     """Lengths, texts, nothing at all."""
     with pytest.raises(DataError, match=told):
         InMemory(arrays)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", ">f4", ">i4", "longdouble"])
+def test_arrays_of_any_width_and_byte_order_can_be_drawn(dtype: str) -> None:
+    """Torch knows few; the values stay."""
+    batches = InMemory({"x": np.arange(20).astype(dtype)}, batch_size=4).train_dataloader()
+    assert {int(value) for batch in batches for value in batch["x"]} < set(range(20))
+
+
+@pytest.mark.parametrize("other", [{"x": np.zeros((5, 3))}, {"x": np.zeros((5, 2), int)}, {"y": np.zeros(5)}])
+def test_validation_arrays_that_differ_from_the_training_s_are_told(other: dict[str, np.ndarray]) -> None:
+    """In shape, dtype or name."""
+    with pytest.raises(DataError, match=r"validation: expected x float32\[2\] as in training, got"):
+        InMemory({"x": np.zeros((5, 2))}, validation=other)
 
 
 def test_a_missing_file_or_array_is_told(tmp_path: Path) -> None:

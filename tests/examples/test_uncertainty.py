@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
+from terminal import Terminal
 from torch import nn
-from whole_way import ROOT, WholeWay
 
 from datamodules.kinked import KinkedCurve
 from datamodules.kinked_points import NOISE_STD, draw_points, true_curve
@@ -19,7 +20,7 @@ from unitrain.client import ModelInfo
 from unitrain.errors import HookError
 from unitrain.tensors import Signature, TensorSpec
 
-SETTINGS = ROOT / "examples" / "uncertainty" / "settings.yaml"
+README = ROOT / "examples" / "uncertainty" / "README.md"
 
 
 def seeds(*values: int) -> torch.Tensor:
@@ -182,17 +183,15 @@ def test_references_cover_what_they_say() -> None:
 
 
 @pytest.mark.slow
-def test_served_bands_cover_and_grow_outside_and_repeat(whole_way: WholeWay, tmp_path: Path) -> None:
-    """A short training: 90 % bands hold 85 to 99 %, the epistemic part grows outside, asking again changes nothing."""
-    short = ("--trainer.max_epochs", "50", "--model.init_args.rate", "0.02")
-    whole_way.fit(SETTINGS, *short, "--publish.every_n_validations", "1000")
-    plot = tmp_path / "bands.png"
-    flags = ("--config", str(SETTINGS), "--io.plot", str(plot), "--io.n_fresh", "500")
-    first = whole_way.predict("uncertainty", *flags).stdout
-    coverage = float(first.split("coverage of the 90 % band ")[1].split(",")[0])
-    assert 0.85 <= coverage <= 0.99
-    assert float(first.split("true curve ")[1].split()[0]) < 0.2
-    assert float(first.split("outside: ")[1].split()[0]) > 1.2
+@pytest.mark.timeout(1500)
+def test_served_bands_cover_and_grow_outside_and_repeat(terminal: Terminal) -> None:
+    """README's commands, a short training: 90 % bands hold 85 to 99 %, grow outside, and a seed is one function."""
+    terminal.read(README, "--trainer.max_epochs 50 --model.init_args.rate 0.02")
+    said = terminal.said("predict uncertainty --config")
+    assert 0.85 <= float(said.split("coverage of the 90 % band ")[1].split(",")[0]) <= 0.99
+    assert float(said.split("true curve ")[1].split()[0]) < 0.2
+    assert float(said.split("outside: ")[1].split()[0]) > 1.2
+    plot = terminal.project / "experiments" / "uncertainty" / "served.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
-    again = whole_way.predict("uncertainty", *flags).stdout
-    assert again.split("samples ")[0] == first.split("samples ")[0]
+    first, other, again = terminal.said("printf").splitlines()[1:4]
+    assert first == again != other

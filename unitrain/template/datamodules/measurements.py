@@ -20,21 +20,26 @@ class Measurements(LightningDataModule):
 
     Args:
         batch_size: rows a training batch.
-        validation_rows: rows kept for validation.
-        seed: of the data.
+        validation_rows: rows kept for validation, drawn by the seed.
+        seed: of the data and of the draw.
+
+    Attributes:
+        means, stds: of each feature over the training rows, for the model.
+        target_mean, target_std: of the training targets.
     """
 
     def __init__(self, batch_size: int = 64, validation_rows: int = 400, seed: int = 0) -> None:
         super().__init__()
         self.batch_size = batch_size
         features, targets = load(seed)
-        self.validation = {"features": features[:validation_rows], "target": targets[:validation_rows]}
-        self.train = {"features": features[validation_rows:], "target": targets[validation_rows:]}
-
-    @property
-    def n_features(self) -> int:
-        """Values of a row, for the model."""
-        return int(self.train["features"].shape[1])
+        order = np.random.default_rng(seed).permutation(len(features))
+        validation, train = order[:validation_rows], order[validation_rows:]
+        self.validation = {"features": features[validation], "target": targets[validation]}
+        self.train = {"features": features[train], "target": targets[train]}
+        self.means: list[float] = features[train].mean(0).tolist()
+        stds = features[train].std(0)
+        self.stds: list[float] = np.where(stds > 0, stds, 1).tolist()
+        self.target_mean, self.target_std = float(targets[train].mean()), float(targets[train].std())
 
     def train_dataloader(self) -> ArrayLoader:
         return ArrayLoader(self.train, batch_size=self.batch_size, shuffle=True)

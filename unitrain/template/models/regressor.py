@@ -1,5 +1,6 @@
 """A number from a row of features."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,37 +13,61 @@ from unitrain import ServableModule
 class Regressor(ServableModule):
     """A multilayer perceptron.
 
-    Serves `features`, float32 [batch, n_features] → `value`, float32 [batch, 1].
+    Serves `features`, float32 [batch, n_features] → `value`, float32 [batch, 1], both in the data's own units:
+    standardisation and its inverse are part of the served graph.
 
     Args:
-        n_features: values of a row.
+        means: of each feature over the training rows.
+        stds: the standard deviations, above 0.
+        target_mean: of the training targets.
+        target_std: their standard deviation, above 0.
         hidden: units of the hidden layer.
         lr: Adam's learning rate.
     """
 
-    def __init__(self, n_features: int, hidden: int = 32, lr: float = 3e-3) -> None:
+    def __init__(
+        self,
+        *,
+        means: Sequence[float],
+        stds: Sequence[float],
+        target_mean: float,
+        target_std: float,
+        hidden: int = 32,
+        lr: float = 3e-3,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.layers = nn.Sequential(nn.Linear(n_features, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.means: Tensor
+        self.stds: Tensor
+        self.register_buffer("means", torch.tensor(means))
+        self.register_buffer("stds", torch.tensor(stds))
+        self.target_mean, self.target_std = target_mean, target_std
+        self.layers = nn.Sequential(nn.Linear(len(means), hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def preprocess(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """In training, in validation and in the served graph: scaling, clipping, decoding."""
-        return {"features": inputs["features"].clamp(-10, 10)}
+        return {"features": (inputs["features"] - self.means) / self.stds}
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         return {"value": self.layers(features)}
 
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In the served graph alone."""
+        return {"value": outputs["value"] * self.target_std + self.target_mean}
+
     def loss(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], batch: Any) -> Tensor:
-        return nn.functional.mse_loss(outputs["value"], batch["target"])
+        return nn.functional.mse_loss(
+            outputs["value"], (batch["target"] - self.target_mean) / self.target_std
+        )
 
     def metrics(self) -> MetricCollection:
-        """Logged as val_mae."""
+        """Logged as val_mae, in the target's unit."""
         return MetricCollection({"mae": MeanAbsoluteError()})
 
     def metric_args(
         self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], batch: Any
     ) -> tuple[Tensor, Tensor]:
-        return outputs["value"], batch["target"]
+        return self.postprocess(outputs)["value"], batch["target"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.hparams["lr"])

@@ -1,4 +1,4 @@
-"""The examples' whole way: settings, training, a real Triton, and the example's own client."""
+"""`make demo`: its targets, and its end."""
 
 import json
 import os
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from whole_way import ROOT, WholeWay
-
-CURVE = ROOT / "examples" / "curve_fitting" / "settings.yaml"
+from commands import ROOT
 
 
 def processes_naming(text: str) -> list[str]:
@@ -36,17 +34,6 @@ def project(tmp_path: Path) -> Path:
     for name in ("models", "datamodules", "examples"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     return root
-
-
-@pytest.mark.slow
-def test_served_curve_follows_the_true_one(whole_way: WholeWay, tmp_path: Path) -> None:
-    """Fit, serve and predict by the shipped settings: an RMSE of 0.25 at most, and a plot."""
-    whole_way.fit(CURVE, "--publish.every_n_validations", "1000")
-    plot = tmp_path / "served.png"
-    predict = whole_way.predict("curve_fitting", "--config", str(CURVE), "--io.plot", str(plot), "--json")
-    rmse = float(predict.stdout.split("RMSE to the true curve ")[1].split()[0])
-    assert rmse <= 0.25
-    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
