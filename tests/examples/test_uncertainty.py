@@ -1,5 +1,6 @@
 """The example with bands of what is not known: its random numbers, model, data, client and whole way."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -193,5 +194,6 @@ def test_served_bands_cover_and_grow_outside_and_repeat(terminal: Terminal) -> N
     assert float(said.split("outside: ")[1].split()[0]) > 1.2
     plot = terminal.project / "experiments" / "uncertainty" / "served.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
-    first, other, again = terminal.said("printf").splitlines()[1:4]
+    lines = [json.loads(line) for line in terminal.said("printf").splitlines()]
+    first, other, again = ((line["mean"], line["log_variance"]) for line in lines)
     assert first == again != other
