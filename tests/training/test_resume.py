@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -379,17 +380,28 @@ def test_a_loss_optimized_by_hand_that_is_no_number_stops_the_run(settings: Path
         unitrain.fit(settings, OFF | model, quiet=True)
 
 
-def test_ctrl_c_before_the_first_epoch_is_an_interruption(settings: Path, project: Path) -> None:
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[Any]:
+    """Python's own handler of SIGINT, which a shell may have had ignored for what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_before_the_first_epoch_is_an_interruption(
+    settings: Path, project: Path, ctrl_c_is_heard: Any
+) -> None:
     """While data are prepared, say; signals are the caller's again afterwards."""
     source = project / "datamodules" / "points.py"
     source.write_text(
         source.read_text() + "\n\nclass Slow(Points):\n    def setup(self, stage):\n"
         "        import os, signal\n        os.kill(os.getpid(), signal.SIGINT)\n"
     )
-    before = signal.getsignal(signal.SIGINT)
     result = unitrain.fit(settings, OFF | {"data.class_path": "datamodules.points.Slow"}, quiet=True)
     assert (result.status, result.reason, result.exit_code) == ("interrupted", "SIGINT", 130)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is ctrl_c_is_heard
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on a process of its own")
