@@ -106,18 +106,18 @@ class Publishing(EveryNValidations):
             return
         self._raise_if_strict()
         self._logged_steps[trainer.global_step] = logged_step(trainer)
+        self._worker.submit(self._capture(trainer, pl_module))
+
+    def _capture(self, trainer: Trainer, pl_module: LightningModule) -> Request:
+        """Copy what a version needs of the module as the training has it now."""
         value = trainer.callback_metrics.get(self._monitor.metric)
-        self._worker.submit(
-            Request(
-                weights=weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module),
-                kind="raw" if self._ema is None else "ema",
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                metric=None
-                if value is None
-                else Metric(self._monitor.metric, float(value), self._monitor.mode),
-                attributes=attributes_of(pl_module),
-            )
+        return Request(
+            weights=weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module),
+            kind="raw" if self._ema is None else "ema",
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            metric=None if value is None else Metric(self._monitor.metric, float(value), self._monitor.mode),
+            attributes=attributes_of(pl_module),
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
