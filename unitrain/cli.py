@@ -8,6 +8,7 @@ from importlib import import_module
 
 from unitrain import __version__
 from unitrain.errors import UnitrainError
+from unitrain.terminal import accept_any_text, say_error
 
 COMMANDS = {
     "new": ("unitrain.commands.new", "make a working project to start from"),
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 good, 1 failed, 2 wrong usage or settings, 128 + n ended by signal n.
     """
+    accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"the commands are {', '.join(COMMANDS)}."
-        print(f"error: there is no command `{name}`; {hint}", file=sys.stderr)
+        say_error(f"there is no command `{name}`; {hint}")
         return 2
     return _run(name, rest)
 
@@ -76,11 +78,11 @@ def _run(name: str, arguments: list[str]) -> int:
     except UnitrainError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return error.exit_code
     except Exception as error:
         if debug:
             raise
         text = " ".join(str(error).split()) or "no message"
-        print(f"error: unexpected {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        say_error(f"unexpected {type(error).__name__}: {text} (--debug shows where)")
         return 1

@@ -5,9 +5,11 @@ the folder is flushed too, since a rename lives there.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,20 +71,24 @@ def write_json(path: Path, data: Any, *, mode: int = 0o644) -> None:
 
     NaN and infinities are written as null, which every JSON reader takes.
     """
-    write_text(path, json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n", mode=mode)
+    write_text(path, json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", mode=mode)
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):  # a pipe or a device may never end
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null for NaN and infinities, and text for keys: what every JSON reader accepts."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+from unitrain.json_files import read_regular
+
 _POLL_S = 0.02
 _held: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
 
@@ -95,7 +97,7 @@ def locked(path: Path, timeout_s: float) -> Iterator[FileLock]:
 def is_locked(path: Path) -> bool:
     """Whether some process holds the lock on `path`; False where the file is not there."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -107,8 +109,8 @@ def is_locked(path: Path) -> bool:
 def holder(path: Path) -> str:
     """Who holds the lock on `path`, or held it last, as `pid@host`."""
     try:
-        return path.read_text(errors="replace").strip() or "another process"
-    except OSError:
+        return read_regular(path, 4096).decode(errors="replace").strip() or "another process"
+    except (OSError, ValueError):
         return "another process"
 
 

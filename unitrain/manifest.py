@@ -3,17 +3,86 @@
 The folder's name is the version; nothing that serves requires a manifest.
 """
 
-import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unitrain.durable import write_json
 from unitrain.errors import RepositoryError
-from unitrain.tensors import Signature
+from unitrain.json_files import (
+    Check,
+    integer,
+    list_of,
+    mapping_of,
+    number,
+    object_with,
+    optional,
+    read_json,
+    text,
+    truth,
+)
+from unitrain.tensors import DTYPES, Signature
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
+
+
+def _dtype(value: Any, where: str) -> None:
+    text(value, where)
+    if value not in DTYPES:
+        raise ValueError(f"{where}: there is no dtype {value}")
+
+
+def _file_names(value: Any, where: str) -> None:
+    mapping_of(text)(value, where)
+    for name in value:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{where}: {name!r} is not the name of a file in the version's folder")
+
+
+_tensors = list_of(
+    object_with({"name": text, "dtype": _dtype, "dims": list_of(integer)}, ("name", "dtype", "dims"))
+)
+_metric = object_with({"name": text, "value": number, "mode": text}, ("name", "value", "mode"))
+_tolerance = object_with(
+    {
+        "absolute": number,
+        "relative": number,
+        "by_dtype": mapping_of(list_of(number)),
+        "integer_share": number,
+    }
+)
+_CHECKS: dict[str, Check] = {
+    "model": text,
+    "version": integer,
+    "published_at": text,
+    "run": text,
+    "run_dir": text,
+    "step": integer,
+    "epoch": integer,
+    "weights": text,
+    "signature": object_with(
+        {"inputs": _tensors, "outputs": _tensors, "batched": truth}, ("inputs", "outputs", "batched")
+    ),
+    "sha256": text,
+    "metric": optional(_metric),
+    "data_fingerprint": optional(text),
+    "settings_sha256": optional(text),
+    "sources_sha256": optional(text),
+    "git_commit": optional(text),
+    "parity": mapping_of(mapping_of(number)),
+    "tolerance": optional(_tolerance),
+    "golden_sha256": optional(text),
+    "opset": optional(integer),
+    "ir_version": optional(integer),
+    "versions": mapping_of(text),
+    "files": _file_names,
+    "previous": optional(object_with({"version": integer, "value": number})),
+    "rolled_back_from": optional(object_with({"version": integer, "newest": integer}, ("version",))),
+}
+_REQUIRED = ("model", "version", "published_at", "run", "run_dir", "step", "epoch", "weights", "signature",
+             "sha256")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,16 +164,28 @@ class Manifest:
         return {"format": FORMAT} | asdict(self) | {"signature": self.signature.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Manifest":
-        """The manifest that `to_json` wrote; keys of later formats are passed over."""
+    def from_json(cls, data: Any) -> "Manifest":
+        """The manifest that `to_json` wrote; unknown keys are ignored.
+
+        Raises:
+            ValueError: a key is missing, or its value has the wrong type.
+        """
+        object_with(_CHECKS, _REQUIRED)(data, "")
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
         known["signature"] = Signature.from_json(data["signature"])
-        known["metric"] = Metric(**data["metric"]) if data.get("metric") else None
+        known["metric"] = _metric_of(data.get("metric"))
         return cls(**known)
 
     def write(self, version_dir: Path) -> None:
         """Write it into a version's folder."""
         write_json(version_dir / FILE_NAME, self.to_json())
+
+
+def _metric_of(data: dict[str, Any] | None) -> Metric | None:
+    if data is None:
+        return None
+    value = math.nan if data["value"] is None else float(data["value"])
+    return Metric(data["name"], value, data["mode"])
 
 
 def read_manifest(version_dir: Path) -> Manifest | None:
@@ -115,8 +196,9 @@ def read_manifest(version_dir: Path) -> Manifest | None:
     """
     path = version_dir / FILE_NAME
     try:
-        return Manifest.from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(f"{path} can't be read as a manifest: {error}") from error
+        return Manifest.from_json(read_json(path))
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return None
+        reason = getattr(error, "strerror", None) or error
+        raise RepositoryError(f"{path} can't be read as a manifest: {reason}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from unitrain.client.request import Result
 from unitrain.errors import ClientError, DataError, RequestError
+from unitrain.terminal import printable
 
 _RESOLUTION = math.log(1.01)
 """Latencies are counted in steps of one per cent."""
@@ -109,7 +110,7 @@ class Report:
             *((name, str(value)) for name, value in self.checks.items()),
         ]
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in rows)
 
 
 def error_kind(error: ClientError) -> str:

@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     if options.config is None:
         raise UsageError("check: --config F is required: the settings file to look at (see check --help)")
     from unitrain.commands.tables import print_fields, print_json
+    from unitrain.terminal import say
     from unitrain.training.check import check
 
     report = check(options.config, flags)
@@ -37,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
         return 0 if report.good else 2
     print_fields((step.name, step.text if step.passed else f"FAILED: {step.text}") for step in report.steps)
     for fault in report.faults:
-        print(f"- {fault}")
+        say(f"- {fault}")
     wrong = len(report.faults) + sum(not step.passed for step in report.steps)
     verdict = f"{wrong} fault{'s' if wrong > 1 else ''}" if wrong else "nothing is wrong"
-    print(f"{options.config}: {verdict}")
+    say(f"{options.config}: {verdict}")
     return 0 if report.good else 2

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     from unitrain import __version__
     from unitrain.commands.tables import print_json
     from unitrain.diagnosis import diagnose
+    from unitrain.terminal import say
 
     findings = diagnose(start_triton=not options.no_start)
     bad = any(finding.status == "bad" for finding in findings)
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"unitrain {__version__}")
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{finding.status:<5} {finding.name:<{width}}  {finding.text}")
+        say(f"{finding.status:<5} {finding.name:<{width}}  {finding.text}")
         if finding.todo:
-            print(f"{'':<5} {'':<{width}}  -> {finding.todo}")
+            say(f"{'':<5} {'':<{width}}  -> {finding.todo}")
     return int(bad)

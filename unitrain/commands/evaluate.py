@@ -45,6 +45,7 @@ def _main(stage: str, argv: Sequence[str]) -> int:
         raise UsageError(f"{stage}: --run RUN is required: a run's folder, its name, or `last`")
     from unitrain.commands.tables import print_fields, print_json
     from unitrain.project import project_root
+    from unitrain.terminal import say
     from unitrain.training.console import Console
     from unitrain.training.evaluate import evaluate
 
@@ -60,6 +61,6 @@ def _main(stage: str, argv: Sequence[str]) -> int:
     if options.json:
         print_json(dataclasses.asdict(found) | {"run_dir": str(found.run_dir)})
         return 0
-    print(f"{found.run_dir}: {found.checkpoint}, {found.weights} weights of step {found.step}")
+    say(f"{found.run_dir}: {found.checkpoint}, {found.weights} weights of step {found.step}")
     print_fields((name, value) for name, value in found.metrics.items())
     return 0

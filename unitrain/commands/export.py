@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     run_dir = find_run(options.run, options.experiments_dir)
     from unitrain.commands.tables import print_json
     from unitrain.publish import published_text
+    from unitrain.terminal import say
     from unitrain.training.console import Console
     from unitrain.training.exporting import export_run
 
@@ -46,5 +47,5 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print_json(manifest.to_json())
     else:
-        print(published_text(manifest))
+        say(published_text(manifest))
     return 0

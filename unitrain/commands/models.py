@@ -1,7 +1,6 @@
 """`models`: the versions in a model repository, what each came from, and what can be done with them."""
 
 import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,12 @@ class _Version:
     def parity(self) -> float | None:
         """The largest absolute difference of onnxruntime from torch, over all outputs."""
         errors = (self.manifest.parity if self.manifest else {}).values()
-        found = [value for output in errors for key, value in output.items() if key == "max_abs"]
+        found = [
+            value
+            for output in errors
+            for key, value in output.items()
+            if key == "max_abs" and value is not None
+        ]
         return max(found, default=None)
 
 
@@ -117,6 +121,7 @@ def _pairs(repository: Any, names: Sequence[str]) -> list[tuple[str, int]]:
 
 def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table
+    from unitrain.terminal import note, say
 
     served = _served(url) if url else None
     found = [_read(repository, model, n) for model in repository.models() for n in repository.versions(model)]
@@ -131,17 +136,15 @@ def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
             rows = [[*_row(v), "yes" if v.version in served.get(v.model, ()) else "no"] for v in versions]
             print_table((*_COLUMNS, "served"), rows, right=_RIGHT)
     else:
-        print(f"there is no version of any model in {repository.root}; `fit` publishes them")
+        say(f"there is no version of any model in {repository.root}; `fit` publishes them")
     for version in versions:
         if version.unreadable:
-            print(f"note: {version.unreadable}", file=sys.stderr)
+            note(version.unreadable)
     for model in (None, *repository.models()):
         others = repository.foreign(model)
         if others:
             where = repository.root / model if model else repository.root
-            print(
-                f"note: left alone in {where}, as no versions or models: {', '.join(others)}", file=sys.stderr
-            )
+            note(f"left alone in {where}, as no versions or models: {', '.join(others)}")
     return 0
 
 
@@ -221,6 +224,12 @@ def _read(repository: Any, model: str, number: int) -> _Version | None:
         published_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except FileNotFoundError:
         return None
+    except (OSError, OverflowError, ValueError) as error:
+        size_bytes, published_at, unreadable = (
+            0,
+            datetime.fromtimestamp(0, UTC),
+            unreadable or f"{path}: {error}",
+        )
     if manifest is not None:
         published_at = _time(manifest.published_at) or published_at
     return _Version(model, number, path, published_at, size_bytes, manifest, unreadable)
@@ -243,7 +252,7 @@ def _row(version: _Version) -> list[str]:
         version.model,
         str(version.version),
         text_of_time(version.published_at),
-        _run(manifest) if manifest else NOTHING,
+        _run(manifest) if manifest else "unreadable" if version.unreadable else NOTHING,
         text_of(manifest.step if manifest else None),
         f"{metric.name} {text_of(metric.value)}" if metric else NOTHING,
         manifest.weights if manifest else NOTHING,
@@ -266,4 +275,5 @@ def _as_json(version: _Version) -> dict[str, Any]:
         "size_bytes": version.size_bytes,
         "parity": version.parity,
         "manifest": version.manifest.to_json() if version.manifest else None,
+        "error": version.unreadable,
     }

@@ -232,4 +232,6 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    from unitrain.terminal import note
+
+    note(text)

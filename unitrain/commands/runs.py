@@ -49,15 +49,19 @@ def main(argv: Sequence[str]) -> int:
 def _list(experiments_dir: Path, experiment: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table
     from unitrain.runs import list_runs
+    from unitrain.terminal import note, say
 
     runs = list_runs(experiments_dir, experiment)
     if as_json:
         print_json([_as_json(run) for run in runs])
     elif runs:
         print_table(_COLUMNS, [_row(run) for run in runs], right=_RIGHT)
+        for run in runs:
+            if run.status == "unreadable":
+                note(str(run.reason))
     else:
         where = experiments_dir / experiment if experiment else experiments_dir
-        print(f"there is no run in {where}; `fit` makes them")
+        say(f"there is no run in {where}; `fit` makes them")
     return 0
 
 
@@ -82,13 +86,16 @@ def _show(text: str, experiments_dir: Path, *, as_json: bool) -> int:
 def _compare(first: str, second: str, experiments_dir: Path, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table, text_of
     from unitrain.runs import compare_runs, find_run
+    from unitrain.terminal import say
 
     found = compare_runs(find_run(first, experiments_dir), find_run(second, experiments_dir))
     names = [f"{run.experiment}/{run.name}" for run in (found.first, found.second)]
     if as_json:
         print_json({"runs": names, "settings": found.settings, "metrics": found.metrics})
         return 0
-    print(f"A  {names[0]} ({found.first.status})\nB  {names[1]} ({found.second.status})\n")
+    say(f"A  {names[0]} ({found.first.status})")
+    say(f"B  {names[1]} ({found.second.status})")
+    print()
     if found.settings:
         rows = [
             [key, *("null" if v is None else str(v) for v in pair)] for key, pair in found.settings.items()
@@ -134,6 +141,7 @@ def _as_json(run: Any) -> dict[str, Any]:
         "name": run.name,
         "status": run.status,
         "reason": run.reason,
+        "error": run.reason if run.status == "unreadable" else None,
         "duration_s": run.duration_s,
     }
     return told

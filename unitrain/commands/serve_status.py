@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         text_of_duration,
     )
     from unitrain.serving.status import server_status
+    from unitrain.terminal import note, say
 
     status = server_status(options.url, options.model_repository)
     if options.json:
@@ -66,11 +67,15 @@ def main(argv: Sequence[str]) -> int:
         print_table(_COLUMNS, [_row(version) for version in status.versions], right=_RIGHT)
     else:
         print("no model is served")
+    for version in status.versions:
+        if "error" in (version.origin or {}):
+            note(version.origin["error"])
     errors = {f"{v.model} {v.version}".strip(): v.error for v in status.versions} | {"Triton": status.error}
     told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
     if told:
         print("\nlast errors")
-        print("\n".join(told))
+        for line in told:
+            say(line)
     return 0
 
 
@@ -83,7 +88,7 @@ def _row(version: Any) -> list[str]:
         version.model,
         version.version or NOTHING,
         version.state,
-        text_of(origin.get("run")),
+        "unreadable" if "error" in origin else text_of(origin.get("run")),
         text_of(origin.get("step")),
         f"{metric['name']} {metric['value']:.4g}" if metric else NOTHING,
         str(version.requests),

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from unitrain.durable import finite
+from unitrain.terminal import printable
+
 NOTHING = "-"
 """What a cell shows where there is nothing to show."""
 
@@ -16,13 +19,14 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = ()) -> None:
     """Print rows under their columns' names; those in `right` are aligned to the right."""
+    columns, rows = list(map(printable, columns)), [list(map(printable, row)) for row in rows]
     if not sys.stdout.isatty() or not _print_rich(columns, rows, frozenset(right)):
         print("\n".join(_aligned(columns, rows, frozenset(right))))
 
 
 def print_fields(fields: Iterable[tuple[str, Any]]) -> None:
     """Print names and values, one a line, the values under each other."""
-    shown = [(name, text_of(value)) for name, value in fields]
+    shown = [(printable(name), printable(text_of(value))) for name, value in fields]
     width = max((_width(name) for name, _ in shown), default=0)
     for name, value in shown:
         print(f"{name}{' ' * (width - _width(name))}  {value}".rstrip())
@@ -30,7 +34,12 @@ def print_fields(fields: Iterable[tuple[str, Any]]) -> None:
 
 def print_json(data: Any) -> None:
     """Print data as JSON that every reader takes."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(finite(data), indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(finite(data), indent=2, default=str)
+    print(text)
 
 
 def text_of(value: Any) -> str:
@@ -69,7 +78,10 @@ def text_of_duration(duration_s: float | None) -> str:
 
 def text_of_time(moment: datetime | None) -> str:
     """A moment in local time, to the second."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else NOTHING
+    try:
+        return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else NOTHING
+    except (OverflowError, ValueError):  # the year 1 in a time zone west of Greenwich
+        return NOTHING
 
 
 def flat_fields(data: Any, prefix: str = "") -> list[tuple[str, Any]]:

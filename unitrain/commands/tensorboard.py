@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from unitrain.commands.arguments import ArgumentParser, parse
 from unitrain.errors import UnitrainError, UsageError
+from unitrain.terminal import say
 
 _HOST = "127.0.0.1"
 _EXPERIMENTS_DIR = Path("experiments")
@@ -77,10 +78,10 @@ def _log_dir(runs: Sequence[str], experiments_dir: Path) -> Iterator[Path]:
         if not experiments_dir.is_dir():
             shipped = _shipped_runs() if experiments_dir == _EXPERIMENTS_DIR else None
             if shipped:
-                print(f"there is no folder {experiments_dir} yet; this is the run in {shipped}", flush=True)
+                say(f"there is no folder {experiments_dir} yet; this is the run in {shipped}")
                 experiments_dir = shipped
             else:
-                print(f"there is no folder {experiments_dir} yet; runs show up as they are made", flush=True)
+                say(f"there is no folder {experiments_dir} yet; runs show up as they are made")
         yield experiments_dir
     elif len(chosen) == 1:
         yield chosen[0]
@@ -114,7 +115,7 @@ def _free_port(port: int) -> int:
         try:
             probe.bind((_HOST, port))
         except OSError as error:
-            print(f"port {port} can't be had ({error.strerror}): taking a free one", flush=True)
+            say(f"port {port} can't be had ({error.strerror}): taking a free one")
             return 0
     return port
 
@@ -143,7 +144,7 @@ def _follow(process: "subprocess.Popen[str]", *, browser: bool) -> None:
         last_lines.append(line.strip())
         link = _LINK.search(line) if line.startswith("TensorBoard ") else None
         if link:
-            print(f"TensorBoard: {link[0]} (Ctrl-C ends it)", flush=True)
+            say(f"TensorBoard: {link[0]} (Ctrl-C ends it)")
             if browser and _has_display():
                 import webbrowser
 

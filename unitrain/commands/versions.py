@@ -18,6 +18,7 @@ def diff(repository: "Repository", model: str, first: int, second: int, *, as_js
     """Tell what differs between two versions."""
     from unitrain.commands.tables import print_json, print_table, text_of
     from unitrain.repository.differences import compare_versions
+    from unitrain.terminal import say
 
     found = compare_versions(repository.version_dir(model, first), repository.version_dir(model, second))
     if as_json:
@@ -49,7 +50,7 @@ def diff(repository: "Repository", model: str, first: int, second: int, *, as_js
             right=("largest difference", "relative"),
         )
     left = len(found.weights) - _MOST_WEIGHTS
-    print(
+    say(
         (f"… and {left} more; " if left > 0 else "")
         + f"{len(found.weights)} weights differ, {found.equal_weights} are equal to the bit"
         + (f"; in one of the two only: {', '.join(found.only)}" if found.only else "")
@@ -63,6 +64,7 @@ def verify(
     """Check versions on the disk and, with a server's address, on it; 1 where one check fails."""
     from unitrain.commands.tables import print_json, print_table
     from unitrain.repository.verify import verify_version
+    from unitrain.terminal import say
 
     results: list[tuple[str, int, Check]] = []
     for model, version in pairs:
@@ -78,7 +80,7 @@ def verify(
         rows = [[m, str(v), check.name, _WORDS[check.passed], check.detail] for m, v, check in results]
         print_table(("model", "version", "check", "outcome", ""), rows, right=("version",))
     else:
-        print(f"there is no version of any model in {repository.root}")
+        say(f"there is no version of any model in {repository.root}")
     return int(any(check.passed is False for _, _, check in results))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unitrain.errors import RepositoryError
+from unitrain.errors import RepositoryError, RunError
 from unitrain.manifest import Manifest, read_manifest
 from unitrain.repository.layout import MODEL_NAME
 from unitrain.runs import compare_runs
@@ -77,19 +77,22 @@ def _settings(first: Manifest | None, second: Manifest | None) -> dict[str, tupl
     if first.settings_sha256 and first.settings_sha256 == second.settings_sha256:
         return {}
     folders = [Path(first.run_dir), Path(second.run_dir)]
-    if not all((folder / "settings.yaml").is_file() for folder in folders):
+    try:
+        if not all((folder / "settings.yaml").is_file() for folder in folders):
+            return None
+        return compare_runs(*folders).settings
+    except (OSError, ValueError, RunError):  # no folder can have that name, or its settings are malformed
         return None
-    return compare_runs(*folders).settings
 
 
 def _metrics(first: Manifest | None, second: Manifest | None) -> dict[str, tuple[float | None, float | None]]:
-    told: list[dict[str, float]] = []
+    told: list[dict[str, float | None]] = []
     for manifest in (first, second):
-        values = {}
+        values: dict[str, float | None] = {}
         if manifest and manifest.metric:
             values[manifest.metric.name] = manifest.metric.value
         for output, figures in (manifest.parity if manifest else {}).items():
-            values[f"parity of {output}"] = figures["max_abs"]
+            values[f"parity of {output}"] = figures.get("max_abs")
         told.append(values)
     return {name: (told[0].get(name), told[1].get(name)) for name in {**told[0], **told[1]}}
 

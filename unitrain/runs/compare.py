@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import RunError
+from unitrain.json_files import read_regular
 from unitrain.runs.listing import RunSummary, read_summary
 
 NOT_SET = "(not set)"
+_MAX_SETTINGS_BYTES = 2**24
+_MAX_SETTINGS = 100_000
+"""Aliases of YAML can make a small file a huge one."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,26 @@ def _settings(run_dir: Path) -> dict[str, Any]:
 
     path = run_dir / "settings.yaml"
     try:
-        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
-    except (OSError, yaml.YAMLError) as error:
+        text = read_regular(path, _MAX_SETTINGS_BYTES).decode("utf-8")
+        settings = yaml.safe_load(text) or {}
+        _check_size(settings)
+        return dict(_flat(settings))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise RunError(f"{path} can't be read: it is nested too deeply") from error
+
+
+def _check_size(settings: Any) -> None:
+    """Refuse settings that aliases make huge, or endless."""
+    count, waiting = 0, [settings]
+    while waiting:
+        count += 1
+        if count > _MAX_SETTINGS:
+            raise ValueError(f"it has more than {_MAX_SETTINGS:,} values")
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,8 @@ class RunSummary:
     """A run as lists show it.
 
     Attributes:
-        status: of run.json, or "killed" where its process ended without a word, or "unreadable".
+        status: of run.json, or "killed" where its process ended without a word, or "unreadable" where
+            run.json is malformed; `reason` says what is wrong with it.
         reason: why it ended, in words.
         duration_s: until its end, its last sign of life, or now; None where it is not known.
         record: the whole of run.json.
@@ -52,14 +53,12 @@ class RunSummary:
     @property
     def best(self) -> dict[str, Any] | None:
         """Its best metric: {metric, value, step}."""
-        best = self.record.get("best")
-        return best if isinstance(best, dict) else None
+        return self.record.get("best")
 
     @property
     def published(self) -> list[int]:
         """The versions that it published."""
-        entries = self.record.get("published") or []
-        return [int(e["version"]) for e in entries if isinstance(e, dict) and "version" in e]
+        return [entry["version"] for entry in self.record.get("published") or () if "version" in entry]
 
 
 def list_runs(experiments_dir: Path, experiment: str | None = None) -> list[RunSummary]:
@@ -83,15 +82,18 @@ def read_summary(run_dir: Path) -> RunSummary:
     """One run as it stands; an unreadable record is a status rather than an error."""
     try:
         record = read_record(run_dir)
-        status, reason = str(record.get("status")), record.get("reason")
+        status, reason = record["status"], record.get("reason")
     except RunError as error:
         record, status, reason = {}, "unreadable", str(error)
     alive = _is_owned(run_dir)
     if status in UNFINISHED and not alive:
         # It may have ended between the two looks.
-        again = _status(run_dir)
-        status = "killed" if again in UNFINISHED else again
-        record = record if status == "killed" else read_record(run_dir)
+        try:
+            again = read_record(run_dir)
+            status, reason = again["status"], again.get("reason")
+            record, status = (record, "killed") if status in UNFINISHED else (again, status)
+        except RunError as error:
+            record, status, reason = {}, "unreadable", str(error)
     started, ended = _time(record.get("started_at")), _time(record.get("ended_at"))
     until = datetime.now(UTC) if status in UNFINISHED else ended or _last_sign(run_dir)
     return RunSummary(
@@ -132,7 +134,7 @@ def find_run(text: str, experiments_dir: Path) -> Path:
 def _folders(directory: Path) -> list[Path]:
     try:
         with os.scandir(directory) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+            return sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and _is_dir(entry))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -141,10 +143,18 @@ def _folders(directory: Path) -> list[Path]:
         ) from error
 
 
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
 def _has_record(run_dir: Path) -> bool:
     try:
-        return (run_dir / FILE_NAME).is_file()
-    except OSError:  # another person's folder, or a name that no folder can have
+        # A record that is no file, or a broken link, still marks a run: it is listed as unreadable.
+        return os.path.lexists(run_dir / FILE_NAME) and run_dir.is_dir()
+    except (OSError, ValueError):  # a folder of another user, or a name that no folder can have
         return False
 
 
@@ -155,17 +165,10 @@ def _is_owned(run_dir: Path) -> bool:
         return False
 
 
-def _status(run_dir: Path) -> str:
-    try:
-        return str(read_record(run_dir).get("status"))
-    except RunError:
-        return "unreadable"
-
-
 def _last_sign(run_dir: Path) -> datetime | None:
     try:
-        return datetime.fromtimestamp((run_dir / FILE_NAME).stat().st_mtime, UTC)
-    except OSError:
+        return datetime.fromtimestamp((run_dir / FILE_NAME).lstat().st_mtime, UTC)
+    except (OSError, OverflowError, ValueError):
         return None
 
 
@@ -179,5 +182,5 @@ def _time(text: Any) -> datetime | None:
 
 def _age(run: RunSummary) -> tuple[datetime, list[tuple[int, str]]]:
     # By name where two started at once; `-10` after `-9`.
-    parts = [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", run.name)]
+    parts = [(int(p), "") if p.isdecimal() else (0, p) for p in re.split(r"(\d+)", run.name)]
     return run.started_at or datetime.min.replace(tzinfo=UTC), parts

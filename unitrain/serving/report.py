@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from unitrain.terminal import printable
+
 
 class Reporter:
     """Writes events, each flushed; safe in several threads.
@@ -31,7 +33,7 @@ class Reporter:
         if self._as_json:
             line = json.dumps({"event": event, **fields, "time": now.isoformat(timespec="milliseconds")})
         else:
-            line = f"{now.astimezone():%H:%M:%S}  {text}"
+            line = f"{now.astimezone():%H:%M:%S}  {printable(text)}"
         with self._lock:
             try:
                 print(line, file=self._stream, flush=True)

@@ -24,7 +24,8 @@ class VersionStatus:
     Attributes:
         state: READY, LOADING, UNAVAILABLE, …
         reason: why it is in that state, where the server says.
-        origin: the manifest's `run`, step and metric; None where there is none to read.
+        origin: the manifest's `run`, step and metric; `error` alone where it is malformed; None where there is
+            none.
         requests, failures: answered and failed since it was loaded; probes and warm-up are among them.
         rows: samples in the requests.
         queue_ms, compute_ms: means of a request; None before the first.
@@ -164,8 +165,11 @@ def _mean_ms(*durations: Any) -> float | None:
 def _origin(root: Path | None, model: str, version: str) -> dict[str, Any] | None:
     if root is None or not version.isdecimal():
         return None
-    with contextlib.suppress(RepositoryError, UsageError):
-        manifest = read_manifest(Repository(root).version_dir(model, int(version)))
+    with contextlib.suppress(UsageError):
+        try:
+            manifest = read_manifest(Repository(root).version_dir(model, int(version)))
+        except RepositoryError as error:
+            return {"error": str(error)}
         if manifest is not None:
             metric = (
                 {"name": manifest.metric.name, "value": manifest.metric.value} if manifest.metric else None

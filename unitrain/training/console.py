@@ -6,6 +6,8 @@ import time
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 
+from unitrain.terminal import say
+
 REFRESHES_A_SECOND = 4
 """Lightning's default of 100 costs a small model several times its training."""
 LINE_EVERY_S = 2.0
@@ -28,7 +30,7 @@ class Console:
 
     @staticmethod
     def _print(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, to=sys.stderr)
 
 
 def progress(console: Console, metric: str) -> Callback:

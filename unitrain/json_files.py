@@ -1,0 +1,151 @@
+"""JSON files that another program may have written: bounded reading, and checks of their fields.
+
+A check is a function `(value, where)` that raises ValueError with a sentence on what was expected.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 64 * 2**20
+"""Larger files are refused: a manifest has a few kB, a run's record with its git diff a few MB."""
+MAX_DEPTH = 64
+"""Levels of nesting."""
+
+_LARGEST_INTEGER = 2**63
+
+Check = Callable[[Any, str], None]
+
+
+def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of bounded size; never waits for a pipe or a device.
+
+    Raises:
+        OSError: it is missing or can't be read.
+        ValueError: it is a folder, a pipe or a device, or larger than `max_bytes`.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a regular file")
+        if found.st_size > max_bytes:
+            raise ValueError(f"it has {found.st_size:,} bytes, the limit is {max_bytes:,}")
+        return file.read(max_bytes)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: it is missing or can't be read.
+        ValueError: it is no JSON in UTF-8, too large, too deeply nested, or not a regular file.
+    """
+    try:
+        value = json.loads(read_regular(path).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from error
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def text(value: Any, where: str) -> None:
+    """Check for a string."""
+    _expect(isinstance(value, str), value, where, "text")
+
+
+def truth(value: Any, where: str) -> None:
+    """Check for true or false."""
+    _expect(isinstance(value, bool), value, where, "true or false")
+
+
+def integer(value: Any, where: str) -> None:
+    """Check for an integer of 64 bits."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_INTEGER
+    _expect(fits, value, where, "an integer of 64 bits")
+
+
+def number(value: Any, where: str) -> None:
+    """Check for a number; null stands for NaN and infinities, which JSON lacks."""
+    if value is not None and not isinstance(value, float):
+        _expect(isinstance(value, int) and not isinstance(value, bool), value, where, "a number")
+        integer(value, where)
+
+
+def optional(check: Check) -> Check:
+    """The same check, with null allowed."""
+    return lambda value, where: None if value is None else check(value, where)
+
+
+def list_of(check: Check) -> Check:
+    """Check for a list whose elements pass `check`."""
+
+    def run(value: Any, where: str) -> None:
+        _expect(isinstance(value, list), value, where, "a list")
+        for position, element in enumerate(value):
+            check(element, f"{where}[{position}]")
+
+    return run
+
+
+def mapping_of(check: Check) -> Check:
+    """Check for an object with any keys, whose values pass `check`."""
+
+    def run(value: Any, where: str) -> None:
+        _expect(isinstance(value, dict), value, where, "an object")
+        for key, element in value.items():
+            check(element, f"{where}.{key}")
+
+    return run
+
+
+def object_with(fields: Mapping[str, Check], required: tuple[str, ...] = ()) -> Check:
+    """Check for an object: `required` keys are present, known keys pass their checks, others are free."""
+
+    def run(value: Any, where: str) -> None:
+        _expect(isinstance(value, dict), value, where or "the file", "an object")
+        for key in required:
+            if key not in value:
+                raise ValueError(f"{where}.{key} is missing" if where else f"{key} is missing")
+        for key, check in fields.items():
+            if key in value:
+                check(value[key], f"{where}.{key}" if where else key)
+
+    return run
+
+
+def _expect(fits: bool, value: Any, where: str, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{where}: expected {expected}, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return "text"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+    return "an object"

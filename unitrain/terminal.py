@@ -1,0 +1,54 @@
+r"""Text on the terminal: the one place that prints what files, servers and exceptions say.
+
+Control characters are escaped, since they could move the cursor, recolour or retitle the terminal, or
+reorder the text: ESC is printed as `\x1b`, a newline as `\n`. JSON is printed as JSON and needs none of it.
+"""
+
+import io
+import re
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+_JOINERS = "\u200c\u200d"
+"""Zero-width characters that words of Persian and emoji are spelled with."""
+
+
+def printable(text: Any) -> str:
+    r"""The text with its control characters, bidirectional marks and lone surrogates escaped.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+    return character.encode("unicode_escape").decode() if hidden else character
+
+
+def say(text: Any = "", *, to: TextIO | None = None) -> None:
+    """Print one line, escaped; on standard output unless `to` says otherwise."""
+    print(printable(text), file=to or sys.stdout, flush=True)
+
+
+def note(text: Any) -> None:
+    """Print a remark on standard error."""
+    say(f"note: {text}", to=sys.stderr)
+
+
+def say_error(text: Any) -> None:
+    """Print an error on standard error, in one line; nothing where standard error is closed."""
+    line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
+    try:
+        say(f"error: {line}", to=sys.stderr)
+    except OSError:
+        pass
+
+
+def accept_any_text() -> None:
+    """Let standard output escape the characters that its encoding lacks, rather than fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
