@@ -4,6 +4,7 @@ Control characters are escaped, since they could move the cursor, recolour or re
 reorder the text: ESC is printed as `\x1b`, a newline as `\n`. JSON is printed as JSON and needs none of it.
 """
 
+import contextlib
 import io
 import re
 import sys
@@ -42,10 +43,8 @@ def note(text: Any) -> None:
 def say_error(text: Any) -> None:
     """Print an error on standard error, in one line; nothing where standard error is closed."""
     line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
-    try:
+    with contextlib.suppress(OSError):
         say(f"error: {line}", to=sys.stderr)
-    except OSError:
-        pass
 
 
 def accept_any_text() -> None:

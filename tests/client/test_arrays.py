@@ -84,13 +84,13 @@ def test_every_dtype_lies_in_messages_as_numpy_has_it(dtype):
     assert (request.model_version, request.id) == ("7", "3")
     response = service_pb2.ModelInferResponse(
         model_version="7",
-        outputs=[{"name": "y", "datatype": dtype, "shape": [1, 2]}],
+        outputs=[{"name": "x", "datatype": dtype, "shape": [1, 2]}],
         raw_output_contents=request.raw_input_contents,
     )
-    outputs, version = decode_response(response)
+    outputs, version = decode_response(response, model, 1)
     assert version == 7
-    assert outputs["y"].dtype == array.dtype
-    assert np.array_equal(outputs["y"], array)
+    assert outputs["x"].dtype == array.dtype
+    assert np.array_equal(outputs["x"], array)
 
 
 def test_message_over_the_limit_is_refused_with_its_size():

@@ -14,7 +14,7 @@ from unitrain.client.model import ModelInfo
 from unitrain.client.request import Result, StreamOptions
 from unitrain.client.stream import Stream
 from unitrain.client.wire import Encoder, decode_response
-from unitrain.errors import ClientError, DataError
+from unitrain.errors import ClientError, DataError, RequestError
 
 DEFAULT_URL = "127.0.0.1:8001"
 
@@ -177,7 +177,15 @@ class Client:
         start_s = time.monotonic()
         response = self._connection.infer(request, timeout_s)
         latency_ms = (time.monotonic() - start_s) * 1e3
-        outputs, answered = decode_response(response)
+        try:
+            outputs, answered = decode_response(
+                response, model, len(fitted[0]) if model.signature.batched else 1
+            )
+        except RequestError:
+            self._models.pop(
+                (name, version), None
+            )  # the model may have been replaced: its metadata is read anew
+            raise
         if single and model.signature.batched:
             outputs = {n: a[0] for n, a in outputs.items()}
         return Answer(outputs, answered, latency_ms)

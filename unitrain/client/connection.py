@@ -3,15 +3,20 @@
 import contextlib
 import difflib
 import ipaddress
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
-from unitrain.client.model import ModelInfo, model_info
-from unitrain.client.wire import MAX_MESSAGE_BYTES
+from unitrain.client.model import MAX_MESSAGE_BYTES, ModelInfo, model_info
 from unitrain.errors import ClientError, RequestError, UsageError
 
 _ASK_TIMEOUT_S = 10.0
 """For metadata, which a server answers in milliseconds."""
+
+MAX_TEXT = 1000
+"""Characters that a message quotes of what a server says."""
+
+_MOST_NAMES = 20
 
 
 class Connection:
@@ -67,7 +72,7 @@ class Connection:
             ).config
         except grpc.RpcError as error:
             raise self._unknown(name, version, error) from error
-        return model_info(metadata, config, version, self.url)
+        return model_info(name, metadata, config, version, self.url)
 
     def served(self, timeout_s: float = _ASK_TIMEOUT_S) -> dict[str, list[int]]:
         """Every model that the server has ready, with its versions, ascending.
@@ -83,6 +88,10 @@ class Connection:
             answer = self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=timeout_s)
         found: dict[str, list[int]] = {}
         for model in answer.model_stats:
+            if not model.version.isdecimal():
+                raise ClientError(
+                    f"{self.url}: model {model.name[:MAX_TEXT]} has a version that is no number"
+                )
             found.setdefault(model.name, []).append(int(model.version))
         return {name: sorted(versions) for name, versions in sorted(found.items())}
 
@@ -145,13 +154,19 @@ class Connection:
         models = self.served()
         if name in models and version is not None:
             return ClientError(
-                f"{self.url}: model {name} has no version {version} ready; it has {', '.join(map(str, models[name]))}"
+                f"{self.url}: model {name} has no version {version} ready; it has {_some(map(str, models[name]))}"
             )
         if not models:
             return ClientError(f"{self.url}: there is no model {name}; the server has none ready yet")
         near = difflib.get_close_matches(name, models, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return ClientError(f"{self.url}: there is no model {name}; the server has {', '.join(models)}{hint}")
+        return ClientError(f"{self.url}: there is no model {name}; the server has {_some(models)}{hint}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, where there are many."""
+    first = list(itertools.islice(names, _MOST_NAMES + 1))
+    return ", ".join([*first[:_MOST_NAMES], "…"] if len(first) > _MOST_NAMES else first)[:MAX_TEXT]
 
 
 def _method(name: str) -> str:
@@ -177,7 +192,7 @@ def request_error(error: Any, url: str) -> ClientError:
     """Our error for a gRPC one."""
     import grpc
 
-    code, details = error.code(), " ".join(str(error.details()).split())
+    code, details = error.code(), " ".join(str(error.details()).split())[:MAX_TEXT]
     if code is grpc.StatusCode.UNAVAILABLE:
         return ClientError(
             f"{url}: no server answers ({details}); start one with `python -m unitrain serve` or name it with --url"

@@ -6,6 +6,16 @@ from typing import Any
 from unitrain.errors import ClientError
 from unitrain.tensors import DTYPES, Signature, TensorSpec
 
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's and Triton's limit; a message's own overhead is left out of `MAX_PAYLOAD_BYTES`."""
+MAX_PAYLOAD_BYTES = MAX_MESSAGE_BYTES - 2**16
+
+_MOST_TENSORS = 4096
+_MOST_AXES = 32
+"""Of numpy 1; numpy 2 has 64."""
+_LONGEST_NAME = 64
+"""Characters that a message quotes of a name."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -43,39 +53,63 @@ class ModelInfo:
         return max(1, _bytes(self.inputs), _bytes(self.outputs))
 
 
-def _bytes(specs: tuple[TensorSpec, ...]) -> int:
+def _bytes(specs: tuple[TensorSpec, ...], unknown_length: int = 64) -> int:
     total = 0
     for spec in specs:
         size = 32 if spec.dtype == "BYTES" else spec.numpy.itemsize
         for length in spec.dims:
-            size *= 64 if length < 0 else length
+            size *= unknown_length if length < 0 else length
         total += size
     return total
 
 
-def model_info(metadata: Any, config: Any, version: int | None, url: str) -> ModelInfo:
+def model_info(name: str, metadata: Any, config: Any, version: int | None, url: str) -> ModelInfo:
     """The model that Triton's ModelMetadataResponse and ModelConfig messages describe.
 
     Raises:
-        ClientError: a tensor's dtype is none that numpy has.
+        ClientError: they describe no model that a client can query: dtypes that numpy lacks, shapes or numbers of
+            tensors that no request can have, names that are missing or come twice.
     """
+    where = f"{url}: model {name}"
+    if metadata.name != name:
+        raise ClientError(f"{where}: the server describes another model, {metadata.name[:_LONGEST_NAME]}")
+    if config.max_batch_size < 0:
+        raise ClientError(f"{where}: max_batch_size is {config.max_batch_size}, expected 0 or more")
+    if not all(v.isascii() and v.isdecimal() and len(v) < _LONGEST_NAME for v in metadata.versions):
+        raise ClientError(f"{where}: one of its versions is no number")
     batched = config.max_batch_size > 0
+    signature = Signature(
+        _specs(metadata.inputs, "input", where, batched=batched),
+        _specs(metadata.outputs, "output", where, batched=batched),
+        batched,
+    )
+    info = ModelInfo(
+        name, tuple(sorted(map(int, metadata.versions))), version, signature, config.max_batch_size, url
+    )
+    smallest = max(_bytes(info.inputs, 1), _bytes(info.outputs, 1))
+    if smallest > MAX_PAYLOAD_BYTES:
+        raise ClientError(
+            f"{where}: a row has {smallest:.3g} bytes, over gRPC's limit of {MAX_PAYLOAD_BYTES:,}"
+        )
+    return info
 
-    for tensor in (*metadata.inputs, *metadata.outputs):
+
+def _specs(tensors: Any, kind: str, where: str, *, batched: bool) -> tuple[TensorSpec, ...]:
+    if not 1 <= len(tensors) <= _MOST_TENSORS:
+        raise ClientError(f"{where}: it has {len(tensors)} {kind}s, expected 1 to {_MOST_TENSORS}")
+    specs: dict[str, TensorSpec] = {}
+    for tensor in tensors:
+        shape, name = tuple(tensor.shape), tensor.name[:_LONGEST_NAME]
+        if not tensor.name or not tensor.name.isprintable() or tensor.name in specs:
+            raise ClientError(f"{where}: the name of {kind} {name!r} is empty, not printable, or comes twice")
         if tensor.datatype not in DTYPES:
             raise ClientError(
-                f"{url}: model {metadata.name}: tensor {tensor.name} is {tensor.datatype}, which numpy does not have; "
+                f"{where}: {kind} {name} is {tensor.datatype[:_LONGEST_NAME]}, which numpy does not have; "
                 f"expected one of {', '.join(DTYPES)}"
             )
-
-    def specs(tensors: Any) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)[1 if batched else 0 :]) for t in tensors)
-
-    return ModelInfo(
-        name=metadata.name,
-        versions=tuple(sorted(int(v) for v in metadata.versions)),
-        version=version,
-        signature=Signature(specs(metadata.inputs), specs(metadata.outputs), batched),
-        max_batch_size=config.max_batch_size,
-        url=url,
-    )
+        if len(shape) > _MOST_AXES or any(n < -1 for n in shape) or (batched and shape[:1] != (-1,)):
+            raise ClientError(
+                f"{where}: {kind} {name} has the shape {list(shape[:_MOST_AXES])}, which is no valid one"
+            )
+        specs[tensor.name] = TensorSpec(tensor.name, tensor.datatype, shape[1 if batched else 0 :])
+    return tuple(specs.values())

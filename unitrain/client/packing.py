@@ -77,9 +77,10 @@ class Packer:
         if request.slot is not None and self._memory is not None and self._memory.holds_outputs:
             shared = functools.partial(self._memory.output, slot=request.slot)
         try:
-            request.outputs, request.version = decode_response(answer, shared)
+            rows = sum(item.rows for item in request.items if item.error is None)
+            request.outputs, request.version = decode_response(answer, self._model, rows, shared)
         except RequestError as error:
-            request.error = error
+            request.error = RequestError(f"sample {request.items[0].index}: {error}", error.kind)
         request.message = None
         self.free(request)
 

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from unitrain.client.connection import Connection
+from unitrain.client.connection import MAX_TEXT, Connection
 from unitrain.client.intake import Intake, Sample, rows_a_request
 from unitrain.client.link import Event, Link
 from unitrain.client.model import ModelInfo
@@ -172,7 +172,7 @@ class Stream:
             return
         self._heard_s = event.time_s
         answer = event.response.infer_response
-        request = self._answered(answer.id)
+        request = self._answered(answer.id, failed=bool(event.response.error_message))
         if request is None:
             return
         if request.done():  # its time had run out
@@ -185,12 +185,15 @@ class Stream:
         self._packer.unpack(request, answer)
         self._patience.answered()
 
-    def _answered(self, number: str) -> Request | None:
-        """The request that an answer belongs to, taken from those in flight."""
+    def _answered(self, number: str, *, failed: bool) -> Request | None:
+        """The request that an answer belongs to, taken from those in flight; None if it belongs to none of them.
+
+        An error comes without an id. Any other answer without one is ignored: it may be of any request.
+        """
         if not self._in_flight:
             return None
         oldest = self._in_flight.popleft()
-        if not number or str(oldest.number) == number:
+        if (failed and not number) or str(oldest.number) == number:
             return oldest
         self._in_flight.appendleft(oldest)
         for request in self._in_flight:
@@ -200,7 +203,7 @@ class Stream:
         return None
 
     def _refused(self, request: Request, message: str) -> None:
-        text = " ".join(message.split())
+        text = " ".join(message.split())[:MAX_TEXT]
         if any(words in text.lower() for words in _PASSING):
             self._unsent.append(request)
             self._pause(f"model {self._model.name} is not ready: {text}")
@@ -238,7 +241,9 @@ class Stream:
         """The stream has ended by itself: what is unanswered is to be sent again."""
         code = ending.code().name if ending is not None else "OK"
         details = (
-            " ".join(str(ending.details()).split()) if ending is not None else "the server closed the stream"
+            " ".join(str(ending.details()).split())[:MAX_TEXT]
+            if ending is not None
+            else "the server closed the stream"
         )
         if code in _LASTING and self._in_flight:
             oldest = self._in_flight.popleft()

@@ -1,23 +1,23 @@
 """Requests and answers as Triton's protocol buffer messages."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from unitrain.client.arrays import Array
-from unitrain.client.model import ModelInfo
+from unitrain.client.model import MAX_PAYLOAD_BYTES, ModelInfo
 from unitrain.errors import DataError, RequestError
-from unitrain.tensors import DTYPES
-
-MAX_MESSAGE_BYTES = 2**31 - 1
-"""gRPC's and Triton's limit; a message's own overhead is left out of `MAX_PAYLOAD_BYTES`."""
+from unitrain.tensors import DTYPES, TensorSpec
 
 _MOST_HEADS = 1000
 
-_NUMPY = {name: np.dtype(row.numpy) for name, row in DTYPES.items()}
+_LONGEST_NAME = 64
+_MOST_AXES = 16
+"""What a message quotes of an answer."""
 
-MAX_PAYLOAD_BYTES = MAX_MESSAGE_BYTES - 2**16
+_NUMPY = {name: np.dtype(row.numpy) for name, row in DTYPES.items()}
 
 
 class Encoder:
@@ -85,33 +85,101 @@ def payload_bytes(arrays: list[Array]) -> int:
 
 
 def decode_response(
-    response: Any, shared: Callable[[str, tuple[int, ...]], Array] | None = None
+    response: Any,
+    model: ModelInfo,
+    rows: int,
+    shared: Callable[[str, tuple[int, ...]], Array] | None = None,
 ) -> tuple[dict[str, Array], int]:
-    """The outputs by name (arrays of their own, writable) and the version of a ModelInferResponse message.
+    """The outputs by name, in the model's order (arrays of their own, writable), and the version that answered.
 
     Args:
-        response: the message.
+        response: a ModelInferResponse message.
+        model: as its metadata describes it; the answer is compared with it.
+        rows: in the request; of no account where the model has no batch axis.
         shared: gives an output that the server wrote into shared memory, by name and shape.
 
     Raises:
-        RequestError: the message contradicts itself.
+        RequestError: the answer does not fit the metadata or the request, or contradicts itself.
     """
-    outputs: dict[str, Array] = {}
     try:
-        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-            if shared is not None and not raw:
-                outputs[tensor.name] = shared(tensor.name, tuple(tensor.shape))
-                continue
-            if tensor.datatype == "BYTES":
-                array = _from_length_prefixed(raw)
-            else:
-                array = np.frombuffer(bytearray(raw), dtype=_NUMPY[tensor.datatype])
-            outputs[tensor.name] = array.reshape(tuple(tensor.shape))
-    except (KeyError, ValueError) as error:
-        raise RequestError(
-            f"model {response.model_name} gave an answer that can't be read: {error}"
-        ) from error
-    return outputs, int(response.model_version or 0)
+        return _decoded(response, model, rows, shared), _version(response, model)
+    except (ValueError, OverflowError) as error:
+        raise RequestError(f"model {model.name}: the server's answer does not fit: {error}") from error
+
+
+def _decoded(
+    response: Any, model: ModelInfo, rows: int, shared: Callable[[str, tuple[int, ...]], Array] | None
+) -> dict[str, Array]:
+    tensors, values = response.outputs, response.raw_output_contents
+    if len(tensors) != len(values):
+        raise ValueError(f"it has {len(tensors)} outputs and {len(values)} values")
+    given = {tensor.name: (tensor, raw) for tensor, raw in zip(tensors, values, strict=True)}
+    if len(given) != len(tensors):
+        raise ValueError("it has one output twice")
+    lead = (rows,) if model.signature.batched else ()
+    outputs = {}
+    for spec in model.outputs:
+        if spec.name not in given:
+            raise ValueError(f"it lacks output {spec.name}")
+        outputs[spec.name] = _output(*given.pop(spec.name), spec, lead, shared)
+    if given:
+        raise ValueError(
+            f"it has an output {next(iter(given))[:_LONGEST_NAME]}, which the model does not have"
+        )
+    return outputs
+
+
+def _version(response: Any, model: ModelInfo) -> int:
+    text = response.model_version or "0"
+    if response.model_name not in ("", model.name):
+        raise ValueError(f"it is of model {response.model_name[:_LONGEST_NAME]}")
+    if not (text.isascii() and text.isdecimal() and len(text) < _LONGEST_NAME):
+        raise ValueError(f"its version is {text[:_LONGEST_NAME]!r}")
+    if model.version is not None and int(text) != model.version:
+        raise ValueError(f"it is of version {text}, version {model.version} was requested")
+    return int(text)
+
+
+def _output(
+    tensor: Any,
+    raw: bytes,
+    spec: TensorSpec,
+    lead: tuple[int, ...],
+    shared: Callable[[str, tuple[int, ...]], Array] | None,
+) -> Array:
+    """One output's array, once its dtype, shape and size are as expected."""
+    shape, expected = tuple(tensor.shape), (*lead, *spec.dims)
+    if tensor.datatype != spec.dtype:
+        raise ValueError(f"output {spec.name} is {tensor.datatype[:_LONGEST_NAME]}, expected {spec.dtype}")
+    if len(shape) != len(expected) or any(
+        have < 0 or want not in (-1, have) for have, want in zip(shape, expected, strict=True)
+    ):
+        raise ValueError(f"output {spec.name} has the shape {_shown(shape)}, expected {_shown(expected)}")
+    if shared is not None and not raw:
+        return shared(spec.name, shape)
+    count = math.prod(shape)
+    if spec.dtype == "BYTES":
+        array = _from_length_prefixed(raw)
+        if len(array) != count:
+            raise ValueError(
+                f"output {spec.name} has {len(array)} strings, its shape {_shown(shape)} needs {count}"
+            )
+    else:
+        dtype = _NUMPY[spec.dtype]
+        if len(raw) != count * dtype.itemsize:
+            raise ValueError(
+                f"output {spec.name} has {len(raw)} bytes, its shape {_shown(shape)} needs {count * dtype.itemsize}"
+            )
+        if dtype == bool:  # any byte but 0 is true
+            array = np.frombuffer(raw, np.uint8).astype(bool)
+        else:
+            array = np.frombuffer(bytearray(raw), dtype)
+    return array.reshape(shape)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    shown = ["?" if length == -1 else str(length) for length in shape[:_MOST_AXES]]
+    return f"[{', '.join([*shown, '…'] if len(shape) > _MOST_AXES else shown)}]"
 
 
 def _to_raw(array: Array) -> memoryview:
@@ -139,6 +207,8 @@ def _from_length_prefixed(raw: bytes) -> Array:
     values, position = [], 0
     while position < len(raw):
         end = position + 4 + int.from_bytes(raw[position : position + 4], "little")
+        if end > len(raw):
+            raise ValueError("its strings are cut off")
         values.append(raw[position + 4 : end])
         position = end
     array = np.empty(len(values), dtype=object)
