@@ -89,5 +89,5 @@ class LyingServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             outputs=[{"name": "y", "datatype": "FP32", "shape": request.inputs[0].shape}],
             raw_output_contents=[(2 * x).tobytes()],
         )
-        spoiled = self.spoil(answer) if 13 in x else None  # noqa: PLR2004 - the number that tests send
+        spoiled = self.spoil(answer) if 13 in x else None
         return [service_pb2.ModelStreamInferResponse(infer_response=answer)] if spoiled is None else spoiled

@@ -191,7 +191,7 @@ def test_answers_that_come_twice_count_once(liar):
 
 def test_errors_of_the_server_are_cut_and_counted(liar):
     """A message of a megabyte is quoted by its beginning; the others are answered."""
-    liar.spoil = lambda answer: [service_pb2.ModelStreamInferResponse(error_message="\x1b[2J no " * 150_000)]
+    liar.spoil = lambda _answer: [service_pb2.ModelStreamInferResponse(error_message="\x1b[2J no " * 150_000)]
     samples = [{"x": np.full(3, value, np.float32)} for value in (1, 13, 2)]
     with Client(liar.url) as client:
         results = list(client.stream("linear", samples, batch_rows=1))
@@ -201,7 +201,7 @@ def test_errors_of_the_server_are_cut_and_counted(liar):
 
 def test_what_a_server_says_is_escaped_on_the_terminal(liar):
     """By `predict`: one line, exit code 1."""
-    liar.spoil = lambda answer: [
+    liar.spoil = lambda _answer: [
         service_pb2.ModelStreamInferResponse(error_message="\x1b]0;title\x07 no\n\u202eerror: \x9b2J")
     ]
     done = run_predict("linear", "--url", liar.url, "--input", "-", stdin='{"x": [13, 13, 13]}\n')

@@ -170,7 +170,7 @@ def _output(
             raise ValueError(
                 f"output {spec.name} has {len(raw)} bytes, its shape {_shown(shape)} needs {count * dtype.itemsize}"
             )
-        if dtype == bool:  # any byte but 0 is true
+        if spec.dtype == "BOOL":  # any byte but 0 is true
             array = np.frombuffer(raw, np.uint8).astype(bool)
         else:
             array = np.frombuffer(bytearray(raw), dtype)

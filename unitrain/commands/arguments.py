@@ -77,6 +77,11 @@ def add_checkpoint(parser: ArgumentParser, *, required: bool = False) -> None:
         choices=("ema", "raw"),
         help="the averaged ones or the raw ones; default: averaged if the run has them",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the run's code from wherever its run.json says, not only from this project or around the run",
+    )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

@@ -57,6 +57,7 @@ def _main(stage: str, argv: Sequence[str]) -> int:
         overrides=rest,
         experiments_dir=options.experiments_dir or project_root(Path.cwd()) / "experiments",
         console=Console(),
+        trust=options.trust,
     )
     if options.json:
         print_json(dataclasses.asdict(found) | {"run_dir": str(found.run_dir)})

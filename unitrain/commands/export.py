@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         repository_dir=options.model_repository and options.model_repository.absolute(),
         model=options.model,
         console=Console(),
+        trust=options.trust,
     )
     if options.json:
         print_json(manifest.to_json())

@@ -21,6 +21,7 @@ Train by a settings file, and publish versions of the model while doing so.
   --init-from RUN        begin a new run with another's weights: its best checkpoint's, else its last
   --init-weights KIND    of these the averaged ones (ema, the default) or the raw ones
   --SECTION.NAME VALUE   any setting, in the place of the file's: --trainer.max_epochs 40, --publish null
+  --trust                with --resume: import the run's code from wherever its run.json says
   --json                 print the result as one JSON object
   --quiet                tell nothing but warnings
   --debug                show the traceback of an error
@@ -31,15 +32,17 @@ OWN_OPTIONS = ("config", "resume", "init_from", "init_weights")
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit code."""
     words = list(argv)
-    flags = {name: name in words for name in ("--json", "--quiet", "--help", "-h")}
+    flags = {name: name in words for name in ("--json", "--quiet", "--trust", "--help", "-h")}
     words = [word for word in words if word not in flags]
     if flags["--help"] or flags["-h"]:
         print(USAGE)
         _print_settings()
         return 0
     own, rest = _take_own(words)
+    if flags["--trust"] and "resume" not in own:
+        raise UsageError("fit: --trust goes with --resume RUN: it accepts the project that the run names")
     result = (
-        _resume(own, rest, quiet=flags["--quiet"])
+        _resume(own, rest, quiet=flags["--quiet"], trust=flags["--trust"])
         if "resume" in own
         else _start(own, rest, quiet=flags["--quiet"])
     )
@@ -62,7 +65,7 @@ def _start(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
     return Fit(path, read_settings(path), rest, start_from=start_from, quiet=quiet).run()
 
 
-def _resume(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
+def _resume(own: dict[str, str], rest: list[str], *, quiet: bool, trust: bool) -> "RunResult":
     if "init_from" in own:
         raise UsageError(
             "fit: --resume goes on with a run, --init-from begins a new one; give one of the two"
@@ -85,7 +88,9 @@ def _resume(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult"
         if pair[0] == "--experiments_dir" and len(pair) > 1:
             folder = pair[1]
     changed = [word for pair in pairs if pair[0] != "--experiments_dir" for word in pair]
-    return resume_by_flags(own["resume"], changed, root / folder, experiment, Console(quiet=quiet))
+    return resume_by_flags(
+        own["resume"], changed, root / folder, experiment, Console(quiet=quiet), trust=trust, project=root
+    )
 
 
 def _take_own(words: list[str]) -> tuple[dict[str, str], list[str]]:

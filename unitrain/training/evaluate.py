@@ -61,6 +61,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     experiments_dir: Path = Path("experiments"),
     console: Console | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Validate or test a checkpoint, with the figures that fit had for it, to the bit.
 
@@ -72,6 +73,7 @@ def evaluate(
         overrides: further settings, as flags: `["--data.init_args.batch_size", "16"]`.
         experiments_dir: where a run's name is looked for.
         console: told of what may make the figures differ from those of fit.
+        trust: import code from any project root that the run names.
 
     Raises:
         RunError: there is no such run or checkpoint, or it no longer fits the code.
@@ -79,7 +81,7 @@ def evaluate(
     """
     console = console or Console(quiet=True)
     with quiet_lightning():
-        parts = rebuild(find_run(str(run), experiments_dir), overrides)
+        parts = rebuild(find_run(str(run), experiments_dir), overrides, trust=trust)
         _tell_differences(parts, console)
         path = checkpoint_path(parts.run, checkpoint)
         loaded = load_weights(parts.module, path, weights)

@@ -35,6 +35,7 @@ def export_run(
     repository_dir: Path | None = None,
     model: str | None = None,
     console: Console,
+    trust: bool = False,
 ) -> Manifest:
     """The manifest of the version that a run's checkpoint became.
 
@@ -45,13 +46,15 @@ def export_run(
         weights: "ema" or "raw"; None: the average where the run kept one.
         repository_dir: None: the one that the run's settings name.
         model: the served model's name; None: as the run's settings have it.
+        console: told of what changed since the run.
+        trust: import code from any project root that the run names.
 
     Raises:
         UnitrainError: the run can't be rebuilt, a gate refused, or the repository did.
     """
     run = RunFolder.open(run_dir)
     path = checkpoint_path(run, checkpoint)
-    rebuilt = rebuild(run_dir)
+    rebuilt = rebuild(run_dir, trust=trust)
     if rebuilt.changed_sources:
         console.warn(
             f"changed since the run: {', '.join(rebuilt.changed_sources)}; the graph is that of the code as it is now"

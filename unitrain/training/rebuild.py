@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from unitrain.errors import RunError, UnitrainError
 from unitrain.runs import RunFolder
 from unitrain.training.complaints import explained, own_error
-from unitrain.training.resuming import changed_sources, read_checkpoint, root_of, unsound
+from unitrain.training.resuming import changed_sources, read_checkpoint, trusted_root, unsound
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings, read_settings
 
 Kind = Literal["ema", "raw"]
@@ -58,23 +58,24 @@ class LoadedWeights:
     epoch: int
 
 
-def rebuild(run_dir: Path, overrides: Sequence[str] = ()) -> Rebuilt:
+def rebuild(run_dir: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Rebuilt:
     """A run's module, data module and trainer, from the settings in its folder and the project's code as it is now.
 
     Args:
         run_dir: its folder.
         overrides: further settings, as flags: `["--data.init_args.batch_size", "16"]`.
+        trust: import code from any project root that the run names.
 
     Raises:
         RunError: the folder has no settings.
-        UsageError: the settings no longer fit the code, or the overrides are wrong.
+        UsageError: the settings no longer fit the code, the overrides are wrong, or the root is not trusted.
     """
     run = RunFolder.open(run_dir)
     if not run.settings_path.is_file():
         raise RunError(
             f"{run.path} has no {run.settings_path.name}: the run was refused or is another tool's"
         )
-    root = root_of(run.path, run.record())
+    root = trusted_root(run.path, run.record(), trust=trust)
     raw = read_settings(run.settings_path)
     check_classes(raw, overrides, root)
     with warnings.catch_warnings():

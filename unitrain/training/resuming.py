@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from unitrain.errors import RunError, SettingsError
+from unitrain.errors import RunError, SettingsError, UsageError
 from unitrain.project import project_root
 from unitrain.runs import find_run, list_runs, read_summary
 from unitrain.training.checkpoint import load_plain
@@ -40,7 +40,13 @@ class ResumePoint:
 
 
 def find_resume_point(
-    text: str, experiments_dir: Path, experiment: str | None, console: Console
+    text: str,
+    experiments_dir: Path,
+    experiment: str | None,
+    console: Console,
+    *,
+    trust: bool = False,
+    project: Path | None = None,
 ) -> ResumePoint:
     """The run that a person means by `--resume`, and the checkpoint to go on from.
 
@@ -49,6 +55,8 @@ def find_resume_point(
         experiments_dir: where names are looked for.
         experiment: for `last`, look at that experiment only.
         console: told which run it is, and which checkpoints were passed over.
+        trust: accept any project root that the run names.
+        project: the user's project; default: the working folder's.
 
     Raises:
         RunError: there is no such run, or it has no checkpoint that is whole.
@@ -77,7 +85,7 @@ def find_resume_point(
             return ResumePoint(
                 path,
                 checkpoint,
-                root_of(path, summary.record),
+                trusted_root(path, summary.record, trust=trust, project=project),
                 summary.status in ("finished", "stopped"),
                 int(content["global_step"]),
                 done,
@@ -86,6 +94,30 @@ def find_resume_point(
         console.warn(f"{checkpoint} is damaged ({fault}); looking for an earlier one")
     raise RunError(
         f"{path} has no whole checkpoint, so there is nothing to resume; start a new run without --resume"
+    )
+
+
+def trusted_root(
+    run_dir: Path, record: Mapping[str, Any], *, trust: bool, project: Path | None = None
+) -> Path:
+    """The root of a run's project, whose code will be imported.
+
+    Args:
+        run_dir: the run's folder.
+        record: its run.json.
+        trust: accept any root.
+        project: the user's project; default: the working folder's.
+
+    Raises:
+        UsageError: the root is neither around the run's folder nor in the user's project.
+    """
+    root = root_of(run_dir, record)
+    places = root.resolve(), (project or project_root(Path.cwd())).resolve()
+    if trust or run_dir.resolve().is_relative_to(places[0]) or places[0].is_relative_to(places[1]):
+        return root
+    raise UsageError(
+        f"{run_dir}: its code would be imported from {root}, which is neither around the run nor in this project "
+        f"({places[1]}); if you trust that code, add --trust (trust=True in Python)"
     )
 
 

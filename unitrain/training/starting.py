@@ -67,6 +67,7 @@ def resume(
     experiments_dir: str | Path = "experiments",
     experiment: str | None = None,
     quiet: bool = False,
+    trust: bool = False,
 ) -> RunResult:
     """Go on with a run in its own folder, as if it had not been interrupted.
 
@@ -76,26 +77,38 @@ def resume(
         experiments_dir: where names are looked for.
         experiment: for `last`, look at that experiment only.
         quiet: tell nothing but warnings, and show no progress bar.
+        trust: import code from any project root that the run names, not only from one around the run or the
+            working folder's.
 
     Raises:
+        UsageError: the run's project root is not trusted.
         RunError: there is nothing to resume, or another process owns the run.
         UnitrainError: as `fit` says.
     """
     flags = as_flags(overrides or {})
-    return resume_by_flags(str(run), flags, Path(experiments_dir), experiment, Console(quiet=quiet))
+    return resume_by_flags(
+        str(run), flags, Path(experiments_dir), experiment, Console(quiet=quiet), trust=trust
+    )
 
 
 def resume_by_flags(
-    text: str, argv: Sequence[str], experiments_dir: Path, experiment: str | None, console: Console
+    text: str,
+    argv: Sequence[str],
+    experiments_dir: Path,
+    experiment: str | None,
+    console: Console,
+    *,
+    trust: bool = False,
+    project: Path | None = None,
 ) -> RunResult:
-    """`resume`, with the changed settings as flags."""
+    """`resume`, with the changed settings as flags; `project`: the user's, default the working folder's."""
     if process_rank() and text == "last":
         text = os.environ.get(RESUMED_RUN, "")
         if not text:
             raise SettingsError(
                 "--resume last: processes started one by one may not agree on it; name the run's folder"
             )
-    point = find_resume_point(text, experiments_dir, experiment, console)
+    point = find_resume_point(text, experiments_dir, experiment, console, trust=trust, project=project)
     os.environ[RESUMED_RUN] = str(point.run_dir)
     if point.finished and not argv:
         summary = read_summary(point.run_dir)
