@@ -1,14 +1,27 @@
 """The commands: a table from name to function; only the chosen one's module is imported."""
 
+import contextlib
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from types import FrameType
+from typing import Any
 
 from unitrain import __version__
-from unitrain.errors import UnitrainError
-from unitrain.terminal import accept_any_text, say_error
+from unitrain.durable import full_disk
+from unitrain.errors import Interrupted, UnitrainError
+from unitrain.terminal import accept_any_text, say, say_error
+
+_SIGNALS: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
+"""Signals that a command may be ended by, with the handler that Python starts with."""
 
 COMMANDS = {
     "new": ("unitrain.commands.new", "make a working project to start from"),
@@ -66,11 +79,12 @@ def _run(name: str, arguments: list[str]) -> int:
     debug = "--debug" in own
     if debug:
         arguments.remove("--debug")
+    received: list[int] = []
     try:
-        module, _, function = COMMANDS[name][0].partition(":")
-        return int(getattr(import_module(module), function or "main")(arguments))
-    except KeyboardInterrupt:
-        return 130
+        with _signals_raise(received):
+            return _call(name, arguments)
+    except KeyboardInterrupt as error:
+        return _stopped(getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
         # The reader has gone (`| head`): nothing to tell, and nothing more to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,6 +97,54 @@ def _run(name: str, arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split()) or "no message"
-        say_error(f"unexpected {type(error).__name__}: {text} (--debug shows where)")
+        if received:  # an import that a signal cut short fails in its own ways
+            return _stopped(received[0])
+        say_error(_sentence(error))
         return 1
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    module, _, function = COMMANDS[name][0].partition(":")
+    return int(getattr(import_module(module), function or "main")(arguments))
+
+
+def _stopped(number: int) -> int:
+    with contextlib.suppress(OSError):
+        say(f"stopped by {signal.Signals(number).name}", to=sys.stderr)
+    return 128 + number
+
+
+def _sentence(error: Exception) -> str:
+    full = full_disk(error)
+    if full is not None:
+        return f"the disk is full: {full}; free some space and try again"
+    text = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+
+
+@contextlib.contextmanager
+def _signals_raise(received: list[int]) -> Iterator[None]:
+    """Signals that would end the process without a word raise `Interrupted`, until a command handles them itself."""
+    owner = os.getpid()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker ends as it always did
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        received.append(number)
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, interrupt)
+        for number, usual in _SIGNALS.items()
+        if signal.getsignal(number) is usual
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -74,6 +74,17 @@ def write_json(path: Path, data: Any, *, mode: int = 0o644) -> None:
     write_text(path, json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", mode=mode)
 
 
+def full_disk(error: BaseException | None) -> str | None:
+    """The system's sentence where a full disk, or a quota, is behind an error or its causes; else None."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -12,6 +12,7 @@ UnitrainError                exit 1: it was asked rightly and could not be done
 └── ClientError              no server, no such model
     ├── RequestError         the server refused or failed a request
     └── DataError            a source or a sink: missing file, wrong columns, shape, dtype, NaN
+Interrupted                  exit 128 + n: signal n came where nothing else handles it; a KeyboardInterrupt
 
 A message is one sentence: where, what was expected, what was got, what to do.
 """
@@ -77,6 +78,14 @@ class RequestError(ClientError):
     def __init__(self, message: str, kind: str = "refused") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the command; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class DataError(ClientError):

@@ -1,11 +1,12 @@
 """`fit`: settings in, a run folder and published versions out."""
 
+import contextlib
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from unitrain.durable import write_text
+from unitrain.durable import full_disk, write_text
 from unitrain.errors import RunError, SettingsError, UnitrainError, UsageError
 from unitrain.project import project_root
 from unitrain.repository import check_model_name
@@ -90,7 +91,7 @@ class Fit:
         main_thread = threading.current_thread() is threading.main_thread()
         on_interrupt = signal.getsignal(signal.SIGINT) if main_thread else None
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), self._writers_reported():
                 _silence_lightning()
                 checkpoint = str(self.resume_point.checkpoint) if self.resume_point else None
                 cli.trainer.fit(
@@ -115,17 +116,21 @@ class Fit:
             raise
         except BaseException as error:
             # Before the first epoch signals are Python's own; Lightning makes an exit of it.
-            if not isinstance(
-                error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt
-            ):
+            stop = error.__context__ if isinstance(error, SystemExit) else error
+            if not isinstance(stop, KeyboardInterrupt):
                 self._fail(error)
                 raise
-            status, reason, exit_code = "interrupted", "SIGINT", 128 + signal.SIGINT
+            number = getattr(stop, "number", signal.SIGINT)
+            status, reason, exit_code = "interrupted", signal.Signals(number).name, 128 + number
         finally:
             if on_interrupt is not None:
                 signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
-        self._close(status, reason)
-        self.console.say(f"{status}: {reason}; {self.folder.path}")
+        if status == "interrupted" and self._is_empty(cli.trainer):
+            self._remove(cli.trainer)
+            self.console.say(f"stopped by {reason} before the first step: no run folder is left")
+        else:
+            self._close(status, reason)
+            self.console.say(f"{status}: {reason}; {self.folder.path}")
         return self._result(status, reason, exit_code)
 
     @property
@@ -230,27 +235,70 @@ class Fit:
         arguments["enable_model_summary"] = bool(arguments.get("enable_model_summary"))
         return Trainer(**arguments)
 
+    @contextlib.contextmanager
+    def _writers_reported(self) -> Iterator[None]:
+        """A full disk in a thread of TensorBoard's is one warning rather than a traceback."""
+        before, reported = threading.excepthook, False
+
+        def hook(arguments: Any) -> None:
+            nonlocal reported
+            full = full_disk(arguments.exc_value)
+            if full is None:
+                before(arguments)
+            elif not reported:
+                reported = True
+                self.console.warn(f"TensorBoard's events can't be written: {full}")
+
+        threading.excepthook = hook
+        try:
+            yield
+        finally:
+            threading.excepthook = before
+
     def _refuse(self, trainer: Trainer, error: Exception) -> None:
         """Leave nothing of a training that never began; keep what one left that did."""
         if trainer.global_step == 0 and not self.resume_point:
-            if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.close()
-            self._discard()
+            self._remove(trainer)
         else:
             self._close("failed", str(error))
+
+    def _is_empty(self, trainer: Trainer) -> bool:
+        """Whether there is nothing in the run's folder that could be resumed or looked at."""
+        return (
+            trainer.global_step == 0
+            and not self.resume_point
+            and not any(self.folder.checkpoints_dir.glob("*"))
+        )
+
+    def _remove(self, trainer: Trainer) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            with contextlib.suppress(OSError):  # a full disk
+                trainer.logger.experiment.close()
+        self._discard()
 
     def _discard(self) -> None:
         if self._run is not None:
             self._run.discard()
 
     def _fail(self, error: BaseException) -> None:
+        """Record an unexpected error.
+
+        Raises:
+            RunError: a full disk was behind it.
+        """
+        full = full_disk(error)
+        if full is not None:
+            sentence = f"{self.folder.path}: the disk is full: {full}"
+            self._close("failed", sentence)
+            raise RunError(f"{sentence}; free some space, then resume the run") from error
         text = "".join(traceback.format_exception(error))
         try:
             write_text(self.folder.path / "traceback.txt", text)
         except OSError as trouble:
             self.console.warn(f"the traceback could not be written: {trouble.strerror}")
+        else:
+            self.console.warn(f"the traceback is in {self.folder.path / 'traceback.txt'}")
         self._close("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        self.console.warn(f"the traceback is in {self.folder.path / 'traceback.txt'}")
 
     def _close(self, status: str, reason: str) -> None:
         try:

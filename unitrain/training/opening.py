@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unitrain.durable import write_text
+from unitrain.durable import full_disk, write_text
 from unitrain.errors import RunError, SettingsError
 from unitrain.lock import FileLock
 from unitrain.publish import Lineage
@@ -35,6 +35,8 @@ def begin_run(
     try:
         run = RunFolder.create(experiments_dir, experiment, slug(argv))
     except RunError as error:
+        if full_disk(error) is not None:
+            raise
         raise SettingsError(str(error)) from error
     try:
         write_text(run.settings_path, resolved)

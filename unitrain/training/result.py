@@ -10,7 +10,7 @@ class RunResult:
     """How a training ended.
 
     Attributes:
-        run_dir: the run's folder.
+        run_dir: the run's folder; removed where a signal stopped a new run before its first step.
         status: finished, stopped (early, by its own rule), interrupted or failed.
         reason: in words.
         metrics: the last values of everything logged.

@@ -15,6 +15,9 @@ from unitrain.training.checkpoint import load_plain
 from unitrain.training.console import Console
 from unitrain.training.settings_cli import read_settings
 
+_CONTENT = ("state_dict", "global_step", "epoch", "loops")
+"""What a checkpoint of fit always has."""
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -79,8 +82,11 @@ def find_resume_point(
         if not checkpoint.is_file():
             continue
         fault = unsound(checkpoint)
+        try:
+            content = read_checkpoint(checkpoint) if fault is None else {}
+        except RunError as error:
+            fault = str(error)
         if fault is None:
-            content = read_checkpoint(checkpoint)
             done = int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
             return ResumePoint(
                 path,
@@ -165,9 +171,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         RunError: it holds something else than plain data.
     """
     try:
-        return load_plain(path)
+        content = load_plain(path)
     except Exception as error:
-        raise RunError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"{path} can't be read as a checkpoint: {reason}") from error
+    missing = [key for key in _CONTENT if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise RunError(f"{path} is an incomplete checkpoint: it has no {', '.join(missing)}")
+    return content
 
 
 def changed_sources(root: Path, sources_dir: Path) -> list[str]:
