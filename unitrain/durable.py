@@ -69,7 +69,12 @@ def write_json(path: Path, data: Any, *, mode: int = 0o644) -> None:
 
     NaN and infinities are written as null, which every JSON reader takes.
     """
-    write_text(path, json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n", mode=mode)
+    write_text(path, json_text(data), mode=mode)
+
+
+def json_text(data: Any) -> str:
+    """`data` as indented JSON, NaN and infinities as null."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n"
 
 
 def sha256_of(path: Path) -> str:

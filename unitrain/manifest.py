@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unitrain.durable import write_json
+from unitrain.durable import json_text, write_text
 from unitrain.errors import RepositoryError
+from unitrain.integrity import DIGEST_KEY, FORMAT, digest
+from unitrain.integrity import MANIFEST_NAME as FILE_NAME
 from unitrain.tensors import Signature
-
-FILE_NAME = "manifest.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,10 @@ class Manifest:
         return cls(**known)
 
     def write(self, version_dir: Path) -> None:
-        """Write it into a version's folder."""
-        write_json(version_dir / FILE_NAME, self.to_json())
+        """Write it into a version's folder, with a digest of its own."""
+        data = self.to_json()
+        data[DIGEST_KEY] = digest(json_text(data))
+        write_text(version_dir / FILE_NAME, json_text(data))
 
 
 def read_manifest(version_dir: Path) -> Manifest | None:

@@ -6,8 +6,11 @@ native backend's names.
 The wheel's stub was built for numpy 1: under numpy 2 its arrays have strides of 0, and the tensors that it
 makes of arrays 0 bytes. Numbers go by DLPack therefore, and strings as `stub_strings.py` says.
 
-This file is copied into a backends folder and runs inside Triton's Python stub,
-so it imports nothing of unitrain.
+A version that has a manifest is loaded only where its files are what the manifest says and its golden samples
+are answered as published; the session is opened from the very bytes that were hashed.
+
+This file is copied into a backends folder, with `integrity.py` and `comparison.py` beside it, and runs inside
+Triton's Python stub, so it imports nothing of unitrain.
 """
 
 import faulthandler
@@ -16,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison
+import integrity
 import numpy as np
 import onnxruntime as ort
 import stub_strings
@@ -45,17 +50,20 @@ _GRAPH_LEVEL = {
 }
 """config.pbtxt's `optimization { graph { level } }` as the native backend reads it."""
 _ORT_ERRORS_ONLY = 3
+_IN_MEMORY_BYTES = 1 << 30
+"""Files of a version with no more bytes together are opened from memory; larger ones are hashed, then opened by
+their path, and must not have been written to in between."""
 
 
 class TritonPythonModel:
     """One instance of one version of a model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the version's graph and hold it against config.pbtxt.
+        """Open the version's graph and check it against config.pbtxt, its manifest and its golden samples.
 
         Raises:
-            TritonModelException: the file can't be opened, or is not what config.pbtxt says; it names
-                the file and the cause.
+            TritonModelException: the file can't be opened, or is not what config.pbtxt or the manifest says;
+                it names the file and the cause.
         """
         faulthandler.enable()  # a crash inside onnxruntime leaves its place in Triton's log
         config = json.loads(args["model_config"])
@@ -63,8 +71,12 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], file_name)
         try:
             _check_file_name(file_name)
-            self._session = ort.InferenceSession(
-                path, _session_options(config), providers=_providers(args["model_instance_kind"])
+            options, providers = _session_options(config), _providers(args["model_instance_kind"])
+            files = integrity.read_checked(path.parent, in_memory_bytes=_IN_MEMORY_BYTES)
+            self._session = (
+                ort.InferenceSession(path, options, providers=providers)
+                if files is None
+                else _open_checked(files, file_name, options, providers)
             )
             _check_tensors("input", config["input"], self._session.get_inputs())
             _check_all_fed(config, self._session.get_inputs())
@@ -72,6 +84,11 @@ class TritonPythonModel:
             self._strings = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_STRING"}
             if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
                 stub_strings.prepare()
+            if files is not None:
+                files.check_unchanged()
+                _check_golden(self._session, files)
+        except integrity.Contradiction as error:  # it names the file
+            raise pb_utils.TritonModelException(_one_line(error)) from error
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path}: {_one_line(error)}") from error
         self._batched = int(config.get("max_batch_size", 0)) > 0
@@ -152,6 +169,42 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [_tensor(name, array) for name, array in answer.items() if name in asked]
         )
+
+
+def _open_checked(files: Any, file_name: str, options: Any, providers: list[str]) -> Any:
+    """A session of the bytes that were hashed; of large files, which are checked again once it is open."""
+    if file_name not in files.identities:
+        raise ValueError(f"config.pbtxt serves {file_name}, of which the manifest has no hash")
+    beside = {name: files.contents.get(name) for name in files.identities if name != file_name}
+    kept = file_name in files.contents and None not in beside.values()
+    if beside and (not kept or not hasattr(options, "add_external_initializers_from_files_in_memory")):
+        return ort.InferenceSession(files.folder / file_name, options, providers=providers)
+    if beside:
+        options.add_external_initializers_from_files_in_memory(
+            list(beside), list(beside.values()), [len(data) for data in beside.values()]
+        )
+    model = files.contents[file_name] if kept else files.folder / file_name
+    return ort.InferenceSession(model, options, providers=providers)
+
+
+def _check_golden(session: Any, files: Any) -> None:
+    """Return where the session answers the golden samples within the version's tolerances."""
+    golden = files.golden()
+    if golden is None:
+        return
+    inputs, outputs = golden
+    try:
+        answers = session.run(list(outputs), integrity.feeds(inputs))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ValueError(f"the golden samples are not answered: {_one_line(error)}") from error
+    difference = comparison.compare(
+        outputs,
+        dict(zip(outputs, answers, strict=True)),
+        comparison.Tolerance.from_json(files.manifest.get("tolerance")),
+        sides=("the golden samples", "this server"),
+    )
+    if difference.failure is not None:
+        raise ValueError(f"the golden samples are answered otherwise than published: {difference.failure}")
 
 
 def _check_file_name(name: str) -> None:
