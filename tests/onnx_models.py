@@ -95,7 +95,14 @@ def publish_model(
         else:
             fill(path)
         if golden is not None or proven:
-            prove(version_dir, name, _number, signature or linear_signature(n, dtype), golden, tolerance)
+            prove(
+                version_dir,
+                name,
+                _number,
+                signature or linear_signature(n, dtype),
+                golden,
+                tolerance=tolerance,
+            )
 
     config = model_config(
         name,
@@ -113,6 +120,7 @@ def prove(
     number: int,
     signature: Signature,
     golden: Mapping[str, np.ndarray] | None = None,
+    *,
     tolerance: Tolerance | None = None,
 ) -> None:
     """Write a version's golden samples and its manifest, as publishing does."""

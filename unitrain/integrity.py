@@ -204,14 +204,7 @@ def golden_arrays(data: bytes, where: str) -> Golden:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            if len(entries) > _MOST_GOLDEN_ARRAYS:
-                raise Contradiction(f"{where} has {len(entries)} arrays, more than {_MOST_GOLDEN_ARRAYS}")
-            total = sum(entry.file_size for entry in entries)
-            if total > MOST_GOLDEN_BYTES:
-                raise Contradiction(
-                    f"{where} has {total:,} bytes uncompressed, more than {MOST_GOLDEN_BYTES:,}; publish fewer "
-                    "golden samples (publish.golden)"
-                )
+            _check_size(entries, where)
             for entry in entries:
                 side, _, name = entry.filename.removesuffix(".npy").partition("/")
                 if side in sides and name:
@@ -222,6 +215,17 @@ def golden_arrays(data: bytes, where: str) -> Golden:
         text = " ".join(str(error).split()) or type(error).__name__
         raise Contradiction(f"{where} can't be read: {text}") from error
     return sides["inputs"], sides["outputs"]
+
+
+def _check_size(entries: list[zipfile.ZipInfo], where: str) -> None:
+    if len(entries) > _MOST_GOLDEN_ARRAYS:
+        raise Contradiction(f"{where} has {len(entries)} arrays, more than {_MOST_GOLDEN_ARRAYS}")
+    total = sum(entry.file_size for entry in entries)
+    if total > MOST_GOLDEN_BYTES:
+        raise Contradiction(
+            f"{where} has {total:,} bytes uncompressed, more than {MOST_GOLDEN_BYTES:,}; publish fewer "
+            "golden samples (publish.golden)"
+        )
 
 
 def feeds(inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -257,7 +261,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> np.n
 
 def _open(path: Path) -> IO[bytes]:
     """Open a plain file; a pipe must not hold up the reader."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115, PTH123
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()

@@ -1,26 +1,27 @@
 """`serve` believes no file that its manifest contradicts, and no version whose golden samples are answered otherwise."""
 
 import json
-import random
+import os
 import shutil
-import zipfile
-from collections.abc import Callable
-from dataclasses import replace
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from asking import Load, ask
+from asking import Load, ask, stubs
 from onnx import TensorProto, helper
 from onnx_models import linear_model, linear_signature, prove, publish_model, save_graph
-from triton_server import TritonServer
+from triton_server import TritonServer, native_tritonserver
 
 from unitrain.cli import main
+from unitrain.client import Client
 from unitrain.durable import sha256_of
-from unitrain.manifest import read_manifest
-from unitrain.repository import Repository
-from unitrain.repository.answers import Tolerance
+from unitrain.serving.distribution import find_triton
+from unitrain.serving.runtime import runtime_dir
+from unitrain.serving.status import server_status
 from unitrain.tensors import Signature, TensorSpec
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -42,13 +43,24 @@ def _flip_weight(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(data)
 
 
+def _flip_unseen(folder: Path) -> None:
+    """As `_flip_weight`, with the same inode, size and time: as a disk loses a bit."""
+    path = folder / "model.onnx"
+    before = path.stat()
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(data.index(np.float32(3).tobytes()) + 3)
+        file.write(bytes([data[file.tell()] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def _flip_golden(folder: Path) -> None:
     _flip(folder / "golden.npz", 8 * 100)
 
 
 def _flip_manifest(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"step": 20', '"step": 30'))
+    path.write_text(path.read_text().replace('"weights": "ema"', '"weights": "raw"'))
 
 
 def _cut_manifest(folder: Path) -> None:
@@ -149,17 +161,7 @@ def test_everything_is_checked_again_when_triton_is_restarted(triton: TritonServ
     for scale in (2, 3):
         publish_model(triton.repository, scale=scale, golden=GOLDEN)
     triton.wait_for("linear", 2)
-    folder = triton.repository / "linear" / "2"
-    status = (folder / "model.onnx").stat()
-    with (folder / "model.onnx").open("r+b") as file:  # the same inode, size and, in the end, time
-        data = bytearray(file.read())
-        data[data.index(np.float32(3).tobytes()) + 3] ^= 1
-        file.seek(0)
-        file.write(data)
-    import os
-    import signal
-
-    os.utime(folder / "model.onnx", ns=(status.st_atime_ns, status.st_mtime_ns))
+    _flip_unseen(triton.repository / "linear" / "2")
     seen = len(triton.events)
     os.kill(triton.triton_pid, signal.SIGKILL)
     assert triton.wait_for_event("failed", 60, after=seen)["version"] == 2
@@ -169,22 +171,10 @@ def test_everything_is_checked_again_when_triton_is_restarted(triton: TritonServ
 
 def test_a_version_damaged_since_is_not_revived(triton: TritonServer) -> None:
     """When the process of a model is killed, its files are checked anew; the other version takes its place."""
-    import os
-    import signal
-
-    from asking import stubs
-
     for scale in (2, 3):
         publish_model(triton.repository, scale=scale, golden=GOLDEN)
     triton.wait_for("linear", 2)
-    folder = triton.repository / "linear" / "2"
-    status = (folder / "model.onnx").stat()
-    with (folder / "model.onnx").open("r+b") as file:
-        data = bytearray(file.read())
-        data[data.index(np.float32(3).tobytes()) + 3] ^= 1
-        file.seek(0)
-        file.write(data)
-    os.utime(folder / "model.onnx", ns=(status.st_atime_ns, status.st_mtime_ns))
+    _flip_unseen(triton.repository / "linear" / "2")
     seen = len(triton.events)
     for pid in stubs(triton.triton_pid):
         os.kill(pid, signal.SIGKILL)
@@ -200,7 +190,9 @@ def test_versions_of_every_kind_are_served_as_published(triton: TritonServer) ->
     def beside(path: Path) -> None:
         weights = onnx.numpy_helper.from_array(np.full((3,), 5, dtype=np.float32), "scale")
         kind = (TensorProto.FLOAT, ["batch", 3])
-        save_graph(path, [helper.make_node("Mul", ["x", "scale"], ["y"])], {"x": kind}, {"y": kind}, [weights])
+        save_graph(
+            path, [helper.make_node("Mul", ["x", "scale"], ["y"])], {"x": kind}, {"y": kind}, [weights]
+        )
         onnx.save(
             onnx.load(path), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0
         )
@@ -235,9 +227,13 @@ def test_versions_of_every_kind_are_served_as_published(triton: TritonServer) ->
     publish_model(root, "beside", fill=damaged)
     assert "model.onnx.data was changed" in triton.wait_for_event("failed")["reason"]
     seen = len(triton.events)
-    publish_model(
-        root, "no_golden", fill=lambda p: (linear_model(p, 3), prove(p.parent, "n", 2, linear_signature()), _flip_weight(p.parent)) and None
-    )
+
+    def unproven(path: Path) -> None:
+        linear_model(path, 3)
+        prove(path.parent, "no_golden", 2, linear_signature())
+        _flip_weight(path.parent)
+
+    publish_model(root, "no_golden", fill=unproven)
     assert "model.onnx was changed" in triton.wait_for_event("failed", after=seen)["reason"]
 
 
@@ -252,3 +248,59 @@ def test_a_version_rolled_back_is_verified_and_served(
     capsys.readouterr()
     triton.wait_for("linear", 3)
     np.testing.assert_array_equal(ask(triton.url, ROWS)[0], 2 * ROWS)
+
+
+@pytest.fixture
+def native(tmp_path: Path, triton_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonServer]:
+    """A `serve` on a `tritonserver` whose backend loads whatever it is given, as the native one does."""
+    backends = find_triton().backends_dir
+    assert backends is not None
+    shutil.copytree(backends, tmp_path / "backends")
+    with (tmp_path / "backends" / "onnxruntime" / "integrity.py").open("a") as file:
+        file.write("\n\ndef read_checked(*_, **__):\n    return None\n")
+    program = native_tritonserver(tmp_path / "bin", backends_dir=tmp_path / "backends")
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    server = TritonServer(tmp_path / "repository", log=tmp_path / "triton.log")
+    try:
+        yield server.start()
+    finally:
+        server.stop(hurry=True)
+
+
+def test_with_a_native_backend_a_version_is_tried_under_another_name_first(native: TritonServer) -> None:
+    """What is damaged never answers under the model's name; what is tried is no model to clients, and leaves nothing."""
+    seen_models = set()
+    over = threading.Event()
+
+    def look() -> None:
+        with Client(native.url) as client:
+            while not over.is_set():
+                seen_models.update(client.models())
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        publish_model(native.repository, scale=2, golden=GOLDEN)
+        native.wait_for("linear", 1)
+        with Load(native.url) as load:
+            for damage in (_flip_weight, _other_weights_old_format, _flip_manifest):
+                seen = len(native.events)
+                _publish_damaged(native.repository, "linear", damage)
+                native.wait_for_event("failed", after=seen)
+            publish_model(native.repository, scale=6, golden=GOLDEN, max_batch_size=64)
+            native.wait_for("linear", 5)
+    finally:
+        over.set()
+        looker.join()
+    assert load.errors == []
+    assert set(load.answered) <= {1, 5}
+    assert seen_models == {"linear"}
+    reasons = [event["reason"] for event in native.events if event["event"] == "failed"]
+    assert "model.onnx was changed" in reasons[0]
+    assert "answered otherwise than published" in reasons[1]
+    assert "its digest is not that" in reasons[2]
+    assert "unitrain_candidate_" in native.log.read_text()
+    status = server_status(native.url)
+    assert {row.model for row in status.versions} == {"linear"}
+    assert not list(runtime_dir().glob("*candidates/*"))
+    assert [p.name for p in native.repository.iterdir()] == ["linear"]

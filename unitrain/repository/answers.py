@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unitrain.errors import ExportError
-from unitrain.repository.comparison import Arrays, Difference, Tolerance, compare
 from unitrain.integrity import feeds
+from unitrain.repository.comparison import Arrays, Difference, Tolerance, compare
 
 if TYPE_CHECKING:
     import onnx

@@ -108,7 +108,9 @@ def compare(
         if wrong > share * want.size and failure is None:
             absolute, relative = tolerance.of(want.dtype)
             where = np.unravel_index(worst, want.shape)
-            allowed = f"{absolute:g} + {relative:g} of the value" if not share else f"in {share:g} of the values"
+            allowed = (
+                f"{absolute:g} + {relative:g} of the value" if not share else f"in {share:g} of the values"
+            )
             failure = (
                 f"{name}{list(map(int, where))} is {have[where]!s} in {sides[1]} and {want[where]!s} in {sides[0]}"
                 f" (allowed: {allowed})"
@@ -144,7 +146,9 @@ def _differences(
             size = np.where(np.isfinite(a), np.abs(a), 0.0)
             wrong = unequal if exact else ~(off <= absolute + relative * size)
         figures["max_abs"] = float(np.fmax(figures["max_abs"], off.max(initial=0)))
-        figures["max_rel"] = float(np.fmax(figures["max_rel"], (off / np.maximum(size, 1e-12)).max(initial=0)))
+        figures["max_rel"] = float(
+            np.fmax(figures["max_rel"], (off / np.maximum(size, 1e-12)).max(initial=0))
+        )
         if wrong.any():
             wrong_values += int(wrong.sum())
             ranked = np.where(wrong, np.nan_to_num(off, nan=np.inf), -1)

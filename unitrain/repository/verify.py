@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unitrain.errors import ExportError, RepositoryError
-from unitrain.manifest import read_manifest
 from unitrain import integrity
-from unitrain.repository.answers import Tolerance, compare, run_onnx
+from unitrain.errors import ExportError, RepositoryError
 from unitrain.integrity import Contradiction, Golden, hashes_of, read_checked
+from unitrain.manifest import read_manifest
+from unitrain.repository.answers import Tolerance, compare, run_onnx
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 
 
