@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from unitrain.client.arrays import Array, check_finite, fit_item
+from unitrain.client.arrays import Array, check_finite, fit_item, one_row
 from unitrain.client.connection import Connection
 from unitrain.client.intake import Sample
 from unitrain.client.model import ModelInfo
 from unitrain.client.request import Result, StreamOptions
 from unitrain.client.stream import Stream
-from unitrain.client.wire import Encoder, decode_response
+from unitrain.client.wire import Encoder, decode_response, graph_shapes
 from unitrain.errors import ClientError, DataError
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -178,8 +178,9 @@ class Client:
         response = self._connection.infer(request, timeout_s)
         latency_ms = (time.monotonic() - start_s) * 1e3
         outputs, answered = decode_response(response)
+        outputs = graph_shapes(outputs, model)
         if single and model.signature.batched:
-            outputs = {n: a[0] for n, a in outputs.items()}
+            outputs = {n: one_row(a, 0) for n, a in outputs.items()}
         return Answer(outputs, answered, latency_ms)
 
     def stream(

@@ -53,6 +53,16 @@ def _bytes(specs: tuple[TensorSpec, ...]) -> int:
     return total
 
 
+def wire_dims(spec: TensorSpec, *, batched: bool) -> tuple[int, ...]:
+    """The dims that a tensor has in Triton's messages: [rows] is [rows, 1] there."""
+    return spec.dims or ((1,) if batched else ())
+
+
+def _is_scalar(tensor: Any) -> bool:
+    """Whether the graph's own tensor is a single value a row, by Triton's ModelInput or ModelOutput message."""
+    return tensor.HasField("reshape") and not tensor.reshape.shape and tuple(tensor.dims) == (1,)
+
+
 def model_info(metadata: Any, config: Any, version: int | None, url: str) -> ModelInfo:
     """The model that Triton's ModelMetadataResponse and ModelConfig messages describe.
 
@@ -60,6 +70,8 @@ def model_info(metadata: Any, config: Any, version: int | None, url: str) -> Mod
         ClientError: a tensor's dtype is none that numpy has.
     """
     batched = config.max_batch_size > 0
+    # Triton takes no empty shape: a single value a row has length 1 outside of the graph.
+    scalars = {t.name for t in (*config.input, *config.output) if batched and _is_scalar(t)}
 
     for tensor in (*metadata.inputs, *metadata.outputs):
         if tensor.datatype not in DTYPES:
@@ -69,7 +81,10 @@ def model_info(metadata: Any, config: Any, version: int | None, url: str) -> Mod
             )
 
     def specs(tensors: Any) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(t.name, t.datatype, tuple(t.shape)[1 if batched else 0 :]) for t in tensors)
+        return tuple(
+            TensorSpec(t.name, t.datatype, () if t.name in scalars else tuple(t.shape)[1 if batched else 0 :])
+            for t in tensors
+        )
 
     return ModelInfo(
         name=metadata.name,

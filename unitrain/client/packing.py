@@ -8,7 +8,7 @@ from unitrain.client.connection import Connection
 from unitrain.client.intake import join
 from unitrain.client.model import ModelInfo
 from unitrain.client.request import Request, StreamOptions
-from unitrain.client.wire import MAX_PAYLOAD_BYTES, Encoder, decode_response, payload_bytes
+from unitrain.client.wire import MAX_PAYLOAD_BYTES, Encoder, decode_response, graph_shapes, payload_bytes
 from unitrain.errors import ClientError, DataError, RequestError
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class Packer:
             request.outputs, request.version = decode_response(answer, shared)
         except RequestError as error:
             request.error = error
+        if request.outputs is not None:
+            request.outputs = graph_shapes(request.outputs, self._model)
         request.message = None
         self.free(request)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from unitrain.client.arrays import Array
-from unitrain.client.model import ModelInfo
+from unitrain.client.model import ModelInfo, wire_dims
 from unitrain.errors import DataError, RequestError
 from unitrain.tensors import DTYPES
 
@@ -41,7 +41,11 @@ class Encoder:
             model_name=self._model.name,
             model_version="" if self._model.version is None else str(self._model.version),
             inputs=[
-                tensor(name=spec.name, datatype=spec.dtype, shape=shape)
+                tensor(
+                    name=spec.name,
+                    datatype=spec.dtype,
+                    shape=(*shape, *wire_dims(spec, batched=self._model.signature.batched)[len(spec.dims) :]),
+                )
                 for spec, shape in zip(self._model.inputs, shapes, strict=True)
             ],
         )
@@ -72,6 +76,15 @@ class Encoder:
             raw = _to_raw(array)
             parts += (self._raw_tag, _varint(raw.nbytes), raw)
         return b"".join(parts)
+
+
+def graph_shapes(outputs: dict[str, Array], model: ModelInfo) -> dict[str, Array]:
+    """Outputs as the graph gives them: a single value a row comes as [rows, 1] and is [rows]."""
+    scalars = {spec.name for spec in model.outputs if model.signature.batched and not spec.dims}
+    return {
+        name: array.reshape(array.shape[:1]) if name in scalars and array.shape[1:] == (1,) else array
+        for name, array in outputs.items()
+    }
 
 
 def payload_bytes(arrays: list[Array]) -> int:
