@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -19,7 +20,9 @@ from triton_server import TritonServer, native_tritonserver
 from unitrain.cli import main
 from unitrain.client import Client
 from unitrain.durable import sha256_of
+from unitrain.errors import RepositoryError
 from unitrain.serving.distribution import find_triton
+from unitrain.serving.limits import check_numbers
 from unitrain.serving.runtime import runtime_dir
 from unitrain.serving.status import server_status
 from unitrain.tensors import Signature, TensorSpec
@@ -304,3 +307,57 @@ def test_with_a_native_backend_a_version_is_tried_under_another_name_first(nativ
     assert {row.model for row in status.versions} == {"linear"}
     assert not list(runtime_dir().glob("*candidates/*"))
     assert [p.name for p in native.repository.iterdir()] == ["linear"]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("instance_group { count: 2000000000 }", "instance_group.count: 2000000000"),
+        (
+            'parameters { key: "intra_op_thread_count" value { string_value: "100000" } }',
+            "thread_count: 100000",
+        ),
+        ("dynamic_batching { priority_levels: 4000000000 }", "priority_levels: 4000000000"),
+        ('model_warmup { name: "w" count: 2000000000 }', "model_warmup.count: 2000000000"),
+        (
+            'model_warmup { name: "w" batch_size: 9 inputs { key: "x" value { dims: 2000000000 zero_data: true } } }',
+            "model_warmup (bytes)",
+        ),
+        ("max_batch_size: 2000000000 sequence_batching { }", "max_batch_size (of sequences)"),
+        ("sequence_batching { oldest { max_candidate_sequences: 2000000000 } }", "max_candidate_sequences"),
+    ],
+)
+def test_a_number_that_would_fill_the_machine_is_refused(text: str, field: str) -> None:
+    """In a sentence that names it."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    with pytest.raises(RepositoryError, match=re.escape(field)):
+        check_numbers(config)
+
+
+def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: TritonServer) -> None:
+    """A configuration of two billion processes; a graph whose output has no axis at all."""
+
+    def scalar(path: Path) -> None:
+        kind = (TensorProto.FLOAT, ["batch", 3])
+        nodes = [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)]
+        save_graph(path, nodes, {"x": kind}, {"y": (TensorProto.FLOAT, [])})
+
+    def scalar_with_samples(path: Path) -> None:
+        scalar(path)
+        prove(path.parent, "loss_proven", 1, signature, GOLDEN)
+
+    signature = Signature((TensorSpec("x", "FP32", (3,)),), (TensorSpec("y", "FP32", ()),), batched=True)
+    publish_model(triton.repository, "loss", signature=signature, fill=scalar)
+    publish_model(triton.repository, "loss_proven", signature=signature, fill=scalar_with_samples)
+    publish_model(triton.repository.parent / "other", "many")
+    config = triton.repository.parent / "other" / "many" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1\n", "count: 2000000000\n"))
+    config.parent.rename(triton.repository / "many")
+    failed = triton.wait_for_event("failed", accept=lambda e: e["model"] == "many")
+    assert "instance_group.count: 2000000000" in failed["reason"]
+    for name in ("loss", "loss_proven"):
+        failed = triton.wait_for_event("failed", accept=lambda e, name=name: e["model"] == name)
+        assert "the output y has no batch axis" in failed["reason"]

@@ -43,6 +43,14 @@ _CONFIG_TYPE = {
     "tensor(double)": "TYPE_FP64",
     "tensor(string)": "TYPE_STRING",
 }
+_NUMPY_OF_CONFIG: dict[str, Any] = {
+    "TYPE_BOOL": np.bool_,
+    "TYPE_FP16": np.float16,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
+    "TYPE_STRING": object,
+    **{f"TYPE_{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+}
 _GRAPH_LEVEL = {
     "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -81,6 +89,7 @@ class TritonPythonModel:
             _check_tensors("input", config["input"], self._session.get_inputs())
             _check_all_fed(config, self._session.get_inputs())
             _check_tensors("output", config["output"], self._session.get_outputs())
+            _check_axes(self._session, config)
             self._strings = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_STRING"}
             if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
                 stub_strings.prepare()
@@ -251,6 +260,32 @@ def _check_tensors(kind: str, expected: Sequence[Mapping[str, Any]], present: Se
             raise ValueError(f"config.pbtxt has the {kind} {name}, the graph has {', '.join(types)}")
         if types[name] != wanted:
             raise ValueError(f"the {kind} {name} is {wanted} in config.pbtxt, {types[name]} in the graph")
+
+
+def _check_axes(session: Any, config: Mapping[str, Any]) -> None:
+    """Refuse an output without any axis, such as a loss; a run shows it where onnxruntime does not know the shape."""
+    served = {tensor["name"] for tensor in config["output"]}
+    doubtful = [t.name for t in session.get_outputs() if t.name in served and not t.shape]
+    if not doubtful:
+        return
+    batch = [1] if int(config.get("max_batch_size", 0)) > 0 else []
+    types = {tensor.name: _NUMPY_OF_CONFIG[_CONFIG_TYPE[tensor.type]] for tensor in session.get_inputs()}
+    zeros = {}
+    for tensor in config["input"]:
+        dims = tensor.get("reshape", {}).get("shape", tensor["dims"])
+        shape = [*batch, *(max(int(length), 1) for length in dims)]
+        dtype = types[tensor["name"]]
+        zeros[tensor["name"]] = np.full(shape, "", object) if dtype is object else np.zeros(shape, dtype)
+    try:
+        found = session.run(doubtful, zeros)
+    except Exception:  # noqa: BLE001 - not every graph takes zeros: its answers are checked when they come
+        return
+    for name, array in zip(doubtful, found, strict=True):
+        if np.ndim(array) == 0:
+            raise ValueError(
+                f"the output {name} has no batch axis: it is one value for all rows, such as a loss, which Triton "
+                "can't serve; leave it out of what forward returns"
+            )
 
 
 def _check_all_fed(config: Mapping[str, Any], present: Sequence[Any]) -> None:
