@@ -10,9 +10,10 @@ from typing import Any
 
 from unitrain.durable import json_text, write_text
 from unitrain.errors import RepositoryError
-from unitrain.integrity import DIGEST_KEY, FORMAT, digest
-from unitrain.integrity import MANIFEST_NAME as FILE_NAME
+from unitrain.integrity import DIGEST_KEY, FORMAT, MANIFEST_NAME, digest
 from unitrain.tensors import Signature
+
+FILE_NAME = MANIFEST_NAME
 
 
 @dataclass(frozen=True)

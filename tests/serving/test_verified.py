@@ -361,3 +361,13 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     for name in ("loss", "loss_proven"):
         failed = triton.wait_for_event("failed", accept=lambda e, name=name: e["model"] == name)
         assert "the output y has no batch axis" in failed["reason"]
+
+
+def test_no_flipped_bit_is_served(triton: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the benchmark does by the thousand: graph, external data, golden samples and manifest."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from bitflips import flip_bits
+
+    figures = flip_bits(triton, 24, models=2, at_once=12, seed=1)
+    assert figures["good"], figures
+    assert figures["flips"] == figures["reported as failed"] == 24

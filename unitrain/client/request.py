@@ -108,8 +108,8 @@ class Request:
             # The way of nearly all rows, so the cheapest one.
             if len(outputs) == 1:
                 ((name, rows),) = outputs.items()
-                for item, row in zip(self.items, row_views(rows), strict=True):
-                    yield Result(item.index, {name: row}, version, latency_ms, None)
+                for item, each in zip(self.items, row_views(rows), strict=True):
+                    yield Result(item.index, {name: each}, version, latency_ms, None)
                 return
             for item, *row in zip(self.items, *map(row_views, outputs.values()), strict=True):
                 yield Result(item.index, dict(zip(outputs, row, strict=True)), version, latency_ms, None)

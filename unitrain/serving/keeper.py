@@ -326,7 +326,9 @@ class ModelKeeper:
     ) -> list[CheckedFiles] | None:
         """The checked files of the versions that are loaded anew; None where one was found to be broken."""
         checked = []
-        for version, stamp in wanted.items() if self._candidates is not None else ():
+        if self._candidates is None:
+            return []
+        for version, stamp in wanted.items():
             served = self._served.get(version)
             if served is not None and served.stamp == stamp and files.config == self._config_stamp:
                 continue  # Triton leaves it as it is

@@ -60,4 +60,4 @@ def _numbers(config: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _bytes(dims: Any) -> int:
-    return _LARGEST_ITEM * math.prod(max(length, 1) for length in dims)
+    return _LARGEST_ITEM * int(math.prod(max(length, 1) for length in dims))
