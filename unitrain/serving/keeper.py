@@ -325,9 +325,9 @@ class ModelKeeper:
         self, files: ModelFiles, config: Any, wanted: dict[int, Stamp], admin: Admin
     ) -> list[CheckedFiles] | None:
         """The checked files of the versions that are loaded anew; None where one was found to be broken."""
-        checked = []
         if self._candidates is None:
             return []
+        checked, broken = [], False
         for version, stamp in wanted.items():
             served = self._served.get(version)
             if served is not None and served.stamp == stamp and files.config == self._config_stamp:
@@ -337,10 +337,11 @@ class ModelKeeper:
                 found = self._candidates.verify(admin, self.name, config, version, folder)
             except RepositoryError as error:
                 self._note_broken(version, files, wanted, str(error))
-                return None
+                broken = True
+                continue
             if found is not None:
                 checked.append(found)
-        return checked
+        return None if broken else checked
 
     def _note_failure(self, files: ModelFiles, wanted: dict[int, Stamp], words: str) -> bool:
         try:
