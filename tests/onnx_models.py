@@ -1,6 +1,7 @@
 """Small ONNX models, and their publication, for tests of the server and of the client."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from unitrain.durable import sha256_of
+from unitrain.manifest import Manifest, Metric
 from unitrain.repository import Repository, model_config
+from unitrain.repository.answers import Tolerance, run_onnx
 from unitrain.tensors import DTYPES, Signature, TensorSpec
 
 OPSET, IR_VERSION = 20, 10
@@ -70,10 +74,18 @@ def publish_model(
     max_batch_size: int = 64,
     num_versions: int = 2,
     max_queue_delay_microseconds: int = 100,
+    golden: Mapping[str, np.ndarray] | None = None,
+    proven: bool = False,
+    tolerance: Tolerance | None = None,
 ) -> int:
     """The number of a new version of `name` in the repository at `root`: `linear_model`, or what `fill` writes.
 
     `fill` gets the path of model.onnx; what it takes and gives is said by `signature`.
+
+    Args:
+        golden: inputs of golden samples; the version has a manifest then.
+        proven: whether it has a manifest, without golden samples too.
+        tolerance: written into the manifest.
     """
 
     def write(version_dir: Path, _number: int) -> None:
@@ -82,6 +94,15 @@ def publish_model(
             linear_model(path, scale, n, dtype)
         else:
             fill(path)
+        if golden is not None or proven:
+            prove(
+                version_dir,
+                name,
+                _number,
+                signature or linear_signature(n, dtype),
+                golden,
+                tolerance=tolerance,
+            )
 
     config = model_config(
         name,
@@ -91,6 +112,42 @@ def publish_model(
         max_queue_delay_microseconds=max_queue_delay_microseconds,
     )
     return Repository(root).publish(name, config, write)
+
+
+def prove(
+    version_dir: Path,
+    name: str,
+    number: int,
+    signature: Signature,
+    golden: Mapping[str, np.ndarray] | None = None,
+    *,
+    tolerance: Tolerance | None = None,
+) -> None:
+    """Write a version's golden samples and its manifest, as publishing does."""
+    path = version_dir / "golden.npz"
+    if golden is not None:
+        answers = run_onnx(version_dir / "model.onnx", golden)
+        texts = {n: a.astype(str) if a.dtype == object else a for n, a in answers.items()}
+        arrays = {f"inputs/{n}": a for n, a in golden.items()} | {f"outputs/{n}": a for n, a in texts.items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    beside = [p for p in version_dir.iterdir() if p.name not in ("model.onnx", "golden.npz", "manifest.json")]
+    Manifest(
+        model=name,
+        version=number,
+        published_at="2026-01-02T03:04:05.000+00:00",
+        run="lines/2026-01-02_03-00-00",
+        run_dir="/nowhere",
+        step=10 * number,
+        epoch=number,
+        weights="ema",
+        signature=signature,
+        sha256=sha256_of(version_dir / "model.onnx"),
+        golden_sha256=sha256_of(path) if golden is not None else None,
+        files={p.name: sha256_of(p) for p in beside},
+        metric=Metric("val_loss", 0.0123, "min"),
+        parity={"y": {"max_abs": 1.2e-07, "max_rel": 3.4e-05}},
+        tolerance=None if tolerance is None else asdict(tolerance),
+    ).write(version_dir)
 
 
 def publish_broken(root: Path, name: str = "linear", text: bytes = b"this is no graph") -> int:

@@ -13,7 +13,7 @@ from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "durable", "json_files", "terminal"],
+    ["errors", "durable", "json_files", "terminal", "integrity"],
     ["tensors", "settings", "lock", "project"],
     ["manifest"],
     ["runs"],

@@ -148,14 +148,14 @@ class TritonServer:
                 self._told.notify_all()
 
 
-def native_tritonserver(folder: Path) -> Path:
+def native_tritonserver(folder: Path, backends_dir: Path | None = None) -> Path:
     """A `tritonserver` in `folder`: the wheel's, set up as a native one is, which knows its backends by itself."""
     wheel = find_triton()
     program = folder / "tritonserver"
     folder.mkdir(parents=True)
     exports = "".join(f"export {key}='{wheel.environment[key]}'\n" for key in ("LD_LIBRARY_PATH", "PATH"))
     program.write_text(
-        f'#!/bin/sh\n{exports}exec {wheel.program} --backend-directory={wheel.backends_dir} "$@"\n'
+        f'#!/bin/sh\n{exports}exec {wheel.program} --backend-directory={backends_dir or wheel.backends_dir} "$@"\n'
     )
     program.chmod(0o755)
     return program

@@ -71,7 +71,12 @@ def write_json(path: Path, data: Any, *, mode: int = 0o644) -> None:
 
     NaN and infinities are written as null, which every JSON reader takes.
     """
-    write_text(path, json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", mode=mode)
+    write_text(path, json_text(data), mode=mode)
+
+
+def json_text(data: Any) -> str:
+    """`data` as indented JSON, NaN and infinities as null."""
+    return json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n"
 
 
 def full_disk(error: BaseException | None) -> str | None:

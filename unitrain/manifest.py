@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unitrain.durable import write_json
+from unitrain.durable import json_text, write_text
 from unitrain.errors import RepositoryError
+from unitrain.integrity import DIGEST_KEY, FORMAT, MANIFEST_NAME, digest
 from unitrain.json_files import (
     Check,
     integer,
@@ -24,8 +25,7 @@ from unitrain.json_files import (
 )
 from unitrain.tensors import DTYPES, Signature
 
-FILE_NAME = "manifest.json"
-FORMAT = 1
+FILE_NAME = MANIFEST_NAME
 
 
 def _dtype(value: Any, where: str) -> None:
@@ -177,8 +177,10 @@ class Manifest:
         return cls(**known)
 
     def write(self, version_dir: Path) -> None:
-        """Write it into a version's folder."""
-        write_json(version_dir / FILE_NAME, self.to_json())
+        """Write it into a version's folder, with a digest of its own."""
+        data = self.to_json()
+        data[DIGEST_KEY] = digest(json_text(data))
+        write_text(version_dir / FILE_NAME, json_text(data))
 
 
 def _metric_of(data: dict[str, Any] | None) -> Metric | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import ask, stubs
-from onnx_models import publish_broken, publish_model
+from onnx_models import linear_model, publish_broken, publish_model
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
+from unitrain.durable import sha256_of
 from unitrain.manifest import Manifest, Metric
 from unitrain.serving.runtime import runtime_dir
 from unitrain.serving.status import server_status
@@ -26,14 +27,15 @@ def _status(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def _with_manifest(root: Path) -> int:
-    version = publish_model(root)
-    manifest = Manifest(
-        model="linear", version=version, published_at="2026-01-01T00:00:00+00:00", run="lines/first", run_dir="",
-        step=40, epoch=2, weights="ema", signature=Signature((), (), batched=True), sha256="",
-        metric=Metric("val_loss", 0.25, "min"),
-    )  # fmt: skip
-    manifest.write(root / "linear" / str(version))
-    return version
+    def fill(path: Path) -> None:
+        linear_model(path)
+        Manifest(
+            model="linear", version=1, published_at="2026-01-01T00:00:00+00:00", run="lines/first", run_dir="",
+            step=40, epoch=2, weights="ema", signature=Signature((), (), batched=True), sha256=sha256_of(path),
+            metric=Metric("val_loss", 0.25, "min"),
+        ).write(path.parent)  # fmt: skip
+
+    return publish_model(root, fill=fill)
 
 
 def test_status_tells_versions_origins_counts_times_memory_and_last_errors(triton: TritonServer) -> None:

@@ -48,14 +48,19 @@ def fit_item(values: Mapping[str, Any], signature: Signature, where: str) -> tup
         for spec, array in zip(signature.inputs, arrays, strict=True):
             _check_shape(array.shape, spec, where, batched=False)
         return arrays, True
-    first = signature.inputs[0]
-    # A single value a row is served as [rows, 1]: a bare number is such a row.
-    single = arrays[0].ndim == len(first.dims) or (arrays[0].ndim == 0 and first.dims == (1,))
+    # Triton's own clients give a single value a row as [rows, 1]: a longer shape tells rows from one row best.
+    at = next((place for place, spec in enumerate(signature.inputs) if spec.dims), 0)
+    first = signature.inputs[at]
+    single = arrays[at].ndim == len(first.dims) or (arrays[at].ndim == 0 and first.dims == (1,))
     if single:
         arrays = [
             a.reshape(1, 1) if a.ndim == 0 and s.dims == (1,) else a[None]
             for a, s in zip(arrays, signature.inputs, strict=True)
         ]
+    arrays = [
+        a.reshape(a.shape[:1]) if not s.dims and a.shape[1:] == (1,) else a
+        for a, s in zip(arrays, signature.inputs, strict=True)
+    ]
     for spec, array in zip(signature.inputs, arrays, strict=True):
         _check_shape(array.shape[1:], spec, where, batched=True, got=array.shape[1 if single else 0 :])
     if len({len(a) for a in arrays}) > 1:
@@ -64,6 +69,16 @@ def fit_item(values: Mapping[str, Any], signature: Signature, where: str) -> tup
     if len(arrays[0]) == 0:
         raise DataError(f"{where}: input {first.name} has no rows")
     return arrays, single
+
+
+def one_row(array: Array, index: int) -> Array:
+    """A row as an array, also where it is a single value, which numpy would give as a bare number or object."""
+    return array[index] if array.ndim > 1 else array[index : index + 1].reshape(())
+
+
+def row_views(array: Array) -> Iterable[Array]:
+    """The rows as arrays, in order."""
+    return array if array.ndim > 1 else (one_row(array, index) for index in range(len(array)))
 
 
 def fit_dtype(value: Any, spec: TensorSpec, where: str) -> Array:

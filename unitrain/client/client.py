@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from unitrain.client.arrays import Array, check_finite, fit_item
+from unitrain.client.arrays import Array, check_finite, fit_item, one_row
 from unitrain.client.connection import Connection
 from unitrain.client.intake import Sample
 from unitrain.client.model import ModelInfo
@@ -187,7 +187,7 @@ class Client:
             )  # the model may have been replaced: its metadata is read anew
             raise
         if single and model.signature.batched:
-            outputs = {n: a[0] for n, a in outputs.items()}
+            outputs = {n: one_row(a, 0) for n, a in outputs.items()}
         return Answer(outputs, answered, latency_ms)
 
     def stream(

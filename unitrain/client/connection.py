@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from unitrain.client.model import MAX_MESSAGE_BYTES, ModelInfo, model_info
 from unitrain.errors import ClientError, RequestError, UsageError
+from unitrain.repository.layout import CANDIDATE_PREFIX
 
 _ASK_TIMEOUT_S = 10.0
 """For metadata, which a server answers in milliseconds."""
@@ -88,6 +89,8 @@ class Connection:
             answer = self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=timeout_s)
         found: dict[str, list[int]] = {}
         for model in answer.model_stats:
+            if model.name.startswith(CANDIDATE_PREFIX):  # a version that `serve` is just trying
+                continue
             if not model.version.isdecimal():
                 raise ClientError(
                     f"{self.url}: model {model.name[:MAX_TEXT]} has a version that is no number"

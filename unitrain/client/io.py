@@ -11,8 +11,10 @@ from unitrain.client.arrays import Array
 from unitrain.client.model import ModelInfo
 from unitrain.client.npfiles import array_rows
 from unitrain.client.sinks import Sink, open_sink
-from unitrain.client.sources import Named, Note, Windows, golden_arrays, open_samples
-from unitrain.errors import ClientError, DataError, SettingsError
+from unitrain.client.sources import Named, Note, Windows, open_samples
+from unitrain.errors import ClientError, DataError, RepositoryError, SettingsError
+from unitrain.repository.layout import GOLDEN_NAME
+from unitrain.repository.verify import Check, compare_golden, read_golden, tolerance_of
 
 
 class ClientIO:
@@ -121,48 +123,41 @@ class FileIO(ClientIO):
 
 
 class GoldenIO(ClientIO):
-    """A version's golden samples, its answers compared with those that it was published with.
+    """A version's golden samples; its answers are compared with the published ones, within its own tolerances.
 
     Attributes:
-        checked: samples compared.
-        largest: the largest difference met.
-        wrong: samples beyond the tolerance.
         total: samples there are.
     """
 
-    def __init__(
-        self,
-        model: ModelInfo,
-        repository: Path,
-        version: int,
-        sink: Sink | None = None,
-        *,
-        absolute_tolerance: float = 1e-4,
-        relative_tolerance: float = 1e-3,
-    ) -> None:
+    def __init__(self, model: ModelInfo, repository: Path, version: int, sink: Sink | None = None) -> None:
         super().__init__(model)
-        inputs, self._expected = golden_arrays(model, repository, version)
-        self._where = f"golden samples of {model.name} version {version}"
-        self._samples, self.total = array_rows(inputs, model, self._where)
+        self._version_dir = repository / model.name / str(version)
+        where = f"golden samples of {model.name} version {version}"
+        try:
+            golden = read_golden(self._version_dir)
+        except RepositoryError as error:
+            raise DataError(str(error)) from error
+        if golden is None:
+            raise DataError(
+                f"{self._version_dir / GOLDEN_NAME}: can't be read: there is no such file; publish with "
+                "publish.golden above 0"
+            )
+        inputs, self._expected = golden
+        self._samples, self.total = array_rows(inputs, model, where)
         self._sink = sink
-        self._tolerances = absolute_tolerance, relative_tolerance
-        self.checked = self.wrong = 0
-        self.largest = 0.0
+        self._answers: list[dict[str, Array]] = []
+        self._failed = 0
 
     def inputs(self) -> Iterator[Mapping[str, Any] | ClientError]:
         return self._samples
 
     def decode(self, index: int, outputs: dict[str, Array], version: int) -> None:
-        self.checked += 1
-        good = True
-        for name, rows in self._expected.items():
-            expected = rows[index] if self.model.signature.batched else rows
-            good &= name in outputs and self._close(outputs[name], expected)
-        self.wrong += not good
+        self._answers.append(outputs)
         if self._sink is not None:
             self._sink.write(index, outputs, version)
 
     def failed(self, index: int, error: ClientError) -> None:
+        self._failed += 1
         if self._sink is not None:
             self._sink.write_error(index, error)
 
@@ -170,17 +165,28 @@ class GoldenIO(ClientIO):
         if self._sink is not None:
             self._sink.close()
 
-    def _close(self, got: Array, expected: Array) -> bool:
-        if got.shape != expected.shape:
-            return False
-        if expected.dtype.kind not in "fiu":
-            return bool(np.all(got.astype(expected.dtype) == expected))
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-        if difference.size:
-            self.largest = max(self.largest, float(np.nanmax(difference, initial=0.0)))
-        absolute, relative = self._tolerances
-        return bool(np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True))
+    def check(self) -> Check:
+        """Compare the answers with the published ones; None passed where samples were not sent."""
+        total = self.total or 0
+        if len(self._answers) < total or not self._answers:
+            passed = False if self._failed else None
+            return Check("golden", passed, f"{len(self._answers)} of {total} samples were answered")
+        return compare_golden(
+            "golden", self._expected, self._joined(), tolerance_of(self._version_dir), self.model.url
+        )
+
+    def _joined(self) -> dict[str, Array]:
+        """The answers by output, with rows first where the model has them."""
+        if not self.model.signature.batched:
+            return self._answers[0]
+        joined = {}
+        for name, want in self._expected.items():
+            rows = [answer[name] for answer in self._answers if name in answer]
+            if len(rows) == len(self._answers) and len({row.shape for row in rows}) == 1:
+                joined[name] = np.stack(rows)
+            elif rows:  # of several shapes: they can't be what was published
+                joined[name] = np.empty((len(rows), 0), want.dtype)
+        return joined
 
 
 def build_io(kind: type, model: ModelInfo, options: Mapping[str, Any], texts: Mapping[str, str]) -> ClientIO:
@@ -221,12 +227,3 @@ def build_io(kind: type, model: ModelInfo, options: Mapping[str, Any], texts: Ma
     if not isinstance(io, ClientIO) and not hasattr(io, "failed"):
         io.failed = lambda _index, _error: None
     return io  # type: ignore[no-any-return]
-
-
-def golden_verdict(io: GoldenIO) -> DataError | None:
-    """What is wrong with the golden samples' answers; None where nothing is."""
-    if not io.wrong:
-        return None
-    return DataError(
-        f"golden: {io.wrong} of {io.checked} samples differ from what was published, by up to {io.largest:.3g}"
-    )

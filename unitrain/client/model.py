@@ -1,5 +1,6 @@
 """What a server says of a model: all that a client needs to know to ask it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ MAX_PAYLOAD_BYTES = MAX_MESSAGE_BYTES - 2**16
 _MOST_TENSORS = 4096
 _MOST_AXES = 32
 """Of numpy 1; numpy 2 has 64."""
+_SCALAR_AXES = 2
+"""Of a single value a row in Triton's messages: [rows, 1]."""
 _LONGEST_NAME = 64
 """Characters that a message quotes of a name."""
 
@@ -63,6 +66,16 @@ def _bytes(specs: tuple[TensorSpec, ...], unknown_length: int = 64) -> int:
     return total
 
 
+def wire_dims(spec: TensorSpec, *, batched: bool) -> tuple[int, ...]:
+    """The dims that a tensor has in Triton's messages: [rows] is [rows, 1] there."""
+    return spec.dims or ((1,) if batched else ())
+
+
+def _is_scalar(tensor: Any) -> bool:
+    """Whether the graph's own tensor is a single value a row, by Triton's ModelInput or ModelOutput message."""
+    return tensor.HasField("reshape") and not tensor.reshape.shape and tuple(tensor.dims) == (1,)
+
+
 def model_info(name: str, metadata: Any, config: Any, version: int | None, url: str) -> ModelInfo:
     """The model that Triton's ModelMetadataResponse and ModelConfig messages describe.
 
@@ -78,9 +91,11 @@ def model_info(name: str, metadata: Any, config: Any, version: int | None, url: 
     if not all(v.isascii() and v.isdecimal() and len(v) < _LONGEST_NAME for v in metadata.versions):
         raise ClientError(f"{where}: one of its versions is no number")
     batched = config.max_batch_size > 0
+    # Triton takes no empty shape: a single value a row has length 1 outside of the graph.
+    scalars = {t.name for t in (*config.input, *config.output) if batched and _is_scalar(t)}
     signature = Signature(
-        _specs(metadata.inputs, "input", where, batched=batched),
-        _specs(metadata.outputs, "output", where, batched=batched),
+        _specs(metadata.inputs, "input", where, scalars, batched=batched),
+        _specs(metadata.outputs, "output", where, scalars, batched=batched),
         batched,
     )
     info = ModelInfo(
@@ -94,7 +109,9 @@ def model_info(name: str, metadata: Any, config: Any, version: int | None, url: 
     return info
 
 
-def _specs(tensors: Any, kind: str, where: str, *, batched: bool) -> tuple[TensorSpec, ...]:
+def _specs(
+    tensors: Any, kind: str, where: str, scalars: Collection[str], *, batched: bool
+) -> tuple[TensorSpec, ...]:
     if not 1 <= len(tensors) <= _MOST_TENSORS:
         raise ClientError(f"{where}: it has {len(tensors)} {kind}s, expected 1 to {_MOST_TENSORS}")
     specs: dict[str, TensorSpec] = {}
@@ -111,5 +128,6 @@ def _specs(tensors: Any, kind: str, where: str, *, batched: bool) -> tuple[Tenso
             raise ClientError(
                 f"{where}: {kind} {name} has the shape {list(shape[:_MOST_AXES])}, which is no valid one"
             )
-        specs[tensor.name] = TensorSpec(tensor.name, tensor.datatype, shape[1 if batched else 0 :])
+        dims = () if tensor.name in scalars and len(shape) == _SCALAR_AXES else shape[1 if batched else 0 :]
+        specs[tensor.name] = TensorSpec(tensor.name, tensor.datatype, dims)
     return tuple(specs.values())

@@ -2,7 +2,7 @@
 
 import difflib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,9 +108,15 @@ def array_rows(arrays: Mapping[str, Array | Member], model: ModelInfo, where: st
         told = ", ".join(f"{name} {n}" for name, n in counts.items())
         raise DataError(f"{where}: the arrays must have as many rows each, got {told}")
     names = tuple(arrays)
-    columns = [array.rows() if isinstance(array, Member) else array for array in arrays.values()]
+    scalars = {spec.name for spec in model.inputs if not spec.dims}
+    columns = [_rows(array, scalar=name in scalars) for name, array in arrays.items()]
     rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
     return rows, next(iter(counts.values()))
+
+
+def _rows(array: Array | Member, *, scalar: bool) -> Iterable[Any]:
+    rows: Iterable[Any] = array.rows() if isinstance(array, Member) else array
+    return (np.reshape(row, ()) for row in rows) if scalar and len(array.shape) > 1 else rows
 
 
 def load_npy(path: Path) -> Array:
@@ -187,7 +193,7 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 def _check_rows(array: Array | Member, spec: TensorSpec, where: str) -> None:
     shape = array.shape[1:]
-    scalar = spec.dims == (1,) and len(array.shape) == 1
+    scalar = (spec.dims == (1,) and len(array.shape) == 1) or (not spec.dims and shape == (1,))
     fits = len(array.shape) == len(spec.dims) + 1 and all(
         d in (-1, n) for d, n in zip(spec.dims, shape, strict=True)
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from unitrain.client.arrays import Array
+from unitrain.client.arrays import Array, one_row, row_views
 from unitrain.client.intake import Item
 from unitrain.errors import ClientError
 
@@ -108,10 +108,10 @@ class Request:
             # The way of nearly all rows, so the cheapest one.
             if len(outputs) == 1:
                 ((name, rows),) = outputs.items()
-                for item, row in zip(self.items, rows, strict=True):
-                    yield Result(item.index, {name: row}, version, latency_ms, None)
+                for item, each in zip(self.items, row_views(rows), strict=True):
+                    yield Result(item.index, {name: each}, version, latency_ms, None)
                 return
-            for item, *row in zip(self.items, *outputs.values(), strict=True):
+            for item, *row in zip(self.items, *map(row_views, outputs.values()), strict=True):
                 yield Result(item.index, dict(zip(outputs, row, strict=True)), version, latency_ms, None)
             return
         start = 0
@@ -120,6 +120,6 @@ class Request:
                 yield Result(item.index, None, 0, 0.0, item.error)
                 continue
             stop = start + item.rows
-            part = {n: a[start] if item.single else a[start:stop] for n, a in outputs.items()}
+            part = {n: one_row(a, start) if item.single else a[start:stop] for n, a in outputs.items()}
             start = stop
             yield Result(item.index, part, version, latency_ms, None)

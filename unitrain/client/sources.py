@@ -16,7 +16,7 @@ import numpy as np
 
 from unitrain.client.arrays import Array
 from unitrain.client.model import ModelInfo
-from unitrain.client.npfiles import load_npz, npy_rows, npz_rows
+from unitrain.client.npfiles import npy_rows, npz_rows
 from unitrain.client.text import csv_samples, jsonl_samples
 from unitrain.errors import DataError, UsageError
 from unitrain.tensors import TensorSpec
@@ -92,7 +92,7 @@ def open_samples(
     """Samples of a file, a folder, `-` or `random`.
 
     Args:
-        source: see `check_source`; `golden` is opened by `golden_arrays`.
+        source: see `check_source`; `golden` is opened by `GoldenIO`.
         model: that they are for.
         count: at most; -1: endless, a file starting again at its end; None: the
             file's (`random`: one).
@@ -111,22 +111,6 @@ def open_samples(
     else:
         samples = _open(source, model, note, windows)
     return samples.cut(0, None if count == -1 else count)
-
-
-def golden_arrays(
-    model: ModelInfo, repository: Path, version: int
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """A version's golden samples and their outputs, as they were published, rows first.
-
-    Raises:
-        DataError: the version has none, or they can't be read.
-    """
-    arrays = load_npz(repository / model.name / str(version) / "golden.npz")
-
-    def below(folder: str) -> dict[str, Array]:
-        return {name.removeprefix(folder): a for name, a in arrays.items() if name.startswith(folder)}
-
-    return below("inputs/"), below("outputs/")
 
 
 def is_folder(source: str) -> bool:

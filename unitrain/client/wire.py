@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unitrain.client.arrays import Array
-from unitrain.client.model import MAX_PAYLOAD_BYTES, ModelInfo
+from unitrain.client.model import MAX_PAYLOAD_BYTES, ModelInfo, wire_dims
 from unitrain.errors import DataError, RequestError
 from unitrain.tensors import DTYPES, TensorSpec
 
@@ -41,7 +41,11 @@ class Encoder:
             model_name=self._model.name,
             model_version="" if self._model.version is None else str(self._model.version),
             inputs=[
-                tensor(name=spec.name, datatype=spec.dtype, shape=shape)
+                tensor(
+                    name=spec.name,
+                    datatype=spec.dtype,
+                    shape=(*shape, *wire_dims(spec, batched=self._model.signature.batched)[len(spec.dims) :]),
+                )
                 for spec, shape in zip(self._model.inputs, shapes, strict=True)
             ],
         )
@@ -121,7 +125,8 @@ def _decoded(
     for spec in model.outputs:
         if spec.name not in given:
             raise ValueError(f"it lacks output {spec.name}")
-        outputs[spec.name] = _output(*given.pop(spec.name), spec, lead, shared)
+        array = _output(*given.pop(spec.name), spec, (*lead, *wire_dims(spec, batched=bool(lead))), shared)
+        outputs[spec.name] = array.reshape(array.shape[: len(lead) + len(spec.dims)])
     if given:
         raise ValueError(
             f"it has an output {next(iter(given))[:_LONGEST_NAME]}, which the model does not have"
@@ -144,11 +149,11 @@ def _output(
     tensor: Any,
     raw: bytes,
     spec: TensorSpec,
-    lead: tuple[int, ...],
+    expected: tuple[int, ...],
     shared: Callable[[str, tuple[int, ...]], Array] | None,
 ) -> Array:
-    """One output's array, once its dtype, shape and size are as expected."""
-    shape, expected = tuple(tensor.shape), (*lead, *spec.dims)
+    """One output's array in Triton's shape, once its dtype, shape and size are as expected."""
+    shape = tuple(tensor.shape)
     if tensor.datatype != spec.dtype:
         raise ValueError(f"output {spec.name} is {tensor.datatype[:_LONGEST_NAME]}, expected {spec.dtype}")
     if len(shape) != len(expected) or any(

@@ -87,7 +87,7 @@ class _Prediction:
             window=options.window,
             timeout_s=options.timeout,
             retry_for_s=options.retry_for,
-            allow_nan=options.allow_nan,
+            allow_nan=options.allow_nan or options.input == "golden",
             shared_memory=options.shm,
             first_index=getattr(self._io, "first_index", 0),
             stop=self._stop,
@@ -136,15 +136,13 @@ class _Prediction:
                 signal.signal(number, handler)
 
     def _check_golden(self) -> None:
-        from unitrain.client.io import GoldenIO, golden_verdict
+        from unitrain.client.io import GoldenIO
 
         if isinstance(self._io, GoldenIO):
-            verdict = golden_verdict(self._io)
-            self._report.checks["golden"] = (
-                f"{self._io.checked - self._io.wrong} of {self._io.checked} as published, "
-                f"largest difference {self._io.largest:.3g}"
-            )
-            self._failure = self._failure or verdict
+            check = self._io.check()
+            self._report.checks["golden"] = check.detail
+            if check.passed is False:
+                self._failure = self._failure or DataError(f"golden: {check.detail}")
 
     def _tell(self) -> None:
         text = self._report.table()

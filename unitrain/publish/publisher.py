@@ -19,6 +19,7 @@ from unitrain.export.graph import Template, build_template
 from unitrain.export.onnx_graph import OnnxGraph
 from unitrain.export.parity import GraphSession, Tolerance
 from unitrain.export.process import ExportProcess
+from unitrain.integrity import MOST_GOLDEN_BYTES
 from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.publish import gates
 from unitrain.publish.config import class_names_of, served_config
@@ -254,6 +255,9 @@ def golden_archive(
 
     Rows are left out from the end until the arrays have at most `max_bytes`; None where not one fits.
     """
+    max_bytes = min(
+        max_bytes, MOST_GOLDEN_BYTES // 2
+    )  # what reads it takes no more, the heads of its arrays included
     while rows:
         inputs = {name: array[:rows] for name, array in sample.items()}
         outputs = session.run(inputs)

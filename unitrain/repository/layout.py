@@ -11,6 +11,8 @@ MODEL_NAME = "model.onnx"
 GOLDEN_NAME = "golden.npz"
 STAGING_NAME = ".unitrain-staging"
 """In a root beside which nothing can be staged: no model's name, so it is none."""
+CANDIDATE_PREFIX = "unitrain_candidate_"
+"""Names under which `serve` tries versions before it serves them begin with it; they are nobody's models."""
 LARGEST_VERSION = 2**63 - 1
 """Triton keeps version numbers in a signed 64-bit integer."""
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unitrain.durable import sha256_of
+from unitrain import integrity
 from unitrain.errors import ExportError, RepositoryError
+from unitrain.integrity import Contradiction, Golden, hashes_of, read_checked
 from unitrain.manifest import read_manifest
 from unitrain.repository.answers import Tolerance, compare, run_onnx
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
-
-Golden = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -29,28 +28,14 @@ def verify_version(version_dir: Path) -> list[Check]:
 
 
 def check_hashes(version_dir: Path) -> Check:
-    """Each file has the SHA-256 that the manifest gives."""
+    """Check the manifest's own digest, and the SHA-256 of each file that it gives."""
     try:
-        manifest = read_manifest(version_dir)
-    except RepositoryError as error:
+        checked = read_checked(version_dir, in_memory_bytes=0)
+    except Contradiction as error:
         return Check("sha256", passed=False, detail=str(error))
-    if manifest is None:
+    if checked is None:
         return Check("sha256", passed=None, detail="it has no manifest")
-    hashes = {MODEL_NAME: manifest.sha256, **manifest.files}
-    if manifest.golden_sha256:
-        hashes[GOLDEN_NAME] = manifest.golden_sha256
-    for name, wanted in hashes.items():
-        try:
-            found = sha256_of(version_dir / name)
-        except OSError as error:
-            return Check("sha256", passed=False, detail=f"{name} can't be read: {error.strerror}")
-        if found != wanted:
-            return Check(
-                "sha256",
-                passed=False,
-                detail=f"{name} has {found[:12]}…, the manifest says {wanted[:12]}…: it was changed",
-            )
-    return Check("sha256", passed=True, detail=", ".join(hashes))
+    return Check("sha256", passed=True, detail=", ".join(hashes_of(checked.manifest, version_dir)))
 
 
 def check_graph(version_dir: Path) -> Check:
@@ -81,7 +66,7 @@ def tolerance_of(version_dir: Path) -> Tolerance:
     """What a version was held against when it was published; the defaults where its manifest can't say."""
     try:
         return Tolerance.of_manifest(read_manifest(version_dir))
-    except (RepositoryError, TypeError):
+    except (RepositoryError, ValueError):
         return Tolerance()
 
 
@@ -104,16 +89,9 @@ def read_golden(version_dir: Path) -> Golden | None:
     """A version's golden inputs and outputs by name; None where it has none.
 
     Raises:
-        RepositoryError: the file is there but can't be read.
+        RepositoryError: the file is there but can't be read, or is too large.
     """
-    path = version_dir / GOLDEN_NAME
-    if not path.is_file():
-        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:
-        raise RepositoryError(f"{path} can't be read: {' '.join(str(error).split())}") from error
-    inputs = {n.removeprefix("inputs/"): a for n, a in arrays.items() if n.startswith("inputs/")}
-    outputs = {n.removeprefix("outputs/"): a for n, a in arrays.items() if n.startswith("outputs/")}
-    return inputs, outputs
+        return integrity.read_golden(version_dir)
+    except Contradiction as error:
+        raise RepositoryError(str(error)) from error

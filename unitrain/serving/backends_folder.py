@@ -9,11 +9,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from unitrain import integrity
 from unitrain.errors import ServingError
+from unitrain.repository import comparison
 from unitrain.serving import install
 from unitrain.serving.processes import command_lines
 
 _OWN = Path(__file__).parent / "backends"
+_SHARED = (Path(integrity.__file__), Path(comparison.__file__))
+"""Modules of unitrain that the backend needs, which import nothing of it."""
 _STUB = "triton_python_backend_stub"
 _UNUSED_S = 24 * 3600.0
 
@@ -26,7 +30,8 @@ def assemble_backends(wheel_dir: Path) -> Path:
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     triton = wheel_dir / "pytriton" / "tritonserver"
-    own = {path.name: path.read_bytes() for path in sorted((_OWN / "onnxruntime").glob("*.py"))}
+    sources = [*sorted((_OWN / "onnxruntime").glob("*.py")), *_SHARED]
+    own = {path.name: path.read_bytes() for path in sources}
     key = hashlib.sha256(b"".join(own.values()) + python.encode() + wheel_dir.name.encode()).hexdigest()[:12]
     target = install.cache_dir() / f"backends-{python}-{key}"
     if target.is_dir():

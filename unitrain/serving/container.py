@@ -15,6 +15,8 @@ OLDEST_SAFE = (25, 7)
 _RELEASE = re.compile(r"(\d\d)\.(\d\d)(?:-|$)")
 MODELS_DIR = "/models"
 """The model repository inside."""
+CANDIDATES_DIR = "/candidates"
+"""The private second one."""
 _SHM_SIZE = "1g"
 """Docker's default, 64 MB, is little for tensors that are handed over in it."""
 
@@ -41,7 +43,14 @@ class Container:
         return "0.0.0.0" if self.runtime == "docker" else None  # noqa: S104 - of the container, published on one address
 
     def command(
-        self, flags: list[str], *, repository: Path, host: str, ports: list[int], name: str
+        self,
+        flags: list[str],
+        *,
+        repository: Path,
+        host: str,
+        ports: list[int],
+        name: str,
+        candidates: Path | None = None,
     ) -> list[str]:
         """The command line that runs Triton with `flags` in the container.
 
@@ -49,14 +58,17 @@ class Container:
             repository: the model repository, handed in to be read only.
             host: the machine's address that the ports are published on.
             name: of the container, so that it can be ended by it.
+            candidates: private second repository, handed in to be read only.
         """
         if self.runtime == "apptainer":
             words = ["exec", "--cleanenv", "--bind", f"{repository}:{MODELS_DIR}:ro"]
+            words += ["--bind", f"{candidates}:{CANDIDATES_DIR}:ro"] if candidates else []
             words += ["--nv"] if self.gpus else []
             return [str(self.program), *words, f"docker://{self.image}", "tritonserver", *flags]
         words = ["run", "--rm", f"--name={name}", f"--shm-size={_SHM_SIZE}"]
         words += [f"--user={os.getuid()}:{os.getgid()}", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
         words += [f"--volume={repository}:{MODELS_DIR}:ro"]
+        words += [f"--volume={candidates}:{CANDIDATES_DIR}:ro"] if candidates else []
         words += [f"--publish={host}:{port}:{port}" for port in ports]
         words += ["--gpus=all"] if self.gpus else []
         return [str(self.program), *words, self.image, "tritonserver", *flags]

@@ -5,6 +5,7 @@ from typing import Any
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import Repository, layout, read_config
+from unitrain.serving.limits import check_numbers
 from unitrain.serving.scan import ModelFiles, Stamp
 from unitrain.serving.trust import check_config, check_files, runs_code
 
@@ -21,12 +22,13 @@ class ModelFolder:
         """Triton's ModelConfig message.
 
         Raises:
-            RepositoryError: it can't be read, or could run code or leave the folder.
+            RepositoryError: it can't be read, could run code or leave the folder, or has a number that is too large.
         """
         model_dir = self._repository.model_dir(self._name)
         check_files(self._repository.root, model_dir, beside=map(str, files.versions), code=True)
         config = read_config(self._repository.config_path(self._name))
         check_config(config, self._allowed_backends)
+        check_numbers(config)
         config.name = config.name or self._name
         return config
 

@@ -3,13 +3,15 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from unitrain.errors import RepositoryError
+from unitrain.integrity import CheckedFiles, Contradiction, read_checked
 from unitrain.repository import Repository
 from unitrain.serving.admin import Admin, Refused
+from unitrain.serving.candidate import Candidates
 from unitrain.serving.folder import ModelFolder, override
 from unitrain.serving.probe import probe_request
 from unitrain.serving.processes import start_of
@@ -67,8 +69,10 @@ class ModelKeeper:
         allowed_backends: frozenset[str] = frozenset(),
         explain: Callable[[str, str], str] = lambda _model, words: words,
         processes: Callable[[], Processes] = dict,
+        candidates: Candidates | None = None,
     ) -> None:
         self.name = name
+        self._candidates = candidates
         self._processes = processes
         self._explain = explain
         self._folder = ModelFolder(name, repository, allowed_backends)
@@ -173,11 +177,7 @@ class ModelKeeper:
         self._reloads = 0
         del self._served[version]
         self._tell_failed(version, f"it died {deaths} times before it answered and is set aside: {reason}")
-        if not self._served:
-            admin.unload(self.name)
-        self._config_stamp = None  # Triton still has it: what is left is loaded anew
-        with contextlib.suppress(OSError, RepositoryError):  # else the next look sees to it
-            self.reconcile(scan_model(self._repository, self.name), admin)
+        self._load_anew(admin)
 
     def _failure(self, admin: Admin, served: _Served) -> str | None:
         """Why a version must be thought dead, or None."""
@@ -216,11 +216,41 @@ class ModelKeeper:
             self._folder.check(self._config, self._files)
             for number in stamps:
                 self._folder.check_version(self._config, number)
+            if self._set_contradicted_aside(admin, stamps):
+                return
             admin.load(self.name, override(self._config, stamps, self._generation))
         except (Refused, RepositoryError) as error:
             raise RestartNeeded(f"{self.name} can't be reloaded: {error}") from error
         self._serve(stamps, self._config)
         self._tell_loaded()
+
+    def _set_contradicted_aside(self, admin: Admin, versions: Iterable[int]) -> bool:
+        """Whether a version is no longer what its manifest says: the others are served without it then."""
+        reasons = {}
+        for version in versions:
+            try:
+                read_checked(self._repository.version_dir(self.name, version), in_memory_bytes=0)
+            except Contradiction as error:
+                reasons[version] = str(error)
+        if reasons:
+            self._drop(reasons, admin)
+        return bool(reasons)
+
+    def _drop(self, reasons: dict[int, str], admin: Admin) -> None:
+        """Have the other versions served without these."""
+        for version, reason in reasons.items():
+            stamp = self._served.pop(version).stamp
+            self._broken[version] = (self._config_stamp or (), stamp)
+            self._tell_failed(version, reason)
+        self._load_anew(admin)
+
+    def _load_anew(self, admin: Admin) -> None:
+        """Load what is left of the versions, whatever Triton still has of them."""
+        if not self._served:
+            admin.unload(self.name)
+        self._config_stamp = None
+        with contextlib.suppress(OSError, RepositoryError):  # else the next look sees to it
+            self.reconcile(scan_model(self._repository, self.name), admin)
 
     def _read_config(self, files: ModelFiles) -> Any | None:
         try:
@@ -265,6 +295,9 @@ class ModelKeeper:
             except RepositoryError as error:
                 self._note_broken(version, files, wanted, str(error))
                 return False
+        checked = self._verified(files, config, wanted, admin)
+        if checked is None:
+            return False
         changed = files.config != self._config_stamp or any(
             served.stamp != wanted.get(version, served.stamp) for version, served in self._served.items()
         )
@@ -272,6 +305,8 @@ class ModelKeeper:
             self._generation += (
                 1  # Triton compares times: what is older than what it knows, it takes for known
             )
+        if any(_written_to(seen) for seen in checked):
+            return True  # the next look sees it
         try:
             admin.load(self.name, override(config, wanted, self._generation))
         except Refused as error:
@@ -279,8 +314,34 @@ class ModelKeeper:
         self._refused = None
         self._config_stamp = files.config
         self._serve(wanted, config)
-        self._tell_loaded()
+        written = {int(seen.folder.name): why for seen in checked if (why := _written_to(seen))}
+        if written:
+            self._drop(written, admin)
+        else:
+            self._tell_loaded()
         return True
+
+    def _verified(
+        self, files: ModelFiles, config: Any, wanted: dict[int, Stamp], admin: Admin
+    ) -> list[CheckedFiles] | None:
+        """The checked files of the versions that are loaded anew; None where one was found to be broken."""
+        if self._candidates is None:
+            return []
+        checked, broken = [], False
+        for version, stamp in wanted.items():
+            served = self._served.get(version)
+            if served is not None and served.stamp == stamp and files.config == self._config_stamp:
+                continue  # Triton leaves it as it is
+            folder = self._repository.version_dir(self.name, version)
+            try:
+                found = self._candidates.verify(admin, self.name, config, version, folder)
+            except RepositoryError as error:
+                self._note_broken(version, files, wanted, str(error))
+                broken = True
+                continue
+            if found is not None:
+                checked.append(found)
+        return None if broken else checked
 
     def _note_failure(self, files: ModelFiles, wanted: dict[int, Stamp], words: str) -> bool:
         try:
@@ -317,8 +378,7 @@ class ModelKeeper:
 
     def _serve(self, wanted: dict[int, Stamp], config: Any) -> None:
         def request(version: int) -> Any | None:
-            golden_path = self._repository.version_dir(self.name, version) / "golden.npz"
-            return probe_request(config, version, golden_path)
+            return probe_request(config, version, self._repository.version_dir(self.name, version))
 
         self._config = config
         running = self._processes()
@@ -345,3 +405,12 @@ class ModelKeeper:
             version=version,
             reason=reason,
         )
+
+
+def _written_to(files: CheckedFiles) -> str | None:
+    """What was written to since it was checked; None where nothing was."""
+    try:
+        files.check_unchanged()
+    except Contradiction as error:
+        return str(error)
+    return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unitrain.errors import ServingError, UsageError
-from unitrain.serving.container import MODELS_DIR
+from unitrain.serving.container import CANDIDATES_DIR, MODELS_DIR
 from unitrain.serving.distribution import Distribution
 from unitrain.serving.processes import group_members, listener_on
 from unitrain.serving.runtime import records
@@ -45,6 +45,7 @@ class Launch:
         secret: opens the admin protocols.
         shm_prefix: what the names of its shared-memory regions begin with, and a container's name.
         seen_as: another path under which Triton finds the repository; None: its own.
+        candidates_dir: private second repository, in which versions are tried before they are served.
         poll: whether Triton polls the repository itself, rather than being told what to load.
         flags: the person's own, at the end.
     """
@@ -57,11 +58,17 @@ class Launch:
     host: str = LOOPBACK
     http_port: int | None = None
     seen_as: Path | None = None
+    candidates_dir: Path | None = None
     grace_s: int = 5
     poll: bool = False
     flags: tuple[str, ...] = ()
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     shm_prefix: str = field(default_factory=lambda: f"unitrain_{os.getpid()}_{secrets.token_hex(4)}_")
+
+    @property
+    def triton_repository(self) -> Path | str:
+        """The repository's path as Triton sees it."""
+        return MODELS_DIR if self.distribution.container else self.seen_as or self.repository
 
     @property
     def near_host(self) -> str:
@@ -86,6 +93,7 @@ class Launch:
             host=self.host,
             ports=ports,
             name=self._container_name,
+            candidates=self.candidates_dir,
         )
 
     @property
@@ -115,6 +123,9 @@ class Launch:
         words = [*(f"--{name}={value}" for name, value in flags.items()), "--disable-auto-complete-config"]
         if self.distribution.backends_dir is not None:
             words.append(f"--backend-directory={self.distribution.backends_dir}")
+        if self.candidates_dir is not None:
+            in_container = self.distribution.container is not None
+            words.append(f"--model-repository={CANDIDATES_DIR if in_container else self.candidates_dir}")
             words += [
                 f"--backend-config={name},shm-region-prefix-name={self.shm_prefix}"
                 for name in ("python", "onnxruntime")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import time
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,7 @@ class ServerRecord:
                 region.unlink(missing_ok=True)
             for folder in filter(_is_own, _folders()):
                 (folder / _link_name(self.shm_prefix)).unlink(missing_ok=True)
+                shutil.rmtree(folder / _candidates_name(self.shm_prefix), ignore_errors=True)
                 path = folder / _name(self.url)
                 found = _read(path)
                 if found is not None and (found.pid, found.started) == (self.pid, self.started):
@@ -153,6 +155,15 @@ def link_path(shm_prefix: str) -> Path:
     return runtime_dir() / _link_name(shm_prefix)
 
 
+def candidates_path(shm_prefix: str) -> Path:
+    """A server's private second model repository, in which versions are tried before they are served.
+
+    Raises:
+        ServingError: as `runtime_dir`.
+    """
+    return runtime_dir() / _candidates_name(shm_prefix)
+
+
 def _folders() -> list[Path]:
     """Where records may lie: the session's folder first; a `serve` of cron or systemd has no session."""
     of_user = f"/run/user/{os.getuid()}"
@@ -172,6 +183,10 @@ def _is_own(folder: Path) -> bool:
 
 def _link_name(shm_prefix: str) -> str:
     return f"{shm_prefix}repository"
+
+
+def _candidates_name(shm_prefix: str) -> str:
+    return f"{shm_prefix}candidates"
 
 
 def _name(url: str) -> str:

@@ -13,9 +13,6 @@ from unitrain.repository import Repository, layout
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Of each file: its path, modification time, size and inode. Equal stamps: nothing changed."""
 
-_BESIDE_THE_MODEL = frozenset({"manifest.json", "golden.npz"})
-"""Triton does not serve them, so that a change of them is none of the model's."""
-
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -78,5 +75,5 @@ def _stamp_tree(folder: Path) -> Stamp:
     found: list[str] = []
     for root, folders, files in os.walk(folder):
         folders.sort()
-        found += (os.path.join(root, name) for name in sorted(set(files) - _BESIDE_THE_MODEL))  # noqa: PTH118 - os.walk gives strings
+        found += (os.path.join(root, name) for name in sorted(files))  # noqa: PTH118 - os.walk gives strings
     return _stamp(found)

@@ -9,6 +9,7 @@ from typing import Any
 from unitrain.errors import RepositoryError, ServingError, UsageError
 from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
+from unitrain.repository.layout import CANDIDATE_PREFIX
 from unitrain.serving.admin import Admin, ServerGone
 from unitrain.serving.processes import group_members, memory_bytes, model_processes, started_at
 from unitrain.serving.runtime import find_server
@@ -93,6 +94,7 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         versions = [
             _version(row, counted.get(row[:2]), root, memory, errors)
             for row in sorted(index, key=lambda row: (row[0], len(row[1]), row[1]))
+            if not row[0].startswith(CANDIDATE_PREFIX)
         ]
     except ServerGone as error:
         raise ServingError(

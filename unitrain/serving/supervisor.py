@@ -16,6 +16,7 @@ from unitrain.errors import ServingError
 from unitrain.repository import Repository
 from unitrain.serving import log, runtime
 from unitrain.serving.admin import Admin
+from unitrain.serving.candidate import Candidates
 from unitrain.serving.host import PLAIN_PATH
 from unitrain.serving.keeper import Processes
 from unitrain.serving.poll import PollObserver
@@ -23,6 +24,7 @@ from unitrain.serving.process import Launch, TritonProcess
 from unitrain.serving.processes import model_processes
 from unitrain.serving.report import Reporter
 from unitrain.serving.tls import tls_of
+from unitrain.serving.trust import OWN_BACKENDS
 from unitrain.serving.watch import RestartNeeded, Watcher
 
 READY_WITHIN_S = 60.0
@@ -53,7 +55,8 @@ class Supervisor:
         self._link = (
             None if PLAIN_PATH.fullmatch(str(launch.repository)) else runtime.link_path(launch.shm_prefix)
         )
-        launch = replace(launch, seen_as=self._link)
+        candidates_dir = None if launch.poll else runtime.candidates_path(launch.shm_prefix)
+        launch = replace(launch, seen_as=self._link, candidates_dir=candidates_dir)
         self.launch = launch
         self.url = f"{launch.near_host}:{launch.grpc_port}"
         self._asked = 0
@@ -68,6 +71,13 @@ class Supervisor:
                 allowed_backends=allowed_backends,
                 explain=self._explain,
                 processes=self._models,
+                candidates=None
+                if candidates_dir is None
+                else Candidates(
+                    candidates_dir,
+                    launch.triton_repository,
+                    self_verifying=frozenset() if launch.distribution.native else OWN_BACKENDS,
+                ),
             )
         )
         self._record = runtime.ServerRecord(
@@ -105,6 +115,8 @@ class Supervisor:
             try:
                 if self._link:
                     self._link.symlink_to(self.launch.repository, target_is_directory=True)
+                if self.launch.candidates_dir:
+                    self.launch.candidates_dir.mkdir(mode=0o700)
                 self._serve()
             finally:
                 self._reporter.also = None

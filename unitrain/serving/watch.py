@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from unitrain.errors import RepositoryError
 from unitrain.repository import Repository
 from unitrain.serving.admin import Admin, ServerGone
+from unitrain.serving.candidate import Candidates
 from unitrain.serving.keeper import ModelKeeper, Processes, RestartNeeded
 from unitrain.serving.report import Reporter
 from unitrain.serving.scan import ModelFiles, scan
@@ -34,12 +35,14 @@ class Watcher:
         allowed_backends: frozenset[str] = frozenset(),
         explain: Callable[[str, str], str] = lambda _model, words: words,
         processes: Callable[[], Processes] = dict,
+        candidates: Candidates | None = None,
     ) -> None:
         self._repository = repository
         self._reporter = reporter
         self._allowed_backends = allowed_backends
         self._explain = explain
         self._processes = processes
+        self._candidates = candidates
         self._keepers: dict[str, ModelKeeper] = {}
         self._unreadable = ""
 
@@ -91,6 +94,7 @@ class Watcher:
                     allowed_backends=self._allowed_backends,
                     explain=self._explain,
                     processes=self._processes,
+                    candidates=self._candidates,
                 )
                 self._keepers[name] = keeper
             written = name in still or (name not in now and name not in before)

@@ -6,8 +6,11 @@ native backend's names.
 The wheel's stub was built for numpy 1: under numpy 2 its arrays have strides of 0, and the tensors that it
 makes of arrays 0 bytes. Numbers go by DLPack therefore, and strings as `stub_strings.py` says.
 
-This file is copied into a backends folder and runs inside Triton's Python stub,
-so it imports nothing of unitrain.
+A version that has a manifest is loaded only where its files are what the manifest says and its golden samples
+are answered as published; the session is opened from the very bytes that were hashed.
+
+This file is copied into a backends folder, with `integrity.py` and `comparison.py` beside it, and runs inside
+Triton's Python stub, so it imports nothing of unitrain.
 """
 
 import faulthandler
@@ -16,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison
+import integrity
 import numpy as np
 import onnxruntime as ort
 import stub_strings
@@ -38,6 +43,14 @@ _CONFIG_TYPE = {
     "tensor(double)": "TYPE_FP64",
     "tensor(string)": "TYPE_STRING",
 }
+_NUMPY_OF_CONFIG: dict[str, Any] = {
+    "TYPE_BOOL": np.bool_,
+    "TYPE_FP16": np.float16,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
+    "TYPE_STRING": object,
+    **{f"TYPE_{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+}
 _GRAPH_LEVEL = {
     "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -45,17 +58,20 @@ _GRAPH_LEVEL = {
 }
 """config.pbtxt's `optimization { graph { level } }` as the native backend reads it."""
 _ORT_ERRORS_ONLY = 3
+_IN_MEMORY_BYTES = 1 << 30
+"""Files of a version with no more bytes together are opened from memory; larger ones are hashed, then opened by
+their path, and must not have been written to in between."""
 
 
 class TritonPythonModel:
     """One instance of one version of a model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the version's graph and hold it against config.pbtxt.
+        """Open the version's graph and check it against config.pbtxt, its manifest and its golden samples.
 
         Raises:
-            TritonModelException: the file can't be opened, or is not what config.pbtxt says; it names
-                the file and the cause.
+            TritonModelException: the file can't be opened, or is not what config.pbtxt or the manifest says;
+                it names the file and the cause.
         """
         faulthandler.enable()  # a crash inside onnxruntime leaves its place in Triton's log
         config = json.loads(args["model_config"])
@@ -63,15 +79,25 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], file_name)
         try:
             _check_file_name(file_name)
-            self._session = ort.InferenceSession(
-                path, _session_options(config), providers=_providers(args["model_instance_kind"])
+            options, providers = _session_options(config), _providers(args["model_instance_kind"])
+            files = integrity.read_checked(path.parent, in_memory_bytes=_IN_MEMORY_BYTES)
+            self._session = (
+                ort.InferenceSession(path, options, providers=providers)
+                if files is None
+                else _open_checked(files, file_name, options, providers)
             )
             _check_tensors("input", config["input"], self._session.get_inputs())
             _check_all_fed(config, self._session.get_inputs())
             _check_tensors("output", config["output"], self._session.get_outputs())
+            _check_axes(self._session, config)
             self._strings = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_STRING"}
             if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
                 stub_strings.prepare()
+            if files is not None:
+                files.check_unchanged()
+                _check_golden(self._session, files)
+        except integrity.Contradiction as error:  # it names the file
+            raise pb_utils.TritonModelException(_one_line(error)) from error
         except Exception as error:
             raise pb_utils.TritonModelException(f"{path}: {_one_line(error)}") from error
         self._batched = int(config.get("max_batch_size", 0)) > 0
@@ -154,6 +180,42 @@ class TritonPythonModel:
         )
 
 
+def _open_checked(files: Any, file_name: str, options: Any, providers: list[str]) -> Any:
+    """A session of the bytes that were hashed; of large files, which are checked again once it is open."""
+    if file_name not in files.identities:
+        raise ValueError(f"config.pbtxt serves {file_name}, of which the manifest has no hash")
+    beside = {name: files.contents.get(name) for name in files.identities if name != file_name}
+    kept = file_name in files.contents and None not in beside.values()
+    if beside and (not kept or not hasattr(options, "add_external_initializers_from_files_in_memory")):
+        return ort.InferenceSession(files.folder / file_name, options, providers=providers)
+    if beside:
+        options.add_external_initializers_from_files_in_memory(
+            list(beside), list(beside.values()), [len(data) for data in beside.values()]
+        )
+    model = files.contents[file_name] if kept else files.folder / file_name
+    return ort.InferenceSession(model, options, providers=providers)
+
+
+def _check_golden(session: Any, files: Any) -> None:
+    """Return where the session answers the golden samples within the version's tolerances."""
+    golden = files.golden()
+    if golden is None:
+        return
+    inputs, outputs = golden
+    try:
+        answers = session.run(list(outputs), integrity.feeds(inputs))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ValueError(f"the golden samples are not answered: {_one_line(error)}") from error
+    difference = comparison.compare(
+        outputs,
+        dict(zip(outputs, answers, strict=True)),
+        comparison.Tolerance.from_json(files.manifest.get("tolerance")),
+        sides=("the golden samples", "this server"),
+    )
+    if difference.failure is not None:
+        raise ValueError(f"the golden samples are answered otherwise than published: {difference.failure}")
+
+
 def _check_file_name(name: str) -> None:
     if Path(name).name != name:
         raise ValueError(f"default_model_filename must name a file in the version's folder, got {name}")
@@ -198,6 +260,32 @@ def _check_tensors(kind: str, expected: Sequence[Mapping[str, Any]], present: Se
             raise ValueError(f"config.pbtxt has the {kind} {name}, the graph has {', '.join(types)}")
         if types[name] != wanted:
             raise ValueError(f"the {kind} {name} is {wanted} in config.pbtxt, {types[name]} in the graph")
+
+
+def _check_axes(session: Any, config: Mapping[str, Any]) -> None:
+    """Refuse an output without any axis, such as a loss; a run shows it where onnxruntime does not know the shape."""
+    served = {tensor["name"] for tensor in config["output"]}
+    doubtful = [t.name for t in session.get_outputs() if t.name in served and not t.shape]
+    if not doubtful:
+        return
+    batch = [1] if int(config.get("max_batch_size", 0)) > 0 else []
+    types = {tensor.name: _NUMPY_OF_CONFIG[_CONFIG_TYPE[tensor.type]] for tensor in session.get_inputs()}
+    zeros = {}
+    for tensor in config["input"]:
+        dims = tensor.get("reshape", {}).get("shape", tensor["dims"])
+        shape = [*batch, *(max(int(length), 1) for length in dims)]
+        dtype = types[tensor["name"]]
+        zeros[tensor["name"]] = np.full(shape, "", object) if dtype is object else np.zeros(shape, dtype)
+    try:
+        found = session.run(doubtful, zeros)
+    except Exception:  # noqa: BLE001 - not every graph takes zeros: its answers are checked when they come
+        return
+    for name, array in zip(doubtful, found, strict=True):
+        if np.ndim(array) == 0:
+            raise ValueError(
+                f"the output {name} has no batch axis: it is one value for all rows, such as a loss, which Triton "
+                "can't serve; leave it out of what forward returns"
+            )
 
 
 def _check_all_fed(config: Mapping[str, Any], present: Sequence[Any]) -> None:
