@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from unitrain.commands.serve import _parser
-from unitrain.serving.container import IMAGE, OLDEST_SAFE, release_of
+from unitrain.serving.advisories import FLOOR, release_of
+from unitrain.serving.container import IMAGE, image_release
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -48,8 +49,8 @@ def test_the_images_release_has_the_security_fixes(name: str) -> None:
     text = (DEPLOY / name).read_text()
     release = release_of(re.search(r"(?:TRITON=|tritonserver:)(\d\d\.\d\d)", text)[1])
     assert release is not None
-    assert release >= OLDEST_SAFE
-    assert release == release_of(IMAGE.rpartition(":")[2])
+    assert release >= FLOOR
+    assert release == image_release(IMAGE)
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", *DEFINITIONS])
