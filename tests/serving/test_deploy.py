@@ -40,7 +40,7 @@ def test_the_dockerfile_starts_serve_as_it_can_be_started() -> None:
     added = _manifests()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"]
     options = _parser().parse_args([*words[4:], *added])
     assert ipaddress.IPv4Address(options.host).is_unspecified
-    assert (str(options.model_repository), options.http_port) == ("/models", 8000)
+    assert (str(options.model_repository), options.http_port) == ("/models", None)
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "serving.def"])
@@ -94,7 +94,7 @@ def test_the_manifests_fit_each_other_and_serve() -> None:
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
+    assert ports == {"grpc": 8001, "metrics": 8002}
     assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -108,7 +108,7 @@ def test_the_manifests_fit_each_other_and_serve() -> None:
     grace = int(container["args"][container["args"].index("--grace") + 1])
     paused = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= grace + paused + 5
-    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert container["readinessProbe"]["grpc"]["port"] == container["startupProbe"]["grpc"]["port"] == ports["grpc"]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")

@@ -211,11 +211,15 @@ class ModelKeeper:
         served.timeouts += 1
         # A backend that was allowed by name may wait for something without computing.
         idle = progress if not runs_code(self._config) and served.timeouts > 1 else None
-        hung = hung_processes(served.pids, idle)
+        hung = hung_processes(self._running(served.request.model_version), idle)
         if not hung:
             return None
         kill_processes(hung)
         return f"process {', '.join(map(str, hung))} hangs and was ended"
+
+    def _running(self, version: str) -> list[int]:
+        """The processes that run a version now."""
+        return self._processes().get((self.name, version), [])
 
     def _revive(self, admin: Admin, version: int, reason: str) -> None:
         self._reporter.tell(
@@ -228,6 +232,8 @@ class ModelKeeper:
         self._reloads += 1
         if self._reloads > _RELOADS:
             raise RestartNeeded(f"{self.name} does not answer after {_RELOADS} reloads")
+        # Triton waits for a stopped process for ever, and keeps its memory.
+        kill_processes(hung_processes(self._running(str(version)), None))
         self._generation += 1
         stamps = {number: served.stamp for number, served in self._served.items()}
         try:
