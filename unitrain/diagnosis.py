@@ -184,6 +184,7 @@ def _shm() -> Finding:
 
 
 def _triton() -> Finding:
+    from unitrain.serving.advisories import advisories, reachable_apis
     from unitrain.serving.distribution import find_triton, network_problem
 
     native = shutil.which("tritonserver")
@@ -196,9 +197,12 @@ def _triton() -> Finding:
         found = find_triton()
     except ServingError as error:
         return Finding("triton", "warn", str(error), "training and publishing work without; see the sentence")
+    known = advisories(found.release, reachable_apis(http=False))
+    named = ", ".join(advisory.cve for advisory in known)
+    open_to = f"; known vulnerabilities that other users of this machine may reach: {named}" if known else ""
     closed = network_problem(None)
     reach = f"loopback only: {closed}" if closed else "may listen on a network"
-    return Finding("triton", "ok", f"{found.program} ({found.way}, because {found.reason}); {reach}")
+    return Finding("triton", "ok", f"{found.program} ({found.way}, because {found.reason}); {reach}{open_to}")
 
 
 def look_at_start() -> Finding:

@@ -15,6 +15,7 @@ from unitrain.client import Client
 from unitrain.client.model import ModelInfo
 from unitrain.client.shared_memory import SharedMemory
 from unitrain.errors import UsageError
+from unitrain.serving.admin import Admin
 from unitrain.serving.runtime import find_server
 from unitrain.tensors import Signature, TensorSpec
 
@@ -39,16 +40,8 @@ def right(results):
 
 def left_behind(url):
     """What the server still maps of clients, and the files that clients left."""
-    import grpc
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-    with grpc.insecure_channel(url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        secret = (("triton-grpc-protocol-admin-key", find_server(url).secret),)
-        status = stub.SystemSharedMemoryStatus(
-            service_pb2.SystemSharedMemoryStatusRequest(), metadata=secret, timeout=5
-        )
-    return [*status.regions], [*SHM.glob(f"unitrain-client-{os.getpid()}-*")]
+    admin = Admin(url, socket_path=Path(find_server(url).admin))
+    return admin.regions(), [*SHM.glob(f"unitrain-client-{os.getpid()}-*")]
 
 
 def test_answers_are_those_of_messages_and_nothing_is_left(server):

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from unitrain.commands.serve import _parser
-from unitrain.serving.container import IMAGE, OLDEST_SAFE, release_of
+from unitrain.serving.advisories import FLOOR, release_of
+from unitrain.serving.container import IMAGE, image_release
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -39,7 +40,7 @@ def test_the_dockerfile_starts_serve_as_it_can_be_started() -> None:
     added = _manifests()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"]
     options = _parser().parse_args([*words[4:], *added])
     assert ipaddress.IPv4Address(options.host).is_unspecified
-    assert (str(options.model_repository), options.http_port) == ("/models", 8000)
+    assert (str(options.model_repository), options.http_port) == ("/models", None)
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "serving.def"])
@@ -48,8 +49,8 @@ def test_the_images_release_has_the_security_fixes(name: str) -> None:
     text = (DEPLOY / name).read_text()
     release = release_of(re.search(r"(?:TRITON=|tritonserver:)(\d\d\.\d\d)", text)[1])
     assert release is not None
-    assert release >= OLDEST_SAFE
-    assert release == release_of(IMAGE.rpartition(":")[2])
+    assert release >= FLOOR
+    assert release == image_release(IMAGE)
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", *DEFINITIONS])
@@ -93,7 +94,7 @@ def test_the_manifests_fit_each_other_and_serve() -> None:
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
+    assert ports == {"grpc": 8001, "metrics": 8002}
     assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -107,7 +108,11 @@ def test_the_manifests_fit_each_other_and_serve() -> None:
     grace = int(container["args"][container["args"].index("--grace") + 1])
     paused = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= grace + paused + 5
-    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert (
+        container["readinessProbe"]["grpc"]["port"]
+        == container["startupProbe"]["grpc"]["port"]
+        == ports["grpc"]
+    )
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")

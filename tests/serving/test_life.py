@@ -172,7 +172,7 @@ def test_any_address_but_loopback_is_refused_with_the_way_out(host: str, tmp_pat
     ended = _serve("--host", host, "--model-repository", str(tmp_path / "repository"))
     assert ended.returncode == 1
     assert "loopback" in ended.stderr
-    assert "nvcr.io/nvidia/tritonserver, 25.07 or newer" in ended.stderr
+    assert "nvcr.io/nvidia/tritonserver, 26.07 or newer" in ended.stderr
     assert not (tmp_path / "repository").exists()
 
 

@@ -209,7 +209,7 @@ def test_a_folder_that_has_nothing_to_serve_is_told_and_other_names_of_files_are
 
 
 def test_the_admin_protocols_are_locked(triton: TritonServer) -> None:
-    """Without the secret nobody loads a model or registers shared memory."""
+    """By gRPC nobody loads a model or registers shared memory."""
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
     with triton_grpc.InferenceServerClient(triton.url) as client:

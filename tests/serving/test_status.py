@@ -93,7 +93,7 @@ def test_status_of_no_server_is_one_sentence() -> None:
 
 
 def test_a_strangers_server_tells_what_it_tells_everybody(triton: TritonServer, tmp_path: Path) -> None:
-    """Without its record there is no secret: versions and counts are there, memory and errors are not."""
+    """Without its record there is no way to its socket: versions and counts are there, memory and errors are not."""
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
     ask(triton.url, np.ones((2, 3)))

@@ -1,8 +1,10 @@
 """Which Triton is taken, why, and the plain command for each way."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +18,11 @@ from triton_server import TritonServer, native_tritonserver
 
 from unitrain import diagnosis
 from unitrain.errors import ServingError, UsageError
-from unitrain.serving import host
+from unitrain.serving import host, runtime
 from unitrain.serving.backends_folder import sweep_backends
 from unitrain.serving.container import IMAGE, check_image
 from unitrain.serving.distribution import find_triton, network_problem
+from unitrain.serving.status import server_status
 
 GOOD = host.Host(
     system="Linux",
@@ -101,7 +104,7 @@ def _serve(*options: str, path: Path | None = None, **environment: str) -> subpr
 def test_docker_gets_the_repository_read_only_and_loopback_ports(tmp_path: Path) -> None:
     """The flags for Triton are those of a native one, but for the paths and addresses inside."""
     log = _recorder(tmp_path, "docker", exit_code=125)
-    ports = ("--grpc-port", "0", "--metrics-port", "0", "--http-port", "0")
+    ports = ("--grpc-port", "0", "--metrics-port", "0")
     repository = tmp_path / "repository"
     ended = _serve("--container", "docker", *ports, "--model-repository", str(repository), path=tmp_path)
     assert ended.returncode == 1
@@ -110,12 +113,15 @@ def test_docker_gets_the_repository_read_only_and_loopback_ports(tmp_path: Path)
     assert words[:2] == ["run", "--rm"]
     assert f"--volume={repository}:/models:ro" in words
     published = [word for word in words if word.startswith("--publish=")]
-    assert len(published) == 3
+    assert len(published) == 2
     assert all(word.startswith("--publish=127.0.0.1:") for word in published)
     inside = words[words.index(IMAGE) + 1 :]
     assert inside[:3] == ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
     assert "--grpc-address=0.0.0.0" in inside
-    assert any(word.startswith("--http-restricted-api=") for word in inside)
+    (admin,) = [word for word in words if word.endswith(":/run/unitrain")]
+    assert Path(admin.removeprefix("--volume=").partition(":")[0]).is_relative_to(runtime.runtime_dir())
+    assert "--http-address=unix:/run/unitrain/admin" in inside
+    assert "--allow-client-shm=true" in inside, "26.05 and newer need it"
     assert "--disable-auto-complete-config" in inside
 
 
@@ -146,7 +152,7 @@ def test_apptainer_runs_the_image_in_the_machines_own_network(tmp_path: Path) ->
     log = _recorder(tmp_path, "apptainer", exit_code=1)
     ports = ("--grpc-port", "0", "--metrics-port", "0")
     repository = tmp_path / "repository"
-    image = "nvcr.io/nvidia/tritonserver:25.10-py3"
+    image = "nvcr.io/nvidia/tritonserver:26.08-py3"
     ended = _serve(
         "--container",
         "apptainer",
@@ -162,14 +168,16 @@ def test_apptainer_runs_the_image_in_the_machines_own_network(tmp_path: Path) ->
     assert words[:2] == ["exec", "--cleanenv"]
     assert f"{repository}:/models:ro" in words
     assert f"docker://{image}" in words
+    assert [word for word in words if word.endswith(":/run/unitrain")]
+    assert "--allow-client-shm=true" in words
     assert "--grpc-address=127.0.0.1" in words
 
 
 def test_an_image_older_than_the_fixes_is_refused() -> None:
     """One whose tag tells no release is the person's own affair."""
-    with pytest.raises(UsageError, match=r"25\.07 or newer"):
-        check_image("nvcr.io/nvidia/tritonserver:25.06-py3")
-    check_image("nvcr.io/nvidia/tritonserver:25.07-py3")
+    with pytest.raises(UsageError, match=r"26\.07 or newer"):
+        check_image("nvcr.io/nvidia/tritonserver:26.06-py3")
+    check_image("nvcr.io/nvidia/tritonserver:26.07-py3")
     check_image("registry.example.org/triton:mine")
 
 
@@ -191,9 +199,9 @@ def test_only_a_triton_with_the_fixes_may_face_a_network(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
     assert "does not tell" in (network_problem(None) or "")
-    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "25.06")
-    assert "(25.06) is older" in (network_problem(None) or "")
-    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "25.08")
+    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.06")
+    assert "(26.06) is older" in (network_problem(None) or "")
+    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.07")
     assert network_problem(None) is None
 
 
@@ -237,20 +245,61 @@ def test_print_without_any_triton_tells_how_to_install_one(tmp_path: Path) -> No
 def test_a_native_triton_serves_http_where_it_is_asked_for(
     triton_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On loopback, its repository API locked; the wheel's Triton tells that HTTP stays off."""
+    """On loopback, by polling; nobody at all administers it, whatever header is sent."""
     native = native_tritonserver(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{native.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.07")
     options = ("--http-port", "0", "--grace", "0")
-    server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=options).start()
+    refused = _serve(*options)
+    assert (refused.returncode, "needs --poll" in refused.stderr) == (2, True)
+    publish_model(tmp_path / "repository")
+    server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=(*options, "--poll")).start()
     try:
+        server.wait_for("linear", 1)
         http = next(event["http"] for event in server.events if event["event"] == "ready")
         with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
             assert answer.status == 200
-        asked = urllib.request.Request(f"http://{http}/v2/repository/index", method="POST")
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(asked, timeout=5)  # noqa: S310 - as above
+        for header in (b"", *(b"%b: %b\r\n" % (name, value) for name in _NAMES for value in _VALUES)):
+            for path in (
+                b"POST /v2/repository/index",
+                b"GET /v2/logging",
+                b"GET /v2/systemsharedmemory/status",
+            ):
+                assert not _raw_http(http, path, header).startswith(b"HTTP/1.1 200")
+        assert server_status(server.url).versions[0].state == "READY"
     finally:
         server.stop()
+
+
+_NAMES = (b"CLOSED TO EVERYONE", b"closed to everyone", b"CLOSED-TO-EVERYONE")
+_VALUES = (b"", b"\n", b"\r\n ", b"%0A", b"x\n\n", b"\n x")
+
+
+def _raw_http(url: str, line: bytes, header: bytes) -> bytes:
+    host, _, port = url.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(
+            line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n" + header + b"\r\n"
+        )
+        with contextlib.suppress(OSError):  # it is closed, or more of the header is waited for
+            return connection.recv(1024)
+    return b""
+
+
+def test_http_stays_off_where_the_release_is_old_or_unknown(tmp_path: Path) -> None:
+    """Its HTTP server can be overflowed by anybody who reaches it."""
+    _recorder(tmp_path, "tritonserver", exit_code=1)
+    ports = ("--grpc-port", "0", "--metrics-port", "0", "--http-port", "0", "--json")
+    for release in ("", "25.06"):
+        ended = _serve(
+            *ports, "--model-repository", str(tmp_path / "repository"), path=tmp_path,
+            NVIDIA_TRITON_SERVER_VERSION=release,
+        )  # fmt: skip
+        assert '"event": "no_http"' in ended.stdout
+    words = (tmp_path / "tritonserver.log").read_text()
+    assert "--http-address=unix:" in words
+    assert "--http-port" not in words
+    assert "--allow-client-shm" not in words, "older ones do not know the flag"
 
 
 def test_backends_of_earlier_unitrains_are_swept_once_nobody_runs_them(

@@ -98,7 +98,7 @@ class Packer:
         """
         if self._memory is not None:
             waiting = [(r.slot, r.message) for r in unsent if r.slot is not None and not r.done()]
-            self._memory.open(connection, waiting)
+            self._memory.open(waiting)
 
     @property
     def was_open(self) -> bool:

@@ -1,7 +1,8 @@
 """Tensors in memory that client and server on one host share, so that messages carry only their places.
 
 A region is a file below /dev/shm of this user's alone, unlinked as soon as the server has mapped it:
-whatever ends this process, no file is left. The server's mapping is given back at the end; what a killed
+whatever ends this process, no file is left. It is registered by the administration socket of the user's own
+`serve`, under a name that nobody else learns: a request that knew it could read the memory. The server's mapping is given back at the end; what a killed
 client left there, the next one gives back. Each connection has a region of its own, since a request that was
 given up may still be written to by a server that was only slow.
 """
@@ -13,22 +14,21 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unitrain.client.arrays import Array
-from unitrain.client.connection import Connection, is_local, request_error
+from unitrain.client.connection import is_local
 from unitrain.client.model import ModelInfo
-from unitrain.errors import ClientError, RequestError, UsageError
+from unitrain.errors import ClientError, RequestError, ServingError, UsageError
+from unitrain.serving.admin import Admin
 from unitrain.serving.runtime import find_server, start_of
 from unitrain.tensors import TensorSpec
 
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
-_ADMIN_HEADER = "triton-grpc-protocol-admin-key"
-_TIMEOUT_S = 5.0
 _ALIGN = 64
 _NAME = re.compile(r"unitrain-client-(\d+)-(\d+)-")
 _numbers = itertools.count()
@@ -67,7 +67,7 @@ class SharedMemory:
         self._name = ""
         self.was_open = False
 
-    def open(self, connection: Connection, waiting: Iterable[tuple[int, Any]]) -> None:
+    def open(self, waiting: Iterable[tuple[int, Any]]) -> None:
         """A new region, known to the server; slot and message of unanswered requests move into it.
 
         Raises:
@@ -75,19 +75,15 @@ class SharedMemory:
         """
         before = self._map
         pid = os.getpid()
-        self._name = f"unitrain-client-{pid}-{start_of(pid)}-{next(_numbers)}-{secrets.token_hex(4)}"
-        path = _DIRECTORY / self._name
+        base = f"unitrain-client-{pid}-{start_of(pid)}-{next(_numbers)}"
+        # Others may list the files while it lies there, and must not learn the region's name from it.
+        self._name = f"{base}-{secrets.token_hex(16)}"
+        path = _DIRECTORY / f"{base}-{secrets.token_hex(4)}"
         try:
             mapped = _mapped(path, self._bytes)
-            self._sweep(connection)
-            self._call(
-                connection,
-                "SystemSharedMemoryRegister",
-                name=self._name,
-                key=f"/{self._name}",
-                offset=0,
-                byte_size=self._bytes,
-            )
+            with self._admin() as admin:
+                self._sweep(admin)
+                admin.register_region(self._name, f"/{path.name}", self._bytes)
         finally:
             path.unlink(missing_ok=True)
         self.was_open = True
@@ -137,8 +133,8 @@ class SharedMemory:
         """
         if idle and self.was_open:
             # The region of this connection alone: one that was cut off may still be written to.
-            with contextlib.suppress(ClientError), Connection(self._url) as connection:
-                self._call(connection, "SystemSharedMemoryUnregister", name=self._name)
+            with contextlib.suppress(ClientError), self._admin() as admin:
+                admin.unregister_region(self._name)
         self._map = None  # views may be alive: the last one frees it
 
     def _view(self, slot: int, at: int, spec: TensorSpec, rows: int) -> Array:
@@ -153,33 +149,34 @@ class SharedMemory:
         tensor.parameters["shared_memory_offset"].int64_param = slot * self._slot_bytes + at
         tensor.parameters["shared_memory_byte_size"].int64_param = _bytes(spec, rows)
 
-    def _sweep(self, connection: Connection) -> None:
+    def _sweep(self, admin: Admin) -> None:
         """Have the server let go of what clients that are no more left behind."""
-        with contextlib.suppress(ClientError):
-            for name in self._call(connection, "SystemSharedMemoryStatus").regions:
+        with contextlib.suppress(ServingError):
+            for name in admin.regions():
                 match = _NAME.match(name)
                 if match and str(start_of(int(match[1]))) != match[2]:
-                    self._call(connection, "SystemSharedMemoryUnregister", name=name)
+                    admin.unregister_region(name)
 
-    def _call(self, connection: Connection, method: str, **fields: Any) -> Any:
-        import grpc
-        from tritonclient.grpc import service_pb2
+    @contextlib.contextmanager
+    def _admin(self) -> Iterator[Admin]:
+        """The administration of the server; its errors inside the block become ours.
 
+        Raises:
+            ClientError: no server of this user's, or it refuses.
+        """
         server = find_server(self._url)
-        metadata = ((_ADMIN_HEADER, server.secret),) if server is not None else None
-        request = getattr(service_pb2, f"{method}Request")(**fields)
+        if server is None or not server.admin:
+            raise ClientError(
+                f"{self._url}: --shm needs a server that this user's `serve` started on this host, without "
+                "--http-port; leave --shm out"
+            )
+        admin = Admin(self._url, socket_path=Path(server.admin))
         try:
-            return getattr(connection.stub, method)(request, timeout=_TIMEOUT_S, metadata=metadata)
-        except grpc.RpcError as error:
-            if (
-                server is None
-                and error.code() is grpc.StatusCode.UNAVAILABLE
-                and "restricted" in error.details()
-            ):
-                raise ClientError(
-                    f"{self._url}: --shm needs a server that this user's `serve` started on this host; leave --shm out"
-                ) from error
-            raise request_error(error, self._url) from error
+            yield admin
+        except ServingError as error:
+            raise ClientError(f"{self._url}: --shm: {error}") from error
+        finally:
+            admin.close()
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:

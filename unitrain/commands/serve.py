@@ -39,7 +39,7 @@ def _parser() -> ArgumentParser:
         type=_port,
         default=None,
         metavar="PORT",
-        help="serve HTTP too, where Triton is not the wheel's, which has it off; 0: a free one, printed",
+        help="serve HTTP to clients, with --poll only, and not by the wheel's Triton; 0: a free one, printed",
     )
     parser.add_argument(
         "--metrics-port", type=_port, default=8002, metavar="PORT", help="0: a free one, printed"
@@ -53,7 +53,7 @@ def _parser() -> ArgumentParser:
         default=None,
         help="run NVIDIA's container rather than a Triton of this machine",
     )
-    parser.add_argument("--image", default=None, metavar="IMAGE", help="NVIDIA's image; default: 25.08")
+    parser.add_argument("--image", default=None, metavar="IMAGE", help="NVIDIA's image; default: 26.07")
     parser.add_argument(
         "--allow-backend",
         action="append",
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         _install(reporter)
         return 0
     from unitrain.serving.container import IMAGE, check_image
-    from unitrain.serving.distribution import find_triton
+    from unitrain.serving.distribution import find_triton, network_problem
     from unitrain.serving.process import check_flags
     from unitrain.serving.supervisor import Supervisor
     from unitrain.serving.tls import tls_of
@@ -128,16 +128,22 @@ def main(argv: Sequence[str]) -> int:
         reason=distribution.reason,
     )
     if options.http_port is not None and launch.http_port is None:
-        reporter.tell("no_http", "HTTP stays off: the wheel's Triton is older than the fixes of 25.07")
+        reporter.tell("no_http", f"HTTP stays off: {network_problem(options.container)}")
     Supervisor(launch, reporter, frozenset(options.allow_backend)).run()
     return 0
 
 
 def _launch(options: argparse.Namespace, distribution: Any) -> Any:
+    from unitrain.serving.distribution import network_problem
     from unitrain.serving.process import Launch, choose_ports
 
     repository = _repository(options.model_repository)
-    http_port = None if distribution.way == "wheel" else options.http_port
+    http_port = None if network_problem(options.container) else options.http_port
+    if http_port is not None and not options.poll:
+        raise UsageError(
+            "serve: --http-port needs --poll: Triton has one HTTP endpoint, which otherwise loads the models, out of "
+            "reach of other users; add --poll, or leave --http-port out and use gRPC"
+        )
     asked = {
         "--grpc-port": options.grpc_port,
         "--metrics-port": options.metrics_port,
@@ -192,6 +198,7 @@ def _install(reporter: Any) -> None:
 
 
 def _check_host(name: str, container: Literal["docker", "apptainer"] | None) -> None:
+    from unitrain.serving.advisories import FLOOR, text_of
     from unitrain.serving.distribution import network_problem
 
     try:
@@ -203,7 +210,7 @@ def _check_host(name: str, container: Literal["docker", "apptainer"] | None) -> 
     if problem:
         raise ServingError(
             f"--host {name}: {problem}, so it listens on loopback (127.0.0.1) only; to serve others, run "
-            "NVIDIA's container nvcr.io/nvidia/tritonserver, 25.07 or newer, on the same repository "
+            f"NVIDIA's container nvcr.io/nvidia/tritonserver, {text_of(FLOOR)} or newer, on the same repository "
             "(--container docker)"
         )
 

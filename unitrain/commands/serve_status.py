@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
     print_fields(
         [
             ("server", f"Triton {status.triton} at {status.url}{'' if status.ready else ', not ready'}"),
+            ("release", status.release),
+            ("advisories", ", ".join(status.advisories) or None),
             ("up", None if status.up_s is None else text_of_duration(status.up_s)),
             ("memory", None if memory is None else text_of_bytes(memory)),
             ("repository", status.repository),

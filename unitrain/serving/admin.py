@@ -1,14 +1,21 @@
-"""What the supervisor asks of its Triton: readiness, loading, unloading and an inference."""
+"""The supervisor's connection to its Triton: readiness, loading, unloading, inference, shared memory.
+
+Requests that any client may make go by gRPC. Administration goes by HTTP over a Unix socket, in a folder
+that only this user opens; on TCP it is closed.
+"""
 
 import contextlib
+import http.client
 import json
+import socket
 import threading
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from unitrain.errors import ServingError
 from unitrain.serving.tls import Tls
 
-_ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 _SHORT_S = 2.0
 _LOAD_S = 600.0
 """A large model on a slow disk takes minutes."""
@@ -19,6 +26,11 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _GONE = ("UNAVAILABLE", "CANCELLED")
+_LARGEST_BYTES = 16 << 20
+"""Of what is sent to the administration socket, and of its answer."""
+_LONGEST_NAME = 512
+_STATUS = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "ALREADY_EXISTS", 501: "UNIMPLEMENTED"}
+_UNAVAILABLE = 503
 
 
 class ServerGone(ServingError):  # noqa: N818 - it says what happened
@@ -33,23 +45,47 @@ class Refused(ServingError):  # noqa: N818 - it says what happened
         self.status = status
 
 
-class Admin:
-    """A connection to one server, with the secret of its admin protocols; safe in several threads."""
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
 
-    def __init__(self, url: str, secret: str, tls: Tls | None = None) -> None:
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Admin:
+    """A connection to one server; safe in several threads.
+
+    Args:
+        url: `host:port` of gRPC.
+        tls: how gRPC is encrypted; None: it is not.
+        socket_path: the administration socket; None: nothing can be loaded, unloaded or registered.
+    """
+
+    def __init__(self, url: str, tls: Tls | None = None, socket_path: Path | None = None) -> None:
         self._url = url
         self._tls = tls
+        self._socket_path = socket_path
         self._channel: Any = None
         self._stub: Any = None
-        self._metadata = ((_ADMIN_HEADER, secret),)
         self._closed = False
         self._connecting = threading.Lock()
+        self._open: set[_UnixConnection] = set()
 
     def close(self) -> None:
         """End the connection; calls under way end with `ServerGone`."""
         self._closed = True
         if self._channel is not None:
             self._channel.close()
+        with self._connecting:
+            for connection in self._open:
+                with contextlib.suppress(OSError, AttributeError):  # it is not connected, or no longer
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _connect(self) -> Any:
         import grpc
@@ -70,12 +106,29 @@ class Admin:
             return self._stub
 
     def is_ready(self) -> bool:
-        """Whether the server takes requests."""
+        """Whether the server takes requests, and administration where it has a socket for it."""
         from tritonclient.grpc import service_pb2
 
         with contextlib.suppress(ServingError):
-            return bool(self._call("ServerReady", service_pb2.ServerReadyRequest(), _SHORT_S).ready)
+            ready = bool(self._call("ServerReady", service_pb2.ServerReadyRequest(), _SHORT_S).ready)
+            if ready and self._socket_path is not None:
+                self._http("GET", "/v2/health/live", None, _SHORT_S)
+            return ready
         return False
+
+    def is_live(self, timeout_s: float) -> bool:
+        """Whether gRPC and the administration socket, where there is one, answer at all."""
+        from tritonclient.grpc import service_pb2
+
+        try:
+            self._call("ServerLive", service_pb2.ServerLiveRequest(), timeout_s)
+            if self._socket_path is not None:
+                self._http("GET", "/v2/health/live", None, timeout_s)
+        except Refused as error:
+            return error.status != "DEADLINE_EXCEEDED"
+        except ServerGone:
+            return False
+        return True
 
     def load(self, model: str, config: dict[str, Any]) -> None:
         """Load a model with `config` in place of its config.pbtxt; returns when it serves.
@@ -84,11 +137,12 @@ class Admin:
             Refused: it can't be loaded; what was served stays.
             ServerGone: no server.
         """
-        from tritonclient.grpc import service_pb2
-
-        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        request.parameters["config"].string_param = json.dumps(config)
-        self._call("RepositoryModelLoad", request, _LOAD_S)
+        self._http(
+            "POST",
+            f"/v2/repository/models/{_quoted(model)}/load",
+            {"parameters": {"config": json.dumps(config)}},
+            _LOAD_S,
+        )
 
     def unload(self, model: str) -> None:
         """Stop serving a model; returns when the server has begun to.
@@ -96,11 +150,7 @@ class Admin:
         Raises:
             Refused, ServerGone: as `load`.
         """
-        from tritonclient.grpc import service_pb2
-
-        self._call(
-            "RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model), _LOAD_S
-        )
+        self._http("POST", f"/v2/repository/models/{_quoted(model)}/unload", {}, _LOAD_S)
 
     def index(self) -> list[tuple[str, str, str, str]]:
         """Every version that the server knows: model, version, state (READY, LOADING, …), reason.
@@ -108,10 +158,46 @@ class Admin:
         Raises:
             Refused, ServerGone: as `load`.
         """
-        from tritonclient.grpc import service_pb2
+        answer = self._http("POST", "/v2/repository/index", {}, _SHORT_S)
+        fields = ("name", "version", "state", "reason")
+        rows = [[str(row.get(name, "")) for name in fields] for row in answer or []]
+        return [(name, version, state, reason) for name, version, state, reason in rows]
 
-        answer = self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), _SHORT_S)
-        return [(row.name, row.version, row.state, row.reason) for row in answer.models]
+    def versions(self) -> list[tuple[str, str, str, str]]:
+        """The index; from a server whose administration is closed, the versions that its statistics name.
+
+        Raises:
+            ServerGone: no server.
+        """
+        with contextlib.suppress(ServingError):
+            return self.index()
+        return [(row.name, row.version, "READY", "") for row in self.statistics()]
+
+    def register_region(self, name: str, key: str, size_bytes: int) -> None:
+        """Have the server map a shared-memory region of this host.
+
+        Raises:
+            Refused, ServerGone: as `load`.
+        """
+        body = {"key": key, "offset": 0, "byte_size": size_bytes}
+        self._http("POST", f"/v2/systemsharedmemory/region/{_quoted(name)}/register", body, _SHORT_S)
+
+    def unregister_region(self, name: str) -> None:
+        """Have the server let go of a shared-memory region.
+
+        Raises:
+            Refused, ServerGone: as `load`.
+        """
+        self._http("POST", f"/v2/systemsharedmemory/region/{_quoted(name)}/unregister", {}, _SHORT_S)
+
+    def regions(self) -> list[str]:
+        """Names of the shared-memory regions that clients have registered.
+
+        Raises:
+            Refused, ServerGone: as `load`.
+        """
+        answer = self._http("GET", "/v2/systemsharedmemory/status", None, _SHORT_S)
+        return [str(row.get("name", "")) for row in answer or []]
 
     def server_version(self) -> str:
         """Triton's version.
@@ -145,7 +231,7 @@ class Admin:
         import grpc
 
         try:
-            return getattr(self._connect(), method)(request, timeout=timeout_s, metadata=self._metadata)
+            return getattr(self._connect(), method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
             status = error.code().name
             words = " ".join((error.details() or status).split())
@@ -154,3 +240,54 @@ class Admin:
             raise Refused(words, status) from error
         except ValueError as error:  # what gRPC raises for a call on a closed channel
             raise ServerGone("the connection is closed") from error
+
+    def _http(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+        """The JSON answer of the administration socket; None where it has none."""
+        if self._socket_path is None:
+            raise Refused(f"{self._url}: this server has no administration socket", "UNIMPLEMENTED")
+        content = None if body is None else json.dumps(body).encode()
+        if content is not None and len(content) > _LARGEST_BYTES:
+            raise Refused(f"{len(content):,} bytes are too many for Triton's administration", _STATUS[400])
+        connection = _UnixConnection(self._socket_path, timeout_s)
+        try:
+            with self._connecting:
+                if self._closed:
+                    raise ServerGone("the connection is closed")
+                connection.connect()
+                self._open.add(connection)
+            connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})
+            response = connection.getresponse()
+            said = response.read(_LARGEST_BYTES + 1)
+        except TimeoutError as error:
+            if self._closed:
+                raise ServerGone("the connection is closed") from error
+            raise Refused(f"no answer within {timeout_s:g} s", "DEADLINE_EXCEEDED") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerGone(str(error) or type(error).__name__) from error
+        finally:
+            with self._connecting:
+                self._open.discard(connection)
+            connection.close()
+        return _answer(response.status, said)
+
+
+def _answer(status: int, said: bytes) -> Any:
+    if len(said) > _LARGEST_BYTES:
+        raise Refused(f"an answer of more than {_LARGEST_BYTES:,} bytes", "RESOURCE_EXHAUSTED")
+    try:
+        content = json.loads(said) if said else None
+    except ValueError:
+        content = None
+    if status == http.client.OK:
+        return content
+    told = content.get("error") if isinstance(content, dict) else None
+    words = " ".join(str(told or f"HTTP status {status}").split())
+    if status == _UNAVAILABLE:
+        raise ServerGone(words)
+    raise Refused(words, _STATUS.get(status, "INTERNAL"))
+
+
+def _quoted(name: str) -> str:
+    if len(name) > _LONGEST_NAME:
+        raise Refused(f"a name of {len(name)} characters is too long", _STATUS[400])
+    return quote(name, safe="")

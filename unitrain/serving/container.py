@@ -1,22 +1,21 @@
 """NVIDIA's Triton container, run by Docker or by Apptainer."""
 
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from unitrain.errors import ServingError, UsageError
+from unitrain.serving.advisories import FLOOR, release_of, text_of
 
-IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
-OLDEST_SAFE = (25, 7)
-"""The release that mended CVE-2025-23310, 23311, 23319, 23320 and 23334."""
-_RELEASE = re.compile(r"(\d\d)\.(\d\d)(?:-|$)")
+IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 MODELS_DIR = "/models"
 """The model repository inside."""
 CANDIDATES_DIR = "/candidates"
 """The private second one."""
+ADMIN_DIR = "/run/unitrain"
+"""The folder of the administration socket inside."""
 _SHM_SIZE = "1g"
 """Docker's default, 64 MB, is little for tensors that are handed over in it."""
 
@@ -51,6 +50,7 @@ class Container:
         ports: list[int],
         name: str,
         candidates: Path | None = None,
+        admin_dir: Path | None = None,
     ) -> list[str]:
         """The command line that runs Triton with `flags` in the container.
 
@@ -59,16 +59,19 @@ class Container:
             host: the machine's address that the ports are published on.
             name: of the container, so that it can be ended by it.
             candidates: private second repository, handed in to be read only.
+            admin_dir: folder of this user's alone for the administration socket; None: there is none.
         """
         if self.runtime == "apptainer":
             words = ["exec", "--cleanenv", "--bind", f"{repository}:{MODELS_DIR}:ro"]
             words += ["--bind", f"{candidates}:{CANDIDATES_DIR}:ro"] if candidates else []
+            words += ["--bind", f"{admin_dir}:{ADMIN_DIR}"] if admin_dir else []
             words += ["--nv"] if self.gpus else []
             return [str(self.program), *words, f"docker://{self.image}", "tritonserver", *flags]
         words = ["run", "--rm", f"--name={name}", f"--shm-size={_SHM_SIZE}"]
         words += [f"--user={os.getuid()}:{os.getgid()}", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
         words += [f"--volume={repository}:{MODELS_DIR}:ro"]
         words += [f"--volume={candidates}:{CANDIDATES_DIR}:ro"] if candidates else []
+        words += [f"--volume={admin_dir}:{ADMIN_DIR}"] if admin_dir else []
         words += [f"--publish={host}:{port}:{port}" for port in ports]
         words += ["--gpus=all"] if self.gpus else []
         return [str(self.program), *words, self.image, "tritonserver", *flags]
@@ -98,14 +101,14 @@ def check_image(image: str) -> None:
     Raises:
         UsageError: it tells an older one.
     """
-    release = release_of(image.rpartition(":")[2])
-    if release is not None and release < OLDEST_SAFE:
+    release = image_release(image)
+    if release is not None and release < FLOOR:
         raise UsageError(
-            f"serve: --image {image} is older than the security fixes of 25.07; choose 25.07 or newer, such as {IMAGE}"
+            f"serve: --image {image} is older than the security fixes of {text_of(FLOOR)}; choose "
+            f"{text_of(FLOOR)} or newer, such as {IMAGE}"
         )
 
 
-def release_of(text: str) -> tuple[int, int] | None:
-    """The (year, month) of NVIDIA's release that a tag or a version begins with; None where it does not tell."""
-    found = _RELEASE.match(text)
-    return (int(found[1]), int(found[2])) if found else None
+def image_release(image: str) -> tuple[int, int] | None:
+    """The (year, month) of NVIDIA's release that an image's tag names; None if it names none."""
+    return release_of(image.rpartition(":")[2])

@@ -8,8 +8,9 @@ from typing import Literal
 
 from unitrain.errors import ServingError
 from unitrain.serving import host, install
+from unitrain.serving.advisories import CLIENT_SHM_FLAG, FLOOR, Release, release_of, text_of
 from unitrain.serving.backends_folder import assemble_backends
-from unitrain.serving.container import IMAGE, OLDEST_SAFE, Container, find_container, release_of
+from unitrain.serving.container import IMAGE, Container, find_container, image_release
 
 Runtime = Literal["docker", "apptainer"]
 _RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
@@ -40,6 +41,18 @@ class Distribution:
     def way(self) -> str:
         """native, wheel, docker or apptainer."""
         return self.container.runtime if self.container else "native" if self.native else "wheel"
+
+    @property
+    def release(self) -> Release | None:
+        """NVIDIA's release; None where it can't be told."""
+        if self.container:
+            return image_release(self.container.image)
+        return release_of(os.environ.get(_RELEASE_VARIABLE, "")) if self.native else install.WHEEL_RELEASE
+
+    @property
+    def needs_shm_flag(self) -> bool:
+        """Whether client shared memory must be switched on by a flag, which older releases don't know."""
+        return self.release is not None and self.release >= CLIENT_SHM_FLAG
 
     def __str__(self) -> str:
         if self.container:
@@ -91,13 +104,14 @@ def network_problem(container: Runtime | None) -> str | None:
     """Why the Triton that would be chosen must not listen beyond loopback; None where it may."""
     if container:
         return None  # its image has been looked at
+    floor = text_of(FLOOR)
     if not shutil.which("tritonserver"):
-        return "this Triton is older than the security fixes of 25.07"
+        return f"this Triton is older than the security fixes of {floor}"
     release = release_of(os.environ.get(_RELEASE_VARIABLE, ""))
     if release is None:
-        return f"{_RELEASE_VARIABLE} does not tell whether this Triton has the security fixes of 25.07"
-    if release < OLDEST_SAFE:
-        return f"this Triton ({release[0]}.{release[1]:02d}) is older than the security fixes of 25.07"
+        return f"{_RELEASE_VARIABLE} does not tell whether this Triton has the security fixes of {floor}"
+    if release < FLOOR:
+        return f"this Triton ({text_of(release)}) is older than the security fixes of {floor}"
     return None
 
 

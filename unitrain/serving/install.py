@@ -18,6 +18,8 @@ from unitrain.lock import locked
 
 WHEEL = "nvidia-pytriton"
 WHEEL_VERSION = "0.7.0"
+WHEEL_RELEASE = (24, 10)
+"""NVIDIA's release of the Triton in it, which is 2.51."""
 WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
 _PARTS = ("pytriton/tritonserver/", "nvidia_pytriton.libs/", f"nvidia_pytriton-{WHEEL_VERSION}.dist-info/")
 _LOCK_TIMEOUT_S = 900.0

@@ -13,10 +13,12 @@ from unitrain.repository import Repository
 from unitrain.serving.admin import Admin, Refused
 from unitrain.serving.candidate import Candidates
 from unitrain.serving.folder import ModelFolder, override
+from unitrain.serving.health import Progress, hung_processes, kill_processes
 from unitrain.serving.probe import probe_request
 from unitrain.serving.processes import start_of
 from unitrain.serving.report import Reporter
 from unitrain.serving.scan import ModelFiles, Stamp, scan_model
+from unitrain.serving.trust import runs_code
 
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 10.0
@@ -45,6 +47,7 @@ class _Served:
     pids: tuple[int, ...] = ()
     answered: bool = False
     failures: int = 0
+    timeouts: int = 0
 
 
 Processes = dict[tuple[str, str], list[int]]
@@ -183,6 +186,8 @@ class ModelKeeper:
         """Why a version must be thought dead, or None."""
         began = time.monotonic()
         reason = None
+        progress = Progress()
+        progress.begin(served.pids)
         try:
             admin.infer(served.request, PROBE_TIMEOUT_S)
         except Refused as error:
@@ -190,14 +195,31 @@ class ModelKeeper:
             # server that is busy is not.
             if _DEAD_STUB in str(error):
                 reason = str(error)
-            elif served.answered and error.status != "DEADLINE_EXCEEDED":
+            elif error.status == "DEADLINE_EXCEEDED":
+                reason = self._end_hung(served, progress)
+            elif served.answered:
                 served.failures += 1
                 reason = str(error) if served.failures > 1 else None
         else:
-            served.answered, served.failures = True, 0
+            served.answered, served.failures, served.timeouts = True, 0, 0
         took = time.monotonic() - began
         served.due_s = time.monotonic() + max(PROBE_EVERY_S, _PROBE_SHARE * took)
         return reason
+
+    def _end_hung(self, served: _Served, progress: Progress) -> str | None:
+        """End the processes of a version that hang, and return the reason; None where it is only busy."""
+        served.timeouts += 1
+        # A backend that was allowed by name may wait for something without computing.
+        idle = progress if not runs_code(self._config) and served.timeouts > 1 else None
+        hung = hung_processes(self._running(served.request.model_version), idle)
+        if not hung:
+            return None
+        kill_processes(hung)
+        return f"process {', '.join(map(str, hung))} hangs and was ended"
+
+    def _running(self, version: str) -> list[int]:
+        """The processes that run a version now."""
+        return self._processes().get((self.name, version), [])
 
     def _revive(self, admin: Admin, version: int, reason: str) -> None:
         self._reporter.tell(
@@ -210,6 +232,8 @@ class ModelKeeper:
         self._reloads += 1
         if self._reloads > _RELOADS:
             raise RestartNeeded(f"{self.name} does not answer after {_RELOADS} reloads")
+        # Triton waits for a stopped process for ever, and keeps its memory.
+        kill_processes(hung_processes(self._running(str(version)), None))
         self._generation += 1
         stamps = {number: served.stamp for number, served in self._served.items()}
         try:

@@ -23,7 +23,7 @@ class PollObserver:
         self._ready = {}
         while not stop.is_set():
             with contextlib.suppress(ServingError):  # it is ending, or not there yet
-                self._tell(admin.index())
+                self._tell(admin.versions())
             stop.wait(LOOK_EVERY_S)
 
     def _tell(self, index: list[tuple[str, str, str, str]]) -> None:

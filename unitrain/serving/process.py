@@ -14,18 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unitrain.errors import ServingError, UsageError
-from unitrain.serving.container import CANDIDATES_DIR, MODELS_DIR
+from unitrain.serving.container import ADMIN_DIR, CANDIDATES_DIR, MODELS_DIR
 from unitrain.serving.distribution import Distribution
 from unitrain.serving.processes import group_members, listener_on
-from unitrain.serving.runtime import records
+from unitrain.serving.runtime import ADMIN_NAME, records
 
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - only what may face a network gets it
 _ADMIN_PROTOCOLS = "shared-memory,model-repository,trace,logging"
+_CLOSED = "CLOSED TO EVERYONE"
+"""Name of the header that opens the admin protocols on gRPC. HTTP/2 has no header names with capitals or blanks."""
+_UNSENDABLE = "\n"
+"""Value of the header that opens the admin protocols on HTTP/1.1, where names are more lenient. A line can't hold it."""
+_ADMIN_THREADS = 16
+"""Of HTTP, where each model that is being loaded holds one."""
+_UMASK = 0o077
 _OWN_FLAGS = (
     "--model-repository", "--model-store", "--model-control-mode", "--load-model", "--allow-grpc",
     "--grpc-address", "--grpc-port", "--grpc-restricted-protocol", "--reuse-grpc-port", "--allow-http",
-    "--http-address", "--http-port", "--reuse-http-port", "--http-restricted-api", "--metrics-address",
+    "--http-address", "--http-port", "--reuse-http-port", "--http-restricted-api", "--http-thread-count",
+    "--allow-client-shm", "--metrics-address",
     "--metrics-port", "--backend-directory", "--exit-timeout-secs", "--repository-poll-secs",
     "--allow-vertex-ai", "--allow-sagemaker", "--vertex-ai-port", "--sagemaker-port",
 )  # fmt: skip
@@ -40,9 +48,9 @@ class Launch:
     Attributes:
         host: the address that it listens on.
         grpc_port, metrics_port: real ports, never 0.
-        http_port: as these; None: no HTTP.
+        http_port: as these, HTTP for clients; Triton then has none for administration. None: no HTTP on TCP.
+        admin_dir: folder of this user's alone for the administration socket; None: there is no such socket.
         grace_s: seconds for the requests in flight after it was asked to end.
-        secret: opens the admin protocols.
         shm_prefix: what the names of its shared-memory regions begin with, and a container's name.
         seen_as: another path under which Triton finds the repository; None: its own.
         candidates_dir: private second repository, in which versions are tried before they are served.
@@ -59,10 +67,10 @@ class Launch:
     http_port: int | None = None
     seen_as: Path | None = None
     candidates_dir: Path | None = None
+    admin_dir: Path | None = None
     grace_s: int = 5
     poll: bool = False
     flags: tuple[str, ...] = ()
-    secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     shm_prefix: str = field(default_factory=lambda: f"unitrain_{os.getpid()}_{secrets.token_hex(4)}_")
 
     @property
@@ -76,6 +84,11 @@ class Launch:
         return LOOPBACK if self.host == EVERY_ADDRESS else self.host
 
     @property
+    def admin_path(self) -> Path | None:
+        """The Unix socket for administration; None where there is none: HTTP is on TCP, or there is no folder."""
+        return None if self.admin_dir is None or self.http_port is not None else self.admin_dir / ADMIN_NAME
+
+    @property
     def end_command(self) -> list[str]:
         """What ends it where its processes are not this machine's own; else empty."""
         container = self.distribution.container
@@ -85,23 +98,25 @@ class Launch:
         """The command line."""
         container = self.distribution.container
         if container is None:
-            return [str(self.distribution.program), *self._flags(self.seen_as or self.repository, self.host)]
+            flags = self._flags(self.seen_as or self.repository, self.host, self.admin_path)
+            return [str(self.distribution.program), *flags]
+        inside = Path(ADMIN_DIR, ADMIN_NAME) if self.admin_path else None
         ports = [port for port in (self.grpc_port, self.http_port, self.metrics_port) if port is not None]
         return container.command(
-            self._flags(MODELS_DIR, container.listens_on or self.host),
+            self._flags(MODELS_DIR, container.listens_on or self.host, inside),
             repository=self.repository,
             host=self.host,
             ports=ports,
             name=self._container_name,
             candidates=self.candidates_dir,
+            admin_dir=self.admin_dir if inside else None,
         )
 
     @property
     def _container_name(self) -> str:
         return self.shm_prefix.strip("_")
 
-    def _flags(self, repository: Path | str, address: str) -> list[str]:
-        locked = f"{_ADMIN_PROTOCOLS}:admin-key={self.secret}"
+    def _flags(self, repository: Path | str, address: str, admin_path: Path | None) -> list[str]:
         flags = {
             "model-repository": repository,
             "model-control-mode": "poll" if self.poll else "explicit",
@@ -110,22 +125,27 @@ class Launch:
             "allow-http": "false",
             "grpc-address": address,
             "grpc-port": self.grpc_port,
-            "grpc-restricted-protocol": locked,
+            "grpc-restricted-protocol": f"{_ADMIN_PROTOCOLS}:{_CLOSED}=x",
             "metrics-address": address,
             "metrics-port": self.metrics_port,
             "exit-timeout-secs": self.grace_s,
         }
         if self.http_port is not None:
             flags |= {"allow-http": "true", "http-address": address, "http-port": self.http_port}
-            flags |= {"http-restricted-api": locked}
+            flags |= {"http-restricted-api": f"{_ADMIN_PROTOCOLS}:{_CLOSED}={_UNSENDABLE}"}
+        elif admin_path is not None:
+            flags |= {"allow-http": "true", "http-address": f"unix:{admin_path}"}
+            flags |= {"http-thread-count": _ADMIN_THREADS}
+            if self.distribution.needs_shm_flag:
+                flags["allow-client-shm"] = "true"
         if self.poll:
             flags["repository-poll-secs"] = 1
         words = [*(f"--{name}={value}" for name, value in flags.items()), "--disable-auto-complete-config"]
-        if self.distribution.backends_dir is not None:
-            words.append(f"--backend-directory={self.distribution.backends_dir}")
         if self.candidates_dir is not None:
             in_container = self.distribution.container is not None
             words.append(f"--model-repository={CANDIDATES_DIR if in_container else self.candidates_dir}")
+        if self.distribution.backends_dir is not None:
+            words.append(f"--backend-directory={self.distribution.backends_dir}")
             words += [
                 f"--backend-config={name},shm-region-prefix-name={self.shm_prefix}"
                 for name in ("python", "onnxruntime")
@@ -197,6 +217,12 @@ class TritonProcess:
 
     def __init__(self, launch: Launch) -> None:
         launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid())]
+        if launch.distribution.container is None:
+            launcher.append("--private-memory")
+        if (
+            launch.admin_path is not None
+        ):  # of a Triton that was killed, which would keep the next from binding it
+            launch.admin_path.unlink(missing_ok=True)
         if launch.end_command:
             launcher += ["--at-end", json.dumps(launch.end_command)]
         try:
@@ -208,6 +234,7 @@ class TritonProcess:
                     stderr=log,
                     env=launch.distribution.environment,
                     start_new_session=True,
+                    umask=_UMASK,
                 )
         except OSError as error:
             raise ServingError(f"{launch.distribution.program} can't be started: {error}") from error

@@ -34,6 +34,18 @@ def started_at(pid: int) -> float | None:
     return boot_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal; one that a debugger holds is not."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "T"
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used, in seconds; 0 if there is none."""
+    fields = _stat(pid)
+    return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def group_members(group: int) -> list[int]:
     """The processes of a process group that run."""
     found = []

@@ -1,4 +1,4 @@
-"""Which servers run here, and the secret of each, in files that only this user reads."""
+"""Records of the servers that run here, and their administration sockets, in folders that only this user opens."""
 
 import contextlib
 import json
@@ -17,6 +17,10 @@ from unitrain.serving.processes import command_lines, start_of, started_at
 
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 _TMP_DIR = Path("/tmp")  # noqa: S108 - Triton makes its folders there, whatever TMPDIR says
+LONGEST_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path that the kernel takes."""
+ADMIN_NAME = "admin"
+"""File name of the administration socket in `server_dir`."""
 _LONG_LEFT_S = 3600.0
 """A server of another container may share the folder, but not the numbers of processes; it is given time."""
 _TRITON = re.compile(r"^\S*tritonserver( |$)")
@@ -30,12 +34,14 @@ class ServerRecord:
         pid: of the supervising `serve`; `started` is its start in kernel ticks, which tells it from a
             later process with the same number.
         url: `host:port` of gRPC.
-        secret: opens the admin protocols, as the value of gRPC header `triton-grpc-protocol-admin-key`.
         repository: the model repository's path.
         shm_prefix: what the names of its shared-memory regions begin with.
         triton_pid: of tritonserver, and of its process group; 0 where that is not on this machine.
         metrics: `host:port` of the Prometheus metrics.
         log: Triton's own log.
+        admin: path of the Unix socket for administration; empty where there is none.
+        release: NVIDIA's release, such as `24.10`; empty where it is unknown.
+        http: `host:port` of HTTP for clients; empty where it is off.
         flags: the person's own for tritonserver.
         errors: what went wrong last, by model and version: `time`, `event`, `reason`; "" is Triton itself.
     """
@@ -43,12 +49,14 @@ class ServerRecord:
     pid: int
     started: int
     url: str
-    secret: str
     repository: str
     shm_prefix: str
     triton_pid: int = 0
     metrics: str = ""
     log: str = ""
+    admin: str = ""
+    release: str = ""
+    http: str = ""
     flags: list[str] = field(default_factory=list)
     errors: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -68,13 +76,12 @@ class ServerRecord:
             raise ServingError(f"the server's record can't be written: {error}") from error
 
     def remove(self) -> None:
-        """Remove the file and the shared memory that its server left."""
+        """Remove the file, the folder and the shared memory that its server left."""
         with contextlib.suppress(OSError):
             for region in _SHM_DIR.glob(f"{self.shm_prefix}*"):
                 region.unlink(missing_ok=True)
             for folder in filter(_is_own, _folders()):
-                (folder / _link_name(self.shm_prefix)).unlink(missing_ok=True)
-                shutil.rmtree(folder / _candidates_name(self.shm_prefix), ignore_errors=True)
+                shutil.rmtree(folder / _server_name(self.shm_prefix), ignore_errors=True)
                 path = folder / _name(self.url)
                 found = _read(path)
                 if found is not None and (found.pid, found.started) == (self.pid, self.started):
@@ -92,18 +99,22 @@ def sweep() -> None:
     for record in records():
         if not record.is_alive():
             record.remove()
-    _sweep_regions()
+    for folder in (_SHM_DIR, *filter(_is_own, _folders())):
+        _sweep_unrecorded(folder)
     sweep_temporary()
 
 
-def _sweep_regions() -> None:
-    """Remove shared memory whose server is over and whose record has gone too."""
+def _sweep_unrecorded(folder: Path) -> None:
+    """Remove shared memory, or folders, of servers that are over and whose records have gone too."""
     with contextlib.suppress(OSError):
-        for region in _SHM_DIR.glob("unitrain_*_*"):
-            pid, found = region.name.split("_")[1], region.lstat()
+        for path in folder.glob("unitrain_*_*"):
+            pid, found = path.name.split("_")[1], path.lstat()
             left = found.st_uid == os.getuid() and time.time() - found.st_mtime > _LONG_LEFT_S
             if left and pid.isdecimal() and start_of(int(pid)) is None:
-                region.unlink(missing_ok=True)
+                if stat.S_ISDIR(found.st_mode):
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def records() -> list[ServerRecord]:
@@ -134,7 +145,10 @@ def runtime_dir() -> Path:
     Raises:
         ServingError: it can't be made, or is somebody else's.
     """
-    folder = _folders()[0]
+    return _made(_folders()[0])
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -146,22 +160,17 @@ def runtime_dir() -> Path:
     return folder
 
 
-def link_path(shm_prefix: str) -> Path:
-    """Where a server's link to its repository lies, if it needs one.
+def server_dir(shm_prefix: str) -> Path:
+    """Path of a server's own folder, for its administration socket; short enough for a Unix socket in it.
 
     Raises:
         ServingError: as `runtime_dir`.
     """
-    return runtime_dir() / _link_name(shm_prefix)
-
-
-def candidates_path(shm_prefix: str) -> Path:
-    """A server's private second model repository, in which versions are tried before they are served.
-
-    Raises:
-        ServingError: as `runtime_dir`.
-    """
-    return runtime_dir() / _candidates_name(shm_prefix)
+    name = _server_name(shm_prefix)
+    for parent in _folders():
+        if len(os.fsencode(parent / name / ADMIN_NAME)) <= LONGEST_SOCKET_PATH:
+            return _made(parent) / name
+    return _made(_folders()[-1]) / name
 
 
 def _folders() -> list[Path]:
@@ -181,12 +190,8 @@ def _is_own(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
-def _link_name(shm_prefix: str) -> str:
-    return f"{shm_prefix}repository"
-
-
-def _candidates_name(shm_prefix: str) -> str:
-    return f"{shm_prefix}candidates"
+def _server_name(shm_prefix: str) -> str:
+    return shm_prefix.strip("_")
 
 
 def _name(url: str) -> str:
@@ -201,4 +206,13 @@ def _read(path: Path) -> ServerRecord | None:
         return None
 
 
-__all__ = ["ServerRecord", "find_server", "records", "runtime_dir", "start_of", "sweep", "sweep_temporary"]
+__all__ = [
+    "ServerRecord",
+    "find_server",
+    "records",
+    "runtime_dir",
+    "server_dir",
+    "start_of",
+    "sweep",
+    "sweep_temporary",
+]

@@ -11,6 +11,14 @@ from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
 from unitrain.repository.layout import CANDIDATE_PREFIX
 from unitrain.serving.admin import Admin, ServerGone
+from unitrain.serving.advisories import (
+    EVERY_API,
+    advisories,
+    reachable_apis,
+    release_of,
+    release_of_version,
+    text_of,
+)
 from unitrain.serving.processes import group_members, memory_bytes, model_processes, started_at
 from unitrain.serving.runtime import find_server
 from unitrain.serving.tls import tls_of
@@ -56,6 +64,8 @@ class ServerStatus:
         triton: its version.
         up_s: seconds since this Triton was started.
         error: what went wrong last with Triton itself.
+        release: NVIDIA's release, such as `24.10`; None where it can't be told.
+        advisories: known vulnerabilities that others than the server's user can reach.
     """
 
     url: str
@@ -69,6 +79,8 @@ class ServerStatus:
     memory_bytes: int | None
     error: dict[str, str] | None
     versions: list[VersionStatus]
+    release: str | None = None
+    advisories: tuple[str, ...] = ()
 
 
 def server_status(url: str, repository: Path | None = None) -> ServerStatus:
@@ -81,7 +93,8 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         ServingError: there is no server, or it does not answer.
     """
     record = find_server(url)
-    admin = Admin(url, record.secret, tls_of(record.flags)) if record else Admin(url, "")
+    socket_path = Path(record.admin) if record and record.admin else None
+    admin = Admin(url, tls_of(record.flags) if record else None, socket_path)
     root = repository or (Path(record.repository) if record else None)
     errors = record.errors if record else {}
     local = record is not None and record.triton_pid > 0
@@ -90,7 +103,7 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         triton = admin.server_version()
         ready = admin.is_ready()
         counted = {(row.name, row.version): row for row in admin.statistics()}
-        index = _index(admin, list(counted))
+        index = admin.versions()
         versions = [
             _version(row, counted.get(row[:2]), root, memory, errors)
             for row in sorted(index, key=lambda row: (row[0], len(row[1]), row[1]))
@@ -109,6 +122,7 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         for model, _, number in [name.partition(" ")]
         if model and number and (model, number) not in told
     ]
+    release = release_of(record.release) if record and record.release else release_of_version(triton)
     started = started_at(record.triton_pid) if record is not None and local else None
     return ServerStatus(
         url=url,
@@ -122,15 +136,14 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         memory_bytes=sum((memory or {}).values()) if local else None,
         error=errors.get(""),
         versions=sorted(versions, key=lambda v: (v.model, len(v.version), v.version)),
+        release=text_of(release) if release else None,
+        advisories=tuple(
+            advisory.cve
+            for advisory in advisories(
+                release, reachable_apis(http=bool(record.http)) if record else EVERY_API
+            )
+        ),
     )
-
-
-def _index(admin: Admin, counted: list[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
-    """What the server has; a stranger's server may keep its index to itself, and has counted what is ready."""
-    try:
-        return admin.index()
-    except ServingError:
-        return [(model, version, "READY", "") for model, version in counted]
 
 
 def _version(

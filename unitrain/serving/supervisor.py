@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -16,7 +17,9 @@ from unitrain.errors import ServingError
 from unitrain.repository import Repository
 from unitrain.serving import log, runtime
 from unitrain.serving.admin import Admin
+from unitrain.serving.advisories import text_of
 from unitrain.serving.candidate import Candidates
+from unitrain.serving.health import HealthCheck
 from unitrain.serving.host import PLAIN_PATH
 from unitrain.serving.keeper import Processes
 from unitrain.serving.poll import PollObserver
@@ -52,11 +55,10 @@ class Supervisor:
         self, launch: Launch, reporter: Reporter, allowed_backends: frozenset[str] = frozenset()
     ) -> None:
         # Its Python backend hands the path to a shell, unquoted: one that a shell would split goes by a link.
-        self._link = (
-            None if PLAIN_PATH.fullmatch(str(launch.repository)) else runtime.link_path(launch.shm_prefix)
-        )
-        candidates_dir = None if launch.poll else runtime.candidates_path(launch.shm_prefix)
-        launch = replace(launch, seen_as=self._link, candidates_dir=candidates_dir)
+        self._dir = runtime.server_dir(launch.shm_prefix)
+        self._link = None if PLAIN_PATH.fullmatch(str(launch.repository)) else self._dir / "repository"
+        candidates_dir = None if launch.poll else self._dir / "candidates"
+        launch = replace(launch, seen_as=self._link, candidates_dir=candidates_dir, admin_dir=self._dir)
         self.launch = launch
         self.url = f"{launch.near_host}:{launch.grpc_port}"
         self._asked = 0
@@ -84,11 +86,13 @@ class Supervisor:
             pid=os.getpid(),
             started=runtime.start_of(os.getpid()) or 0,
             url=self.url,
-            secret=launch.secret,
             repository=str(launch.repository),
             shm_prefix=launch.shm_prefix,
             metrics=f"{launch.near_host}:{launch.metrics_port}",
             log=str(launch.log_path),
+            admin=str(launch.admin_path or ""),
+            release=text_of(launch.distribution.release) if launch.distribution.release else "",
+            http="" if launch.http_port is None else f"{launch.near_host}:{launch.http_port}",
             flags=list(launch.flags),
         )
 
@@ -113,6 +117,7 @@ class Supervisor:
         self._reporter.also = self._note_error
         with self._signals():
             try:
+                self._make_dir()
                 if self._link:
                     self._link.symlink_to(self.launch.repository, target_is_directory=True)
                 if self.launch.candidates_dir:
@@ -120,9 +125,16 @@ class Supervisor:
                 self._serve()
             finally:
                 self._reporter.also = None
+                shutil.rmtree(self._dir, ignore_errors=True)
                 self._record.remove()
                 runtime.sweep_temporary()
         self._reporter.tell("stopped", "stopped")
+
+    def _make_dir(self) -> None:
+        try:
+            self._dir.mkdir(mode=0o700)
+        except OSError as error:
+            raise ServingError(f"the server's folder {self._dir} can't be made: {error.strerror}") from error
 
     def _note_error(self, event: str, text: str, fields: dict[str, Any]) -> None:
         """Keep the last thing that went wrong with each version where `serve status` finds it."""
@@ -152,7 +164,7 @@ class Supervisor:
         while not self._ends():
             began, was_ready = time.monotonic(), False
             process = TritonProcess(self.launch)
-            admin = Admin(self.url, self.launch.secret, tls_of(self.launch.flags))
+            admin = Admin(self.url, tls_of(self.launch.flags), self.launch.admin_path)
             try:
                 reason = self._until_ready(process, admin)
                 if reason is None and not self._ends():
@@ -221,15 +233,24 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001 - a watcher that ends silently would serve stale models
                 reasons.append(f"the watcher failed with {type(error).__name__}: {error}")
 
-        watcher = threading.Thread(target=watch, name="watcher", daemon=True)
-        watcher.start()
-        while not self._ends() and process.exit_code is None and not reasons:
+        health = HealthCheck(admin, process.pid if self._record.triton_pid else None)
+        threads = [
+            threading.Thread(target=watch, name="watcher", daemon=True),
+            threading.Thread(target=health.run, args=(over,), name="health", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        while not self._ends() and process.exit_code is None and not reasons and not health.problem:
             time.sleep(_LOOK_S)
         over.set()
         admin.close()
-        watcher.join(timeout=5)
+        for thread in threads:
+            thread.join(timeout=5)
         if process.exit_code is not None:
             return f"Triton died with exit code {process.exit_code}"
+        if health.problem:
+            process.kill()  # it would not take a request to end either
+            return health.problem
         return reasons[0] if reasons else "Triton is to end"
 
     def _end(self, process: TritonProcess) -> None:
