@@ -18,11 +18,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Metric:
-    """The monitored metric's value at publication; `mode` is min or max (what is better)."""
+    """The monitored metric's value at publication.
+
+    Attributes:
+        mode: min or max: the better direction.
+        definition: class that computes it, by its import path; None if that is not known.
+    """
 
     name: str
     value: float
     mode: str
+    definition: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,12 @@ class Manifest:
         sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
         files: SHA-256 of further files by name: weights that lie beside the graph.
         previous: the version before and its metric, where it was measured on the same data.
+        comparison: the metric beside that of the version before: `version`, `outcome` (better, equal, worse; None if
+            the two can't be compared), `value`, `reason` (that keeps them from being compared), `best` (of all
+            comparable versions).
+        promoted: whether it was held back by `publish.policy: best` and published by hand afterwards.
         rolled_back_from: the version that this one repeats, and the one that was the newest then.
-        data_fingerprint: of the validation data that the metric was measured on.
+        data_fingerprint: of the validation data that the metric was measured on; None if they have none.
     """
 
     model: str
@@ -65,6 +75,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     previous: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+    promoted: bool = False
     rolled_back_from: dict[str, int] | None = None
 
     def to_metadata(self) -> dict[str, str]:

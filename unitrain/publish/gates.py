@@ -14,7 +14,6 @@ from torch import Tensor
 from unitrain.errors import ExportError, PublishRefused
 from unitrain.export.graph import ServedGraph
 from unitrain.export.parity import GraphSession, Tolerance, compare, run_torch
-from unitrain.manifest import Manifest, Metric
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
 
@@ -93,29 +92,6 @@ def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:
                 "signature",
                 f"the graph's {kind}s are {', '.join(map(str, found))}, expected {', '.join(map(str, specs))}",
             )
-
-
-def comparable(metric: Metric | None, fingerprint: str | None, newest: Manifest | None) -> float | None:
-    """The newest version's value of the same metric on the same validation data; None where there is none."""
-    if metric is None or newest is None or newest.metric is None or newest.metric.name != metric.name:
-        return None
-    if fingerprint is None or newest.data_fingerprint != fingerprint:
-        return None
-    return newest.metric.value
-
-
-def improvement(metric: Metric | None, fingerprint: str | None, newest: Manifest | None) -> None:
-    """The monitored metric is not worse than the newest version's, where the two can be compared."""
-    then = comparable(metric, fingerprint, newest)
-    if metric is None or newest is None or then is None:
-        return
-    sign = 1 if metric.mode == "min" else -1
-    if not sign * metric.value <= sign * then:
-        raise PublishRefused(
-            "improvement",
-            f"{metric.name} is {metric.value:.6g}, worse than version {newest.version}'s {then:.6g}; "
-            "publish.require_improvement: false publishes it all the same",
-        )
 
 
 def _is_finite(weight: Tensor) -> bool:

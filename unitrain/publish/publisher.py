@@ -19,10 +19,12 @@ from unitrain.export.graph import Template, build_template
 from unitrain.export.onnx_graph import OnnxGraph
 from unitrain.export.parity import GraphSession, Tolerance
 from unitrain.export.process import ExportProcess
-from unitrain.manifest import Manifest, Metric, read_manifest
+from unitrain.manifest import Manifest, Metric
 from unitrain.publish import gates
 from unitrain.publish.config import class_names_of, served_config
+from unitrain.publish.policy import compare_with_newest, hold_back, is_held_back
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
+from unitrain.repository.comparison import Comparison, Measured
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.verify import Check
 from unitrain.settings import Publish
@@ -40,7 +42,6 @@ class Lineage:
     settings_sha256: str | None = None
     sources_sha256: str | None = None
     git_commit: str | None = None
-    data_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Request:
     metric: Metric | None = None
     attributes: Attributes = field(default_factory=dict)
     """The module's plain attributes, as they were then."""
+    data_fingerprint: str | None = None
+    """Of the validation data that the metric was measured on."""
+    no_fingerprint: str | None = None
+    """The cause of a missing fingerprint, in words."""
 
 
 @dataclass
@@ -156,10 +161,14 @@ class Publisher:
 
     def _fill(self, request: Request, folder: Path, version: int) -> Manifest:
         """Write a version's files, each gate passed; the manifest is the last of them."""
-        newest = self._newest()
+        comparison = compare_with_newest(
+            self.repository,
+            self.model,
+            Measured(request.metric, request.data_fingerprint, request.no_fingerprint),
+        )
         load_attributes(self.template.served.module, request.attributes)
         graph = self.template.with_weights(request.weights, self._export)
-        record = self._record(request, graph, newest, version)
+        record = self._record(request, graph, comparison, version)
         try:
             session, figures = self._prove(graph, record, folder)
         except PublishRefused as refused:
@@ -169,8 +178,6 @@ class Publisher:
             graph = self.template.exported_anew(self._export)
             session, figures = self._prove(graph, record, folder)
             self.template = replace(self.template, graph=graph)
-        if self.settings.require_improvement:
-            gates.improvement(request.metric, self.lineage.data_fingerprint, newest)
         golden = golden_archive(
             session, self.template.sample, self.settings.golden, self.settings.golden_max_bytes
         )
@@ -185,6 +192,8 @@ class Publisher:
             parity=figures,
         )
         manifest.write(folder)
+        if self.settings.policy == "best" and comparison is not None and is_held_back(manifest, comparison):
+            raise hold_back(folder, manifest, comparison, self.repository)
         return manifest
 
     def _prove(
@@ -206,9 +215,10 @@ class Publisher:
         gates.expected_signature(graph.structure, self.template.signature)
         return session, figures
 
-    def _record(self, request: Request, graph: OnnxGraph, newest: Manifest | None, version: int) -> Manifest:
+    def _record(
+        self, request: Request, graph: OnnxGraph, before: Comparison | None, version: int
+    ) -> Manifest:
         """The manifest, but for what is only known of the files."""
-        then = gates.comparable(request.metric, self.lineage.data_fingerprint, newest)
         return Manifest(
             model=self.model,
             version=version,
@@ -217,7 +227,9 @@ class Publisher:
             epoch=request.epoch,
             weights=request.kind,
             metric=request.metric,
-            previous={"version": newest.version, "value": then} if newest and then is not None else None,
+            data_fingerprint=request.data_fingerprint,
+            previous={"version": before.version, "value": before.value} if before and before.outcome else None,
+            comparison=before.to_json() if before else None,
             signature=self.template.signature,
             sha256="",
             tolerance=asdict(tolerance_of(self.settings)),
@@ -230,14 +242,6 @@ class Publisher:
     def prune(self) -> None:
         """Remove the versions that the settings no longer keep."""
         self.repository.prune(self.model, self.settings.keep, num_versions=self.settings.num_versions)
-
-    def _newest(self) -> Manifest | None:
-        """The newest version's record; None where there is none that can be read: nothing depends on it."""
-        versions = self.repository.versions(self.model)
-        try:
-            return read_manifest(self.repository.version_dir(self.model, versions[-1])) if versions else None
-        except RepositoryError:
-            return None
 
 
 def tolerance_of(settings: Publish) -> Tolerance:
