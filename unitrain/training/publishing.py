@@ -1,5 +1,6 @@
 """Publishes the model while it trains: clones weights on the training thread, the rest on a worker."""
 
+import contextlib
 import queue
 import time
 from dataclasses import asdict
@@ -10,8 +11,6 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from unitrain.errors import SettingsError, UnitrainError, UsageError
-from unitrain.export.attributes import attributes_of
-from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, figures_of, gate_of, outcome_text
 from unitrain.repository import Repository
@@ -55,6 +54,7 @@ class Publishing(EveryNValidations):
         self._monitor = monitor
         self._ema = ema
         self._console = console
+        self._publisher: Publisher | None = None
         self._worker: Worker | None = None
         self._failure: Exception | None = None
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -98,6 +98,7 @@ class Publishing(EveryNValidations):
             )
         elif change.action == "update":
             self._console.say(f"{self.repository.config_path(self.model)} will follow the settings: {change}")
+        self._publisher = publisher
         self._worker = Worker(publisher, self._report)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,14 +112,18 @@ class Publishing(EveryNValidations):
     def _capture(self, trainer: Trainer, pl_module: LightningModule) -> Request:
         """Copy what a version needs of the module as the training has it now."""
         value = trainer.callback_metrics.get(self._monitor.metric)
-        return Request(
-            weights=weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module),
-            kind="raw" if self._ema is None else "ema",
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            metric=None if value is None else Metric(self._monitor.metric, float(value), self._monitor.mode),
-            attributes=attributes_of(pl_module),
-        )
+        if self._publisher is None:
+            raise RuntimeError("nothing is captured before publishing is prepared")
+        with contextlib.nullcontext() if self._ema is None else self._ema.applied():
+            return self._publisher.capture(
+                pl_module,
+                kind="raw" if self._ema is None else "ema",
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                metric=None
+                if value is None
+                else Metric(self._monitor.metric, float(value), self._monitor.mode),
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
