@@ -44,9 +44,9 @@ class Manifest:
         sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
         files: SHA-256 of further files by name: weights that lie beside the graph.
         previous: the version before and its metric, where it was measured on the same data.
-        comparison: the metric beside that of the version before: `version`, `outcome` (better, equal, worse; None if
-            the two can't be compared), `value`, `reason` (that keeps them from being compared), `best` (of all
-            comparable versions).
+        comparison: the metric beside that of the version before: `version`, `same_run`, `outcome` (better, equal,
+            worse; None if the two can't be compared), `value`, `reason` (that keeps them from being compared),
+            `best` (of all comparable versions).
         promoted: whether it was held back by `publish.policy: best` and published by hand afterwards.
         rolled_back_from: the version that this one repeats, and the one that was the newest then.
         data_fingerprint: of the validation data that the metric was measured on; None if they have none.

@@ -5,15 +5,15 @@ thousandth of an export. That is right only where every weight is an initializer
 own name with its own value; `build_template` proves it for the module at hand, and says so if not.
 """
 
-import copy
+import contextlib
 import io
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,9 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError, HookError
+from unitrain.export.live import to_arrays
+from unitrain.export.module_copy import copy_module
+from unitrain.export.module_state import ModuleState
 from unitrain.export.onnx_graph import OnnxGraph
 from unitrain.export.parity import Tolerance, compare, run_onnx, run_torch
 from unitrain.export.weights import load_weights, perturbed, weights_of
@@ -32,6 +35,8 @@ from unitrain.module import ServableModule, Tensors, flatten_outputs
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
 BATCH = "batch"
+LIVE_ROWS = 4
+"""Rows that the live module answers at each publication, at most."""
 PREFIX = "module."
 """What an initializer's name has before that of the weight that it is."""
 
@@ -39,20 +44,23 @@ PREFIX = "module."
 class ServedGraph(nn.Module):
     """What is served of a module, as one function of its inputs in order to its outputs in order."""
 
-    def __init__(self, module: LightningModule, names: Sequence[str]) -> None:
+    def __init__(self, module: LightningModule, names: Sequence[str], left_out: Collection[str] = ()) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
+        self.left_out = frozenset(left_out)
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
         inputs = dict(zip(self.names, tensors, strict=True))
         if not isinstance(self.module, ServableModule):
-            return flatten_outputs(self.module.forward(**inputs))
-        outputs = self.module.forward(**self.module.preprocess(inputs))
-        if isinstance(outputs, Tensor):
-            outputs = {"output": outputs}
-        return flatten_outputs(self.module.postprocess(outputs))
+            named = flatten_outputs(self.module.forward(**inputs))
+        else:
+            outputs = self.module.forward(**self.module.preprocess(inputs))
+            if isinstance(outputs, Tensor):
+                outputs = {"output": outputs}
+            named = flatten_outputs(self.module.postprocess(outputs))
+        return {name: tensor for name, tensor in named.items() if name not in self.left_out}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(*tensors).values())
@@ -73,6 +81,8 @@ class Template:
         served: an eval copy on the CPU that answers as torch does; its weights are whatever was loaded last.
         swappable: whether `graph` with swapped initializers was proven to answer as torch does.
         sample: real inputs, [row, ...] each, at least two rows.
+        state: of the module that the graph was exported from; `served.module` is its copy.
+        notes: what the user should know of the graph, a sentence each.
     """
 
     graph: OnnxGraph
@@ -81,6 +91,37 @@ class Template:
     swappable: bool
     sample: dict[str, np.ndarray]
     opset: int
+    state: ModuleState
+    tolerance: Tolerance
+    notes: tuple[str, ...] = ()
+
+    def state_of(self, module: LightningModule) -> ModuleState:
+        """The state of a live module outside its weights; the one at hand where it has not changed.
+
+        Raises:
+            ExportError: forward needs an attribute that can't be copied.
+        """
+        return ModuleState.of(module, self.run)
+
+    def run(self, module: LightningModule, rows: int = LIVE_ROWS) -> dict[str, np.ndarray]:
+        """The answers of a module to the first rows of the sample, on its own device."""
+        return _answers(ServedGraph(module, self.served.names, self.served.left_out), self.sample, rows)
+
+    def of_state(
+        self, state: ModuleState, weights: Mapping[str, Tensor], export: Export | None = None
+    ) -> "Template":
+        """A template of the same module in another state.
+
+        Args:
+            weights: what the copy gets; random ones are tried in their places.
+            export: see `exported_anew`.
+        """
+        served = ServedGraph(state.module, self.served.names, self.served.left_out)
+        load_weights(served.module, weights)
+        graph, swappable = _export_and_prove(
+            served, self.sample, self.opset, self.tolerance, export or export_onnx
+        )
+        return replace(self, graph=graph, served=served, swappable=swappable, state=state)
 
     def with_weights(self, weights: Mapping[str, Tensor], export: Export | None = None) -> OnnxGraph:
         """The graph with these weights: swapped in where that is proven right, exported anew elsewhere.
@@ -105,12 +146,7 @@ class Template:
 
 def eval_copy(module: LightningModule) -> LightningModule:
     """A copy on the CPU in evaluation mode; the module itself, its flags and its weights are untouched."""
-    clone = copy.deepcopy(module)
-    clone.to("cpu")
-    clone.eval()
-    for parameter in clone.parameters():
-        parameter.requires_grad = False
-    return clone
+    return copy_module(module)[0]
 
 
 def build_template(
@@ -137,30 +173,63 @@ def build_template(
             )
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
-        served = ServedGraph(eval_copy(module), tuple(rows))
-        original = weights_of(served.module)
+        state = _state(module, arrays)
+        served = ServedGraph(state.module, tuple(rows))
         signature = _signature(served, rows)
+        graph, swappable = _export_and_prove(served, arrays, opset, tolerance, export_onnx)
+    return Template(graph, served, signature, swappable, arrays, opset, state, tolerance)
+
+
+def _state(module: LightningModule, sample: Mapping[str, np.ndarray]) -> ModuleState:
+    try:
+        return ModuleState.of(
+            module, lambda clone: _answers(ServedGraph(clone, tuple(sample)), sample, LIVE_ROWS)
+        )
+    except (HookError, ExportError):
+        raise
+    except Exception as error:
+        raise _forward_fails(module, sample, error) from error
+
+
+def _answers(served: ServedGraph, sample: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    device = served.module.device
+    tensors = [torch.from_numpy(np.array(sample[name][:rows])).to(device) for name in served.names]
+    with torch.no_grad():
+        return to_arrays(served.named_outputs(*tensors))
+
+
+def _export_and_prove(
+    served: ServedGraph, sample: Mapping[str, np.ndarray], opset: int, tolerance: Tolerance, export: Export
+) -> tuple[OnnxGraph, bool]:
+    """Export with random weights, swap in others, and compare; the served copy keeps its weights.
+
+    Returns:
+        The graph, and whether weights can be swapped in it.
+    """
+    original = weights_of(served.module)
+    try:
         load_weights(served.module, perturbed(original, seed=1))
         # torch draws the graph of what it could not trace; the error names the line.
-        with redirect_stderr(io.StringIO()):
-            graph = export_onnx(served, arrays, opset=opset)
+        with redirect_stderr(io.StringIO()) if export is export_onnx else contextlib.nullcontext():
+            graph = export(served, sample, opset=opset)
         second = perturbed(original, seed=2)
         load_weights(served.module, second)
         try:
             swapped = graph.with_weights(second, prefix=PREFIX)
-            swappable = _failure(served, swapped, arrays, tolerance) is None
+            if _failure(served, swapped, sample, tolerance) is None:
+                return graph, True
         except ExportError:
-            swappable = False
-        if not swappable:
-            graph = export_onnx(served, arrays, opset=opset)
-            failure = _failure(served, graph, arrays, tolerance)
-            if failure:
-                raise ExportError(
-                    f"{type(module).__name__}: the exported graph does not answer as torch does: "
-                    f"{failure}; look for randomness or data-dependent code in forward"
-                )
+            pass
+        graph = export(served, sample, opset=opset)
+        failure = _failure(served, graph, sample, tolerance)
+        if failure:
+            raise ExportError(
+                f"{type(served.module).__name__}: the exported graph does not answer as torch does: "
+                f"{failure}; look for randomness or data-dependent code in forward"
+            )
+        return graph, False
+    finally:
         load_weights(served.module, original)
-    return Template(graph, served, signature, swappable, arrays, opset)
 
 
 def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph:
@@ -253,11 +322,15 @@ def _signature(served: ServedGraph, sample: Tensors) -> Signature:
     except (HookError, ExportError):
         raise
     except Exception as error:
-        inputs = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sample.items())
-        raise ExportError(
-            f"{type(served.module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
-            "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
-        ) from error
+        raise _forward_fails(served.module, sample, error) from error
+
+
+def _forward_fails(module: nn.Module, sample: Mapping[str, Any], error: Exception) -> ExportError:
+    inputs = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
+    return ExportError(
+        f"{type(module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
+        "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
+    )
 
 
 def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:

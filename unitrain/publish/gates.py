@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.graph import ServedGraph
+from unitrain.export.graph import LIVE_ROWS, ServedGraph
 from unitrain.export.parity import GraphSession, Tolerance, compare, run_torch
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
@@ -76,6 +76,32 @@ def parity(
             seen = worst.setdefault(name, dict.fromkeys(figures, 0.0))
             worst[name] = {key: max(seen[key], value) for key, value in figures.items()}
     return worst
+
+
+def live_parity(
+    session: GraphSession,
+    sample: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    *,
+    tolerance: Tolerance,
+) -> None:
+    """What onnxruntime answers is what the live module answered, as the training had it at that step.
+
+    Args:
+        reference: the live module's answers to the first rows of the sample.
+    """
+    rows = max((len(array) for array in sample.values()), default=0)
+    rows = min(rows, LIVE_ROWS)
+    difference = compare(
+        reference, session.run({name: array[:rows] for name, array in sample.items()}), tolerance,
+        sides=("the module in training", "the exported graph"),
+    )  # fmt: skip
+    if difference.failure:
+        raise PublishRefused(
+            "parity",
+            f"{difference.failure}; forward depends on something that no copy of the module has: keep it in an "
+            "attribute of the module, rather than in a global, a closure or an open resource",
+        )
 
 
 def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from unitrain.durable import fsync_dir, fsync_tree
-from unitrain.errors import PublishRefused, RepositoryError
-from unitrain.manifest import Manifest, read_manifest
+from unitrain.errors import PublishRefused
+from unitrain.manifest import Manifest
 from unitrain.repository import Repository
-from unitrain.repository.comparison import Comparison, Measured, compare_with
+from unitrain.repository.comparison import Comparison
 from unitrain.repository.layout import HELD_BACK_NAME
 
 Policy = Literal["best", "every"]
@@ -26,24 +26,13 @@ class HeldBack(PublishRefused):
 
     Attributes:
         comparison: its metric beside that of the version that stays.
+        short: the message without the ways to publish it.
     """
 
-    def __init__(self, message: str, comparison: Comparison) -> None:
+    def __init__(self, message: str, comparison: Comparison, short: str) -> None:
         super().__init__("policy", message)
         self.comparison = comparison
-
-
-def compare_with_newest(repository: Repository, model: str, ours: Measured) -> Comparison | None:
-    """A metric beside that of the version which a model serves; None if it serves none.
-
-    A rollback publishes the earlier version again, so the newest version is never one that was rolled back.
-    """
-    versions = repository.versions(model)
-    if not versions:
-        return None
-    manifests = [_readable(repository, model, version) for version in versions]
-    known = [manifest for manifest in manifests if manifest is not None]
-    return compare_with(ours, versions[-1], manifests[-1], known)
+        self.short = short
 
 
 def is_held_back(manifest: Manifest, comparison: Comparison | None) -> bool:
@@ -66,17 +55,15 @@ def hold_back(folder: Path, manifest: Manifest, comparison: Comparison, reposito
     mine = f"{metric.name} {metric.value:.6g}" if metric else "it"
     relation = "only equals" if comparison.outcome == "equal" else "is worse than"
     theirs = f"the {comparison.value:.6g} of version {comparison.version} (run {comparison.run})"
-    text = f"{mine} {relation} {theirs}"
+    short = f"{mine} {relation} {theirs}"
     try:
         _keep(folder, manifest)
     except OSError as error:
-        text += f"; `--publish.policy every` publishes it, and it could not be kept ({error.strerror})"
+        ways = f"the files could not be kept ({error.strerror}); train with `--publish.policy every` to publish all the same"
     else:
-        text += (
-            "; `--publish.policy every` publishes whatever comes, and "
-            f"`{promote_command(manifest.model, Path(manifest.run_dir), repository.root)}` this one"
-        )
-    return HeldBack(text, comparison)
+        command = promote_command(manifest.model, Path(manifest.run_dir), repository.root)
+        ways = f"`{command}` publishes it all the same, and `--publish.policy every` does so in a training"
+    return HeldBack(f"{short}; {ways}", comparison, short)
 
 
 def promote_command(model: str, run_dir: Path, repository_dir: Path) -> str:
@@ -103,15 +90,6 @@ def _keep(folder: Path, manifest: Manifest) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _readable(repository: Repository, model: str, version: int) -> Manifest | None:
-    """A version's manifest; None without one that can be read: no publication depends on it."""
-    try:
-        return read_manifest(repository.version_dir(model, version))
-    except RepositoryError:
-        return None
-
-
 def _from_here(path: Path) -> str:
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
-

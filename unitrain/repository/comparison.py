@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unitrain.manifest import Manifest, Metric
+from unitrain.errors import RepositoryError
+from unitrain.manifest import Manifest, Metric, read_manifest
+from unitrain.repository.repository import Repository
 
 Outcome = Literal["better", "equal", "worse"]
 
@@ -52,10 +54,11 @@ class Comparison:
     reason: str | None = None
     best: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """The manifest's `comparison`."""
+    def to_json(self, run: str) -> dict[str, Any]:
+        """The `comparison` in the manifest of a version of that run."""
         return {
             "version": self.version,
+            "same_run": self.run == run,
             "outcome": self.outcome,
             "value": self.value,
             "reason": self.reason,
@@ -135,6 +138,19 @@ def compare_with(
     return Comparison(version, run, outcome_of(ours.metric, theirs.metric), theirs.metric.value, best=best)
 
 
+def compare_with_newest(repository: Repository, model: str, ours: Measured) -> Comparison | None:
+    """A metric beside that of the version which a model serves; None if it serves none.
+
+    A rollback publishes the earlier version again, so the newest version is never one that was rolled back.
+    """
+    versions = repository.versions(model)
+    if not versions:
+        return None
+    manifests = [readable_manifest(repository, model, version) for version in versions]
+    known = [manifest for manifest in manifests if manifest is not None]
+    return compare_with(ours, versions[-1], manifests[-1], known)
+
+
 def marks(manifests: Sequence[Manifest | None]) -> list[Mark]:
     """The marks of a model's versions.
 
@@ -151,6 +167,14 @@ def marks(manifests: Sequence[Manifest | None]) -> list[Mark]:
         compared = compare_with(measured(manifest), 0, before, others)
         found.append(Mark(compared.outcome, compared.best))
     return found
+
+
+def readable_manifest(repository: Repository, model: str, version: int) -> Manifest | None:
+    """A version's manifest, None if it has none that can be read: no publication depends on it."""
+    try:
+        return read_manifest(repository.version_dir(model, version))
+    except RepositoryError:
+        return None
 
 
 def _is_best(ours: Measured, others: Sequence[Manifest]) -> bool:

@@ -15,10 +15,9 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from unitrain.errors import HookError, SettingsError, UnitrainError
-from unitrain.export.weights import weights_of
 from unitrain.module import ServableModule, batch_inputs
 from unitrain.project import line_in_project
-from unitrain.publish import Lineage, Publisher, Request
+from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.batches import first_batch, sample_inputs
@@ -197,7 +196,7 @@ def _publish(
         )
         elsewhere = replace(publisher, repository=Repository(scratch))
         try:
-            manifest = elsewhere.publish(Request(weights_of(module), "raw", step=0, epoch=0))
+            manifest = elsewhere.publish(elsewhere.capture(module, kind="raw", step=0, epoch=0))
         finally:
             elsewhere.close()
     worst = max((figures["max_abs"] for figures in manifest.parity.values()), default=0.0)

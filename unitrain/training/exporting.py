@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import SettingsError
-from unitrain.export.weights import weights_of
 from unitrain.manifest import Manifest, Metric
-from unitrain.publish import Lineage, Publisher, Request
+from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
 from unitrain.settings import Publish
@@ -74,18 +73,13 @@ def export_run(
         console.warn(f"config.pbtxt is kept as it was edited: {change}")
     try:
         metric = _metric(rebuilt, loaded, checkpoint)
-        record = rebuilt.run.record()
-        made = Request(
-            weights_of(rebuilt.module),
-            loaded.kind,
-            loaded.step,
-            loaded.epoch,
-            metric,
-            # Of the data that the record's metric was measured on.
-            data_fingerprint=record.get("data_fingerprint"),
-            no_fingerprint=record.get("no_fingerprint"),
+        made = publisher.capture(
+            rebuilt.module, kind=loaded.kind, step=loaded.step, epoch=loaded.epoch, metric=metric
         )
-        manifest = publisher.publish(made)
+        # The data that the record's metric was measured on.
+        record = rebuilt.run.record()
+        known = {name: record.get(name) for name in ("data_fingerprint", "no_fingerprint")}
+        manifest = publisher.publish(replace(made, **known))
     finally:
         publisher.close()
     _warn_if_worse(manifest, console)

@@ -64,7 +64,9 @@ class SampleHash:
             self.whole_batches = True
         for name, value in fields.items():
             header, data = _header_and_data(value, count)
-            self._fields.setdefault(name, _FieldHash()).feed(header, data, self.samples, 1 if count is None else count)
+            self._fields.setdefault(name, _FieldHash()).feed(
+                header, data, self.samples, 1 if count is None else count
+            )
         self.samples += 1 if count is None else count
 
     def hexdigest(self) -> str:
@@ -105,7 +107,7 @@ class DataFingerprint(Callback):
     @property
     def reason(self) -> str | None:
         """The cause of a missing fingerprint, in words."""
-        return self._reason or (None if self._fingerprint else "its validation data were not seen yet")
+        return self._reason or (None if self._fingerprint else "no validation was completed")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._loaders, self._fault = {}, None
@@ -239,7 +241,12 @@ def _array_of(value: Any) -> Any:
         except TypeError:  # bfloat16 and other types that numpy lacks
             raw = tensor.unsqueeze(-1).view(torch.uint8)
             return raw.numpy().view([(str(tensor.dtype), np.uint8, raw.shape[-1])])[..., 0]
-    if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "OUSV" and value.dtype.names is None:
+    if (
+        isinstance(value, np.ndarray)
+        and value.ndim
+        and value.dtype.kind in "OUSV"
+        and value.dtype.names is None
+    ):
         return value.tolist()  # the width of a text array depends on its batch
     return value
 

@@ -14,8 +14,6 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError, UnitrainError, UsageError
-from unitrain.export.attributes import attributes_of
-from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
 from unitrain.module import ServableModule
 from unitrain.publish import (
@@ -84,6 +82,7 @@ class Publishing(EveryNValidations):
         self._fingerprint = fingerprint
         self._ema = ema
         self._console = console
+        self._publisher: Publisher | None = None
         self._worker: Worker | None = None
         self._failure: Exception | None = None
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -94,7 +93,6 @@ class Publishing(EveryNValidations):
         self._best: dict[str, Any] | None = None
         self._candidate: Request | None = None  # the best so far, until it is handed to the worker
         self._proven: dict[str, Any] | None = None  # the best that no gate refused
-        self._last_held_back: HeldBack | None = None
         self._definition: str | None = None
         self._told: set[str] = set()
 
@@ -133,6 +131,7 @@ class Publishing(EveryNValidations):
             )
         elif change.action == "update":
             self._console.say(f"{self.repository.config_path(self.model)} will follow the settings: {change}")
+        self._publisher = publisher
         self._worker = Worker(publisher, self._report)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,7 +163,9 @@ class Publishing(EveryNValidations):
         if self.settings.policy != "best":
             return False
         if not has_validation(trainer):
-            self._say_once("publish.policy best: there are no validation data, so the weights are published as they are")
+            self._say_once(
+                "publish.policy best: there are no validation data, so the weights are published as they are"
+            )
         elif self._best is None and self._validated_metric(trainer) is None:
             self._say_once(
                 f"publish.policy best: no validation has measured {self._monitor.metric}, so the weights are published as "
@@ -184,7 +185,10 @@ class Publishing(EveryNValidations):
         if metric is None or not math.isfinite(metric.value) or not improves(metric.value, best, metric.mode):
             return
         request = self._request(trainer, pl_module)
-        self._best = asdict(metric) | {"step": request.step, "attributes": _digest(request.attributes)}
+        self._best = asdict(request.metric or metric) | {
+            "step": request.step,
+            "state": _state_digest(request),
+        }
         done = request.step in self._steps or request.step in self._held_back_steps
         self._candidate = None if done else request  # done before the run was interrupted
 
@@ -209,38 +213,44 @@ class Publishing(EveryNValidations):
         step = best["step"]
         if self.settings.policy != "best" or step in self._steps or step in self._held_back_steps:
             return
-        path = self._run.checkpoints_dir / "best.ckpt"
+        self._logged_steps[step] = max(0, step - 1)
         try:
-            content = load_plain(path)
-            if content["global_step"] != step:
-                raise ValueError(f"it is of step {content['global_step']}")
-            average = self._ema.applied() if self._ema else contextlib.nullcontext()
-            with average, _weights_replaced(pl_module, content["state_dict"]):
-                request = self._capture(trainer, pl_module)
-            if _digest(request.attributes) != best["attributes"]:
-                raise ValueError("the module's state outside of its weights has changed since")
+            self._candidate = self._recovered(trainer, pl_module, best)
         except Exception as error:  # noqa: BLE001 - a damaged file, other weights: the training goes on
             reason = " ".join(str(error).split())[:300]
             self._console.warn(
-                f"the best weights so far, of step {step}, can't be taken from {path.name} ({reason}); they are published "
-                "only if `export --run` does"
+                f"the best weights so far, of step {step}, were not published before the interruption and are lost "
+                f"for it: {reason}"
             )
-            return
+
+    def _recovered(self, trainer: Trainer, pl_module: LightningModule, best: Mapping[str, Any]) -> Request:
+        path = self._run.checkpoints_dir / "best.ckpt"
+        content = load_plain(path)
+        if content["global_step"] != best["step"]:
+            raise ValueError(f"{path.name} is of step {content['global_step']}")
+        average = self._ema.applied() if self._ema else contextlib.nullcontext()
+        with average, _weights_replaced(pl_module, content["state_dict"]):
+            request = self._capture(trainer, pl_module)
+        if _state_digest(request) != best["state"]:
+            raise ValueError("the module's state outside its weights has changed since")
         metric = Metric(*(best[key] for key in ("name", "value", "mode", "definition")))
-        self._logged_steps[step] = max(0, step - 1)
-        self._candidate = replace(request, step=step, epoch=int(content["epoch"]), metric=metric)
+        return replace(request, step=best["step"], epoch=int(content["epoch"]), metric=metric)
 
     def _capture(self, trainer: Trainer, pl_module: LightningModule) -> Request:
         """Copy what a version needs of the module as the training has it now."""
         value = trainer.callback_metrics.get(self._monitor.metric)
-        return Request(
-            weights=weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module),
-            kind="raw" if self._ema is None else "ema",
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            metric=None if value is None else Metric(self._monitor.metric, float(value), self._monitor.mode),
-            attributes=attributes_of(pl_module),
-        )
+        if self._publisher is None:
+            raise RuntimeError("nothing is captured before publishing is prepared")
+        with contextlib.nullcontext() if self._ema is None else self._ema.applied():
+            return self._publisher.capture(
+                pl_module,
+                kind="raw" if self._ema is None else "ema",
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                metric=None
+                if value is None
+                else Metric(self._monitor.metric, float(value), self._monitor.mode),
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._worker is not None and not trainer.sanity_checking and self.settings.policy == "best":
@@ -249,6 +259,7 @@ class Publishing(EveryNValidations):
         self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(trainer)
         super().on_train_end(trainer, pl_module)
         self._finish()
         self._show(trainer)
@@ -269,11 +280,12 @@ class Publishing(EveryNValidations):
 
     def last_word(self) -> str | None:
         """The line that ends a run of which nothing was published, since all was held back; None for others."""
-        held, count = self._last_held_back, len(self.held_back)
-        if held is None or self._steps:
+        record = self._run.record()
+        held = record.get("held_back")
+        if not held or record.get("published"):
             return None
-        which = "its only candidate was" if count == 1 else f"all {count} candidates were"
-        return f"nothing was published: {which} held back, the last since {held}"
+        which = "the only candidate was" if len(held) == 1 else f"all {len(held)} candidates were"
+        return f"nothing was published, since {which} held back: {held[-1]['reason']}"
 
     def _finish(self) -> None:
         worker, self._worker = self._worker, None
@@ -315,13 +327,13 @@ class Publishing(EveryNValidations):
         """Tell what became of a request; on the worker's thread."""
         self._outcomes.put(outcome)
         manifest, error = outcome.manifest, outcome.error
+        again = isinstance(error, HeldBack) and bool(self.held_back)
         good = error is None if outcome.served is None else outcome.served.passed is not False
         tell = self._console.say if good else self._console.warn
         try:
             if isinstance(error, HeldBack):
                 self.held_back.append(outcome.request.step)
                 self._held_back_steps.add(outcome.request.step)
-                self._last_held_back = error
                 self._run.append("held_back", _held_back(outcome.request, error))
             elif manifest is None:
                 self._failure = error
@@ -334,7 +346,7 @@ class Publishing(EveryNValidations):
                 entry = manifest.to_json()
                 kept = {key: entry[key] for key in _RECORDED}
                 self._run.append("published", kept | {"repository": str(self.repository.root)})
-            tell(outcome_text(outcome))
+            tell(outcome_text(outcome, again=again))
         except UnitrainError as trouble:  # a full disk: the training goes on, and says so
             self._console.warn(str(trouble))
 
@@ -354,7 +366,8 @@ def _held_back(request: Request, error: HeldBack) -> dict[str, Any]:
         "step": request.step,
         "epoch": request.epoch,
         "metric": asdict(request.metric) if request.metric else None,
-        "comparison": error.comparison.to_json(),
+        "version": error.comparison.version,
+        "value": error.comparison.value,
         "reason": str(error),
     }
 
@@ -378,9 +391,9 @@ def _import_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _digest(attributes: object) -> str:
-    """Hash of a module's plain state, to compare with a later process's."""
-    return hashlib.sha256(repr(attributes).encode()).hexdigest()
+def _state_digest(request: Request) -> str | None:
+    """Hash of the state outside the weights that forward reads, to compare with that of a later process."""
+    return request.state and hashlib.sha256(repr(request.state.key).encode()).hexdigest()
 
 
 @contextlib.contextmanager
