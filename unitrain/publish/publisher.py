@@ -25,9 +25,9 @@ from unitrain.export.weights import weights_of
 from unitrain.manifest import Manifest, Metric
 from unitrain.publish import gates
 from unitrain.publish.config import class_names_of, served_config
-from unitrain.publish.policy import compare_with_newest, hold_back, is_held_back
+from unitrain.publish.policy import hold_back, is_held_back
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
-from unitrain.repository.comparison import Comparison, Measured
+from unitrain.repository.comparison import Comparison, Measured, compare_with_newest
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.verify import Check
 from unitrain.settings import Publish

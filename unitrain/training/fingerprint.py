@@ -93,6 +93,7 @@ class DataFingerprint(Callback):
         self._run = run
         self._console = console
         self._hashed = 0
+        self._resumed = False
         self._fingerprint: str | None = None
         self._reason: str | None = None
         self._loaders: dict[int, SampleHash] = {}
@@ -121,7 +122,7 @@ class DataFingerprint(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Hash a batch before the module has it, which may change it in place."""
-        if self._hashed >= CONFIRMED_AFTER or self._fault or self._reason:
+        if not self._is_due or self._fault:
             return
         loader = self._loaders.setdefault(dataloader_idx, SampleHash())
         try:
@@ -137,15 +138,20 @@ class DataFingerprint(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             self._expected = {i: (loader.samples, loader.hexdigest()) for i, loader in self._loaders.items()}
-        elif self._hashed < CONFIRMED_AFTER and not self._reason:
+        elif self._is_due:
             self._conclude(trainer)
+
+    @property
+    def _is_due(self) -> bool:
+        return not self._reason and (self._resumed or self._hashed < CONFIRMED_AFTER)
 
     def state_dict(self) -> dict[str, Any]:
         return {"hashed": self._hashed, "fingerprint": self._fingerprint, "reason": self._reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue, with one validation more to compare: the data may have changed since."""
-        self._hashed = min(state_dict["hashed"], CONFIRMED_AFTER - 1)
+        self._resumed = True
+        self._hashed = state_dict["hashed"]
         self._fingerprint, self._reason = state_dict["fingerprint"], state_dict["reason"]
 
     def _conclude(self, trainer: Trainer) -> None:
@@ -159,7 +165,7 @@ class DataFingerprint(Callback):
         faults = [fault for fault, _, _ in shares if fault]
         text = repr([digests for _, digests, _ in shares])
         found = FINGERPRINT_KIND + hashlib.sha256(text.encode()).hexdigest()
-        self._hashed += 1
+        self._hashed, self._resumed = min(self._hashed + 1, CONFIRMED_AFTER), False
         if faults:
             self._reason = faults[0]
         elif self._fingerprint not in (None, found):
