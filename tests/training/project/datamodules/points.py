@@ -120,9 +120,8 @@ class TwoValidations(Points):
         return [ArrayLoader(data, batch_size=64) for data in (self.val, far)]
 
 
-class ShuffledValidation(DictPoints):
-    """Validation samples in another order each time, as nobody should have them."""
+class NoisyValidation(DictPoints):
+    """Validation samples with other noise each time, as nobody should have them."""
 
     def val_dataloader(self):
-        rows = [{k: torch.from_numpy(v[i]) for k, v in self.val.items()} for i in range(len(self.val["x"]))]
-        return DataLoader(rows, batch_size=32, shuffle=True)
+        return DataLoader(_NoisySamples(self.val), batch_size=32)
