@@ -78,8 +78,13 @@ def export_run(
         )
         # The data that the record's metric was measured on.
         record = rebuilt.run.record()
-        known = {name: record.get(name) for name in ("data_fingerprint", "no_fingerprint")}
-        manifest = publisher.publish(replace(made, **known))
+        manifest = publisher.publish(
+            replace(
+                made,
+                data_fingerprint=record.get("data_fingerprint"),
+                no_fingerprint=record.get("no_fingerprint"),
+            )
+        )
     finally:
         publisher.close()
     _warn_if_worse(manifest, console)

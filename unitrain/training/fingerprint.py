@@ -180,10 +180,11 @@ class DataFingerprint(Callback):
         self._record(trainer)
 
     def _record(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
+        found = {"data_fingerprint": self.value, "no_fingerprint": self._reason}
+        if not trainer.is_global_zero or found.items() <= self._run.record().items():
             return
         try:
-            self._run.update(data_fingerprint=self.value, no_fingerprint=self._reason)
+            self._run.update(**found)
         except RunError as error:  # a full disk must not end the training
             self._console.warn(str(error))
 

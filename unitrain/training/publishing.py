@@ -393,7 +393,7 @@ def _import_path(cls: type) -> str:
 
 def _state_digest(request: Request) -> str | None:
     """Hash of the state outside the weights that forward reads, to compare with that of a later process."""
-    return request.state and hashlib.sha256(repr(request.state.key).encode()).hexdigest()
+    return None if request.state is None else hashlib.sha256(repr(request.state.key).encode()).hexdigest()
 
 
 @contextlib.contextmanager
