@@ -13,7 +13,6 @@ from unitrain.errors import PublishRefused
 from unitrain.export.graph import Template, build_template
 from unitrain.export.parity import Tolerance
 from unitrain.export.weights import perturbed, weights_of
-from unitrain.manifest import Manifest, Metric
 from unitrain.publish import gates
 from unitrain.tensors import Signature, TensorSpec
 

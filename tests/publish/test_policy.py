@@ -255,7 +255,7 @@ def test_metric_that_is_no_number_is_never_published(
 ) -> None:
     """NaN is no best; it is said once."""
     values = [float("nan"), float("inf")]
-    result = train(settings, values, quiet=False, **{"early_stopping": None})
+    result = train(settings, values, quiet=False, early_stopping=None)
     assert result.published == []
     told = capfd.readouterr().err
     assert told.count("no validation has given a finite val_loss, so nothing is published") == 1

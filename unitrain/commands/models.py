@@ -86,14 +86,8 @@ def main(argv: Sequence[str]) -> int:
         case ["verify", *names] if len(names) <= 2:  # noqa: PLR2004 - a name and a version
             pairs = _pairs(repository, names)
             return versions.verify(repository, pairs, options.url, as_json=options.json)
-        case ["rollback", name, number]:
-            number = chosen(repository, name, number)
-            return versions.rollback(repository, name, number, as_json=options.json)
-        case ["promote", name] if options.run:
-            from unitrain.runs import find_run
-
-            run_dir = find_run(options.run, options.experiments_dir)
-            return versions.promote(repository, name, run_dir, as_json=options.json)
+        case ["rollback", _, _] | ["promote", _]:
+            return _publish_again(repository, options)
         case ["prune", *names] if len(names) <= 1:
             names = [n for n in names if chosen(repository, n, None)] or repository.models()
             return versions.prune(repository, names, options.keep, as_json=options.json)
@@ -114,6 +108,20 @@ _FORMS = {
     "promote": "promote NAME --run RUN",
     "prune": "prune [NAME]",
 }
+
+
+def _publish_again(repository: Any, options: Any) -> int:
+    """Roll back to a version, or promote what a run holds back."""
+    from unitrain.commands import versions
+    from unitrain.runs import find_run
+
+    action, name, *number = options.words
+    if action == "rollback":
+        return versions.rollback(repository, name, chosen(repository, name, *number), as_json=options.json)
+    if not options.run:
+        raise UsageError(f"models promote: expected `{_FORMS['promote']}`, got no --run")
+    run_dir = find_run(options.run, options.experiments_dir)
+    return versions.promote(repository, name, run_dir, as_json=options.json)
 
 
 def _pairs(repository: Any, names: Sequence[str]) -> list[tuple[str, int]]:
