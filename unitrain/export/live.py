@@ -39,7 +39,7 @@ def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
         (value, value.copy())
         for _, attributes in before
         for name, value in attributes.items()
-        if name not in _SHARED and value and isinstance(value, _KEPT)
+        if name not in _SHARED and isinstance(value, _KEPT) and value
     ]
     loose = {
         id(value): (value, value.detach().clone())

@@ -46,7 +46,7 @@ def perturbed(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     moved: dict[int, Tensor] = {}  # tied weights are one tensor under two names, and must stay one
     for tensor in weights.values():
-        if id(tensor) in moved:
+        if id(tensor) in moved or tensor.layout is not torch.strided:
             continue
         if tensor.is_complex():
             moved[id(tensor)] = torch.view_as_complex(_moved(torch.view_as_real(tensor), generator))

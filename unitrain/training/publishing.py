@@ -98,6 +98,8 @@ class Publishing(EveryNValidations):
             )
         elif change.action == "update":
             self._console.say(f"{self.repository.config_path(self.model)} will follow the settings: {change}")
+        for note in publisher.template.notes:
+            self._console.say(note)
         self._publisher = publisher
         self._worker = Worker(publisher, self._report)
 
