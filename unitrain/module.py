@@ -219,7 +219,10 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
         found = dict(zip(names, elements, strict=False))
     for name, value in found.items():
         if not isinstance(value, Tensor):
-            raise HookError(f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}")
+            raise HookError(
+                f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}; give each tensor an "
+                "argument of forward and a key of the batch of its own, or set example_input_array"
+            )
     if not isinstance(module, ServableModule):
         _check_against_example(module, found)
     return found
@@ -283,6 +286,7 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
     else:
         raise HookError(
             f"forward returned a {type(value).__name__}{f' as {name}' if name else ''}, expected tensors or a dict of them"
+            + ("; set use_cache=False in the transformer's configuration" if "Cache" in type(value).__name__ else "")
         )
     flat: Tensors = {}
     for key, item in items:

@@ -116,9 +116,9 @@ def distinct_rows(sample: Mapping[str, np.ndarray], count: int) -> Arrays:
     """Real rows, and beyond them rows between two real ones, so that no two are alike where values can vary."""
     real = max((len(array) for array in sample.values()), default=0)
     further = max(0, count - real)
-    generator = np.random.default_rng(0)
-    first, second = generator.integers(real, size=(2, further))
-    share = generator.uniform(0.1, 0.9, further)
+    # Row by row, so that a row is the same one in a batch of any size.
+    first, second = np.random.default_rng(0).integers(real, size=(further, 2)).T
+    share = np.random.default_rng(1).uniform(0.1, 0.9, further)
     made = {}
     for name, array in sample.items():
         rows = array[first]

@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import tempfile
+import traceback
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -480,10 +481,11 @@ def _cause(error: BaseException) -> str:
     return sentence + (own[-1] if own else "")
 
 
+_PACKED = r"pack_padded_sequence|PackedSequence|pad_packed_sequence"
 _WAYS_OUT = {
     r"DynamicCache|past_key_values|EncoderDecoderCache": "set use_cache=False in the transformer's configuration "
     "or call, so that it returns no cache",
-    r"pack_padded_sequence|PackedSequence|pad_packed_sequence": "run the recurrent layer on the padded sequences "
+    _PACKED: "run the recurrent layer on the padded sequences "
     "and mask its answers, or take the last valid step by gather, instead of packing",
     r"fused_moving_avg_obs|fake_quant|FakeQuantize": "quantization-aware training has no form in ONNX here: train "
     "in floating point, and quantize the published graph with onnxruntime.quantization",
@@ -499,9 +501,13 @@ _WAYS_OUT = {
 def _way_out(error: BaseException) -> str:
     """Advice for what torch can't export."""
     texts = [str(error)]
-    while error.__cause__ is not None:
-        error = error.__cause__
-        texts.append(f"{type(error).__name__}: {error}")
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+        texts.append(f"{type(root).__name__}: {root}")
+    frames = {frame.name for frame in traceback.extract_tb(root.__traceback__)}
+    if "pack_padded_sequence" in frames:
+        return "it can't trace pack_padded_sequence: " + _WAYS_OUT[_PACKED]
     missing = re.search(r"No ONNX function found for <OpOverload\(op='(?:\w+\.)?(\w+)", "\n".join(texts))
     known = [advice for pattern, advice in _WAYS_OUT.items() if re.search(pattern, texts[-1])]
     if known:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unitrain.errors import ExportError
 from unitrain.export.module_copy import ATOMIC, FrozenTrainer, copy_module
 
-_OWN = frozenset(vars(nn.Module())) | {"_trainer", "_fabric"}
+_OWN = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_device", "_dtype"}
 """Attributes that every module has: its tensors, parts and hooks, of which the structure tells."""
 _LIBRARIES = ("torch", "pytorch_lightning", "lightning", "lightning_fabric", "builtins", "torchmetrics")
 _MAX_VALUES = 100_000
@@ -157,7 +157,8 @@ _MISSING = ("missing",)
 
 def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str]) -> Key:
     """All that `reads` names, and the structure of a module, as one value that can be compared."""
-    parts = dict(module.named_modules())
+    # What torch.compile has wrapped is there under its own name.
+    parts = {name.replace("._orig_mod", ""): part for name, part in module.named_modules()}
     keys = _Keys(parts)
     state = []
     for path, names in reads.items():
