@@ -195,6 +195,12 @@ def input_names(module: LightningModule, batch: Any = None) -> tuple[str, ...]:
     return names
 
 
+def passed_inputs(module: LightningModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the tensors in a call of a module's forward, in its arguments' order."""
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return tuple(name for name, value in bound.items() if isinstance(value, Tensor))
+
+
 def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
     """A batch's inputs by name, as tensors of shape [batch, ...].
 
@@ -286,7 +292,11 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
     else:
         raise HookError(
             f"forward returned a {type(value).__name__}{f' as {name}' if name else ''}, expected tensors or a dict of them"
-            + ("; set use_cache=False in the transformer's configuration" if "Cache" in type(value).__name__ else "")
+            + (
+                "; set use_cache=False in the transformer's configuration"
+                if "Cache" in type(value).__name__
+                else ""
+            )
         )
     flat: Tensors = {}
     for key, item in items:

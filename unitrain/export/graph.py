@@ -505,8 +505,7 @@ def _way_out(error: BaseException) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
         texts.append(f"{type(root).__name__}: {root}")
-    frames = {frame.name for frame in traceback.extract_tb(root.__traceback__)}
-    if "pack_padded_sequence" in frames:
+    if "pack_padded_sequence" in "".join(traceback.format_exception(error)):
         return "it can't trace pack_padded_sequence: " + _WAYS_OUT[_PACKED]
     missing = re.search(r"No ONNX function found for <OpOverload\(op='(?:\w+\.)?(\w+)", "\n".join(texts))
     known = [advice for pattern, advice in _WAYS_OUT.items() if re.search(pattern, texts[-1])]

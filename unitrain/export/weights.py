@@ -26,7 +26,9 @@ def weights_of(module: nn.Module, instead: Mapping[str, Tensor] | None = None) -
             tensor = (instead or {}).get(name, own)
             if id(tensor) not in copies:
                 copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-            weights[name.replace("_orig_mod.", "")] = copies[id(tensor)]  # as it is called where it is not compiled
+            weights[name.replace("_orig_mod.", "")] = copies[
+                id(tensor)
+            ]  # as it is called where it is not compiled
     return weights
 
 
