@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
@@ -58,6 +59,26 @@ class FrozenTrainer:
             f"forward reads self.trainer.{name}, which a served model does not have; keep the value in an "
             "attribute of the module"
         )
+
+
+def parts_of(module: nn.Module) -> dict[str, nn.Module]:
+    """A module and all in it by name, each once; what torch.compile has wrapped is there under its own name."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [("", module)]
+    while waiting:
+        path, part = waiting.pop()
+        inner = vars(part)["_modules"]
+        if isinstance(part, OptimizedModule):
+            waiting.append((path, inner["_orig_mod"]))
+            continue
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        found[path] = part
+        prefix = f"{path}." if path else ""
+        waiting += ((prefix + name, child) for name, child in inner.items() if child is not None)
+    return found
 
 
 class CopyFailed(Exception):  # noqa: N818 - the caller turns it into a sentence
@@ -102,11 +123,17 @@ class _Copier:
         parts = [
             (name, part) for name, part in module.named_modules(prefix=path) if id(part) not in self.memo
         ]
+        compiled = [part for _, part in parts if isinstance(part, OptimizedModule)]
+        parts = [(name, part) for name, part in parts if not isinstance(part, OptimizedModule)]
         whole = (torch.jit.ScriptModule, torch.fx.GraphModule)
         inside = {id(inner) for _, part in parts if isinstance(part, whole) for inner in part.modules()}
         own = [(name, part) for name, part in parts if id(part) not in inside]
         for _, part in own:
             self.memo[id(part)] = type(part).__new__(type(part))
+        for wrapper in reversed(compiled):  # an inner one first
+            original = vars(wrapper)["_modules"]["_orig_mod"]
+            if id(original) in self.memo:
+                self.memo[id(wrapper)] = self.memo[id(original)]
         for _, part in own:
             clone = vars(self.memo[id(part)])
             for kind in ("_parameters", "_buffers"):
@@ -120,8 +147,12 @@ class _Copier:
         return self.memo[id(module)]
 
     def _fill(self, part: nn.Module, clone: dict[str, Any], path: str) -> None:
+        compiled = vars(part).get("_compiler_ctx") or {}  # Lightning's, of torch.compile(module)
+        skipped = {"_parameters", "_buffers", "_compiled_call_impl", "_compiler_ctx"}
+        skipped |= {key.removeprefix("original_") for key in compiled}
+        clone |= {"_compiler_ctx": None} if "_compiler_ctx" in vars(part) else {}
         for key, value in vars(part).items():
-            if key in ("_parameters", "_buffers"):
+            if key in skipped:
                 continue
             if key == "_modules":
                 clone[key] = type(value)(

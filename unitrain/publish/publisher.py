@@ -118,7 +118,13 @@ class Publisher:
         except RepositoryError as error:
             raise SettingsError(f"publish.repository: {error}") from error
         rows = {name: tensor[:PARITY_ROWS] for name, tensor in sample.items()}
-        template = build_template(module, rows, opset=settings.opset, tolerance=tolerance_of(settings))
+        template = build_template(
+            module,
+            rows,
+            opset=settings.opset,
+            tolerance=tolerance_of(settings),
+            max_rows=settings.max_batch_size,
+        )
         config, labels = served_config(model, template.signature, settings, class_names_of(module))
         try:
             if repository.config_path(model).is_file():
@@ -254,8 +260,9 @@ class Publisher:
             self.template.served,
             session,
             sample,
-            batch_sizes=sorted({1, 2, len(next(iter(sample.values())))}),
             tolerance=tolerance_of(self.settings),
+            batched=self.template.signature.batched,
+            max_rows=self.settings.max_batch_size,
         )
         if reference is not None:
             gates.live_parity(session, sample, reference, tolerance=tolerance_of(self.settings))

@@ -12,10 +12,11 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.hooks import RemovableHandle
 
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError, UnitrainError, UsageError
 from unitrain.manifest import Metric
-from unitrain.module import ServableModule
+from unitrain.module import ServableModule, passed_inputs
 from unitrain.publish import (
     HeldBack,
     Lineage,
@@ -84,6 +85,9 @@ class Publishing(EveryNValidations):
         self._console = console
         self._publisher: Publisher | None = None
         self._worker: Worker | None = None
+        self._prepared = False
+        self._observed = False
+        self._observing: RemovableHandle | None = None
         self._failure: Exception | None = None
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         record = run.record()  # before it was resumed
@@ -96,7 +100,19 @@ class Publishing(EveryNValidations):
         self._definition: str | None = None
         self._told: set[str] = set()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare_once(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare_once(trainer, pl_module)
+        if self._worker is not None and self._best is not None:
+            self._recover(trainer, pl_module, self._best)
+
+    def _prepare_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare once the module's own `on_fit_start` has run, which may set what forward needs."""
+        if self._prepared:
+            return
+        self._prepared = True
         refused: UsageError | None = None
         if trainer.is_global_zero:
             try:
@@ -131,12 +147,10 @@ class Publishing(EveryNValidations):
             )
         elif change.action == "update":
             self._console.say(f"{self.repository.config_path(self.model)} will follow the settings: {change}")
+        for note in publisher.template.notes:
+            self._console.say(note)
         self._publisher = publisher
         self._worker = Worker(publisher, self._report)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._worker is not None and self._best is not None:
-            self._recover(trainer, pl_module, self._best)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tried_only = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -251,6 +265,36 @@ class Publishing(EveryNValidations):
                 if value is None
                 else Metric(self._monitor.metric, float(value), self._monitor.mode),
             )
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Watch the first batch's calls of forward, for inputs that are used there and not served."""
+        if self._observed or self._publisher is None:
+            return
+        self._observed = True
+        served = self._publisher.template.served.names
+
+        def observe(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            handle.remove()
+            unserved = [n for n in passed_inputs(pl_module, args, kwargs) if n not in served]
+            if unserved:
+                self._console.say(
+                    f"{', '.join(unserved)}: given to forward in validation, and no input of what is served; set "
+                    "example_input_array to serve them, too"
+                )
+
+        self._observing = handle = pl_module.register_forward_pre_hook(observe, with_kwargs=True)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        if self._observing is not None:  # forward was not called as a module is
+            self._observing.remove()
+            self._observing = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._worker is not None and not trainer.sanity_checking and self.settings.policy == "best":
