@@ -65,7 +65,8 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
         minutes, rest = divmod(int(seconds) + 15, 60)
         training = subprocess.Popen(
             [sys.executable, "-m", "unitrain", "fit", "--config", "examples/curve_fitting/settings.yaml",
-             "--publish.repository", str(repository), "--experiments_dir", str(folder / "experiments"),
+             "--publish.repository", str(repository), "--publish.policy", "every",
+             "--experiments_dir", str(folder / "experiments"),
              "--trainer.max_epochs", "-1", "--trainer.max_time", f"00:00:{minutes:02d}:{rest:02d}",
              "--early_stopping", "null", "--embeddings", "null", "--quiet"],
             cwd=ROOT,

@@ -44,7 +44,9 @@ def _file_names(value: Any, where: str) -> None:
 _tensors = list_of(
     object_with({"name": text, "dtype": _dtype, "dims": list_of(integer)}, ("name", "dtype", "dims"))
 )
-_metric = object_with({"name": text, "value": number, "mode": text}, ("name", "value", "mode"))
+_metric = object_with(
+    {"name": text, "value": number, "mode": text, "definition": optional(text)}, ("name", "value", "mode")
+)
 _tolerance = object_with(
     {
         "absolute": number,
@@ -79,6 +81,19 @@ _CHECKS: dict[str, Check] = {
     "versions": mapping_of(text),
     "files": _file_names,
     "previous": optional(object_with({"version": integer, "value": number})),
+    "comparison": optional(
+        object_with(
+            {
+                "version": integer,
+                "same_run": optional(truth),
+                "outcome": optional(text),
+                "value": optional(number),
+                "reason": optional(text),
+                "best": optional(truth),
+            }
+        )
+    ),
+    "promoted": truth,
     "rolled_back_from": optional(object_with({"version": integer, "newest": integer}, ("version",))),
 }
 _REQUIRED = ("model", "version", "published_at", "run", "run_dir", "step", "epoch", "weights", "signature",
@@ -87,11 +102,17 @@ _REQUIRED = ("model", "version", "published_at", "run", "run_dir", "step", "epoc
 
 @dataclass(frozen=True)
 class Metric:
-    """The monitored metric's value at publication; `mode` is min or max (what is better)."""
+    """The monitored metric's value at publication.
+
+    Attributes:
+        mode: min or max: the better direction.
+        definition: class that computes it, by its import path; None if that is not known.
+    """
 
     name: str
     value: float
     mode: str
+    definition: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +128,12 @@ class Manifest:
         sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
         files: SHA-256 of further files by name: weights that lie beside the graph.
         previous: the version before and its metric, where it was measured on the same data.
+        comparison: the metric beside that of the version before: `version`, `same_run`, `outcome` (better, equal,
+            worse; None if the two can't be compared), `value`, `reason` (that keeps them from being compared),
+            `best` (of all comparable versions).
+        promoted: whether it was held back by `publish.policy: best` and published by hand afterwards.
         rolled_back_from: the version that this one repeats, and the one that was the newest then.
-        data_fingerprint: of the validation data that the metric was measured on.
+        data_fingerprint: of the validation data that the metric was measured on; None if they have none.
     """
 
     model: str
@@ -134,6 +159,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     previous: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+    promoted: bool = False
     rolled_back_from: dict[str, int] | None = None
 
     def to_metadata(self) -> dict[str, str]:
@@ -187,7 +214,7 @@ def _metric_of(data: dict[str, Any] | None) -> Metric | None:
     if data is None:
         return None
     value = math.nan if data["value"] is None else float(data["value"])
-    return Metric(data["name"], value, data["mode"])
+    return Metric(data["name"], value, data["mode"], data.get("definition"))
 
 
 def read_manifest(version_dir: Path) -> Manifest | None:

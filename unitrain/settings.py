@@ -27,7 +27,7 @@ def _at_least(section: object, minimum: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Monitor:
-    """The one metric that early stopping, the best checkpoint and the improvement gate look at."""
+    """The one metric that early stopping, the best checkpoint and `publish.policy` look at."""
 
     metric: str = "val_loss"
     """Name, as the module logs it."""
@@ -121,12 +121,15 @@ class Publish:
 
     every_n_validations: int = 5
     """Publish each time that many validations have run, and always at the end."""
+    policy: Literal["best", "every"] = "best"
+    """best: publish the best weights so far by the monitored metric, unless the version that is served is better;
+    every: publish the weights as they are, each time."""
     repository: str = "triton_repo"
     """The model repository's folder, relative to the project root."""
     model: str | None = None
     """The served model's name; default: the experiment's name."""
-    require_improvement: bool = False
-    """Refuse a version whose monitored metric is worse than the newest one's on the same data."""
+    require_improvement: bool | None = None
+    """Deprecated: true is `policy: best`, and false has no effect."""
     keep: int = 5
     """Versions kept on disk; never fewer than num_versions + 2, never one younger than a minute removed."""
     num_versions: int = 2
@@ -165,6 +168,11 @@ class Publish:
     """End the training with an error when a version can't be published."""
 
     def __post_init__(self) -> None:
+        if self.require_improvement and self.policy != "best":
+            raise ValueError(
+                f"publish.require_improvement: true means publish.policy: best, but the policy is {self.policy}; "
+                "remove require_improvement"
+            )
         _at_least(self, 1, "every_n_validations", "keep", "num_versions", "max_batch_size")
         _at_least(
             self, 0, "max_queue_delay_microseconds", "golden", "golden_max_bytes", "absolute_tolerance",

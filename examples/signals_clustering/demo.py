@@ -3,6 +3,7 @@
 `make demo` runs it. It exits 1 where a target is missed, and leaves nothing running.
 """
 
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +29,8 @@ from unitrain.repository import Repository
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "examples" / "signals_clustering" / "settings.yaml"
 MODEL = "signals_clustering"
+REPOSITORY_DIR = ROOT / "experiments" / "signals_clustering.demo" / "triton_repo"
+"""A repository of its own, emptied each time: versions of an earlier demonstration would keep equal ones back."""
 PLOT_NAME = "signals.png"
 
 MIN_HOT_LOADED = 3
@@ -53,11 +56,12 @@ def main() -> int:
 
 
 def _run(console: Console) -> int:
-    repository = Repository(ROOT / "triton_repo")
-    before = max(repository.versions(MODEL), default=0) if MODEL in repository.models() else 0
+    shutil.rmtree(REPOSITORY_DIR.parent, ignore_errors=True)
+    REPOSITORY_DIR.mkdir(parents=True)
+    repository = Repository(REPOSITORY_DIR)
     with serving(repository.root) as server:
         console.print(f"server ready at {server.url}; training begins")
-        hot_loaded = _train(server, newer_than=before)
+        hot_loaded = _train(server)
         server.wait_for(MODEL, repository.versions(MODEL)[-1], LOADED_WITHIN_S)
         served = _ask(server.url)
     manifest = read_manifest(repository.version_dir(MODEL, served.version))
@@ -70,14 +74,15 @@ def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _train(server: Server, newer_than: int) -> list[int]:
+def _train(server: Server) -> list[int]:
     """Train in a child process; the versions that were loaded while it ran."""
-    with child([sys.executable, "-m", "unitrain", "fit", "--config", str(SETTINGS)], cwd=ROOT) as training:
+    command = [sys.executable, "-m", "unitrain", "fit", "--config", str(SETTINGS)]
+    with child([*command, "--publish.repository", str(REPOSITORY_DIR)], cwd=ROOT) as training:
         exit_code = training.wait()
         ended_s = time.monotonic()
     if exit_code != 0:
         raise RuntimeError(f"the training ended with exit code {exit_code}; its reason is above")
-    return sorted(v for v in server.loaded_before(MODEL, ended_s) if v > newer_than)
+    return sorted(server.loaded_before(MODEL, ended_s))
 
 
 @dataclass(frozen=True)

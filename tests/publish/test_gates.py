@@ -13,7 +13,6 @@ from unitrain.errors import PublishRefused
 from unitrain.export.graph import Template, build_template
 from unitrain.export.parity import Tolerance
 from unitrain.export.weights import perturbed, weights_of
-from unitrain.manifest import Manifest, Metric
 from unitrain.publish import gates
 from unitrain.tensors import Signature, TensorSpec
 
@@ -93,32 +92,6 @@ def test_graph_of_another_signature_is_refused(template: Template) -> None:
     reason = refusal("signature", gates.expected_signature, structure, other)
     assert "y: FP32[2]" in reason
     assert "y: FP32[3]" in reason
-
-
-def manifest(value: float, *, name: str = "val_loss", fingerprint: str = "same") -> Manifest:
-    """The newest version's record."""
-    signature = Signature((), (), batched=True)
-    metric = Metric(name, value, "min")
-    return Manifest("m", 3, "now", "r", "/r", 1, 1, "ema", signature, "0", metric, fingerprint)
-
-
-def test_worse_metric_on_the_same_data_is_refused() -> None:
-    """Both values and the version are named; equal and better ones pass, in either mode."""
-    newest = manifest(1.0)
-    gates.improvement(Metric("val_loss", 1.0, "min"), "same", newest)
-    gates.improvement(Metric("val_loss", 0.5, "min"), "same", newest)
-    gates.improvement(Metric("val_loss", 2.0, "max"), "same", newest)
-    reason = refusal("improvement", gates.improvement, Metric("val_loss", 1.5, "min"), "same", newest)
-    assert "worse than version 3's 1" in reason
-    refusal("improvement", gates.improvement, Metric("val_loss", float("nan"), "min"), "same", newest)
-
-
-def test_metrics_that_cannot_be_compared_do_not_refuse() -> None:
-    """Another metric, other data, no version before."""
-    worse = Metric("val_loss", 9.0, "min")
-    gates.improvement(worse, "same", manifest(1.0, name="val_acc"))
-    gates.improvement(worse, "other", manifest(1.0))
-    gates.improvement(worse, "same", None)
 
 
 def test_integer_outputs_may_differ_in_a_thousandth(template: Template) -> None:

@@ -14,7 +14,6 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.attributes import attributes_of
 from unitrain.export.graph import build_template
 from unitrain.export.parity import Tolerance, run_onnx
 from unitrain.export.process import ExportProcess
@@ -59,12 +58,14 @@ def publisher(
         repository=Repository(tmp_path / "repository"),
         model="net",
         settings=Publish(**options),
-        lineage=Lineage("e/r", str(tmp_path), git_commit="c0ffee", data_fingerprint="same"),
+        lineage=Lineage("e/r", str(tmp_path), git_commit="c0ffee"),
     )
 
 
 def request(module: LightningModule, step: int = 1, value: float = 0.5) -> Request:
-    return Request(weights_of(module), "ema", step, 0, Metric("val_loss", value, "min"))
+    return Request(
+        weights_of(module), "ema", step, 0, Metric("val_loss", value, "min"), data_fingerprint="samples:1"
+    )
 
 
 def passed(version_dir: Path) -> list[bool | None]:
@@ -89,8 +90,8 @@ def test_the_metric_then_and_now_is_in_the_manifest(tmp_path: Path) -> None:
     made = publisher(tmp_path, module)
     assert made.publish(request(module, 1, 0.5)).previous is None
     assert made.publish(request(module, 2, 0.4)).previous == {"version": 1, "value": 0.5}
-    other = replace(made, lineage=replace(made.lineage, data_fingerprint="other"))
-    assert other.publish(request(module, 3, 0.3)).previous is None
+    other = replace(request(module, 3, 0.3), data_fingerprint="samples:2")
+    assert made.publish(other).previous is None
 
 
 def test_weights_that_no_onnx_file_can_hold_lie_beside_the_graph(tmp_path: Path) -> None:
@@ -166,10 +167,10 @@ def test_attribute_that_the_training_changes_is_in_the_next_version(tmp_path: Pa
     made.publish(request(module, 1))
     assert made._export.pid is None
     module.temperature = 0.25
-    made.publish(replace(request(module, 2), attributes=attributes_of(module)))
+    made.publish(made.capture(module, kind="raw", step=2, epoch=0))
     assert made._export.pid is not None
     made.close()
-    made.publish(replace(request(module, 3), attributes=attributes_of(module)))
+    made.publish(made.capture(module, kind="raw", step=3, epoch=0))
     assert made._export.pid is None, "from then on weights are swapped again, in the new graph"
     x = {"x": np.ones((2, 3), np.float32)}
     first, second, third = (
@@ -256,14 +257,15 @@ def test_a_corrupted_graph_is_refused_by_the_gate_that_is_there_for_it(
     assert made.repository.versions("net") == []
 
 
-def test_broken_weights_and_a_worse_metric_are_refused_by_their_gates(tmp_path: Path) -> None:
-    """The first and the last gate of the chain."""
+def test_broken_weights_are_refused_by_the_first_gate_and_a_worse_run_by_the_policy(tmp_path: Path) -> None:
+    """The first and the last of the chain; what is held back is kept whole in the run's folder."""
     module = Net()
-    made = publisher(tmp_path, module, require_improvement=True)
+    made = publisher(tmp_path, module)
     made.publish(request(module, 1, 0.5))
+    made.lineage = replace(made.lineage, run="e/another", run_dir=str(tmp_path))
     broken = request(module, 2, 0.1)
     broken.weights["layers.0.bias"][0] = float("nan")
-    for wrong, gate in ((broken, "finite_weights"), (request(module, 3, 0.9), "improvement")):
+    for wrong, gate in ((broken, "finite_weights"), (request(module, 3, 0.9), "policy")):
         with pytest.raises(PublishRefused) as caught:
             made.publish(wrong)
         assert caught.value.gate == gate

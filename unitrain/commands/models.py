@@ -2,12 +2,12 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands.arguments import ArgumentParser, add_experiments_dir, parse
 from unitrain.errors import RepositoryError, UsageError
 
 _COLUMNS = ("model", "version", "when", "run", "step", "metric", "weights", "parity", "size")
@@ -23,6 +23,7 @@ class _Version:
     size_bytes: int
     manifest: Any  # unitrain.manifest.Manifest | None
     unreadable: str | None
+    mark: Any = None  # unitrain.repository.ranking.Mark | None
 
     @property
     def parity(self) -> float | None:
@@ -40,9 +41,9 @@ class _Version:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "models",
-        "List the versions in a model repository; show, compare, verify, repeat or remove some.",
+        "List the versions in a model repository; show, compare, verify, repeat, promote or remove some.",
         usage="python -m unitrain models [[show] NAME [VERSION] | diff NAME A B | verify [NAME [VERSION]] | "
-        "rollback NAME VERSION | prune [NAME]] [options]",
+        "rollback NAME VERSION | promote NAME --run RUN | prune [NAME]] [options]",
     )
     parser.add_argument(
         "words",
@@ -50,7 +51,8 @@ def _parser() -> ArgumentParser:
         metavar="ACTION NAME VERSION",
         help="[show] NAME [VERSION]: its manifest, the newest's without VERSION; diff NAME A B: settings, metrics "
         "and weights; verify: hashes, graph and golden samples; rollback: publish an earlier version under a new "
-        "number; prune: remove old versions; nothing: list all",
+        "number; promote: publish what a run holds back, since a better version is served; prune: remove old versions; "
+        "nothing: list all",
         default=[],
     )
     parser.add_argument(
@@ -64,6 +66,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--keep", type=int, default=5, metavar="N", help="versions that prune leaves at least, of each model"
     )
+    parser.add_argument(
+        "--run", metavar="RUN", help="promote: a folder, a run's name or its beginning, or `last`"
+    )
+    add_experiments_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -84,13 +90,12 @@ def main(argv: Sequence[str]) -> int:
         case ["verify", *names] if len(names) <= 2:  # noqa: PLR2004 - a name and a version
             pairs = _pairs(repository, names)
             return versions.verify(repository, pairs, options.url, as_json=options.json)
-        case ["rollback", name, number]:
-            number = chosen(repository, name, number)
-            return versions.rollback(repository, name, number, as_json=options.json)
+        case ["rollback", _, _] | ["promote", _]:
+            return _publish_again(repository, options)
         case ["prune", *names] if len(names) <= 1:
             names = [n for n in names if chosen(repository, n, None)] or repository.models()
             return versions.prune(repository, names, options.keep, as_json=options.json)
-        case ["diff" | "verify" | "rollback" | "prune" as action, *_]:
+        case ["diff" | "verify" | "rollback" | "promote" | "prune" as action, *_]:
             raise UsageError(f"models {action}: expected `{_FORMS[action]}`, got `{' '.join(options.words)}`")
     words = options.words[1:] if options.words[:1] == ["show"] else options.words
     if not words:
@@ -104,8 +109,23 @@ _FORMS = {
     "diff": "diff NAME A B",
     "verify": "verify [NAME [VERSION]]",
     "rollback": "rollback NAME VERSION",
+    "promote": "promote NAME --run RUN",
     "prune": "prune [NAME]",
 }
+
+
+def _publish_again(repository: Any, options: Any) -> int:
+    """Roll back to a version, or promote what a run holds back."""
+    from unitrain.commands import versions
+    from unitrain.runs import find_run
+
+    action, name, *number = options.words
+    if action == "rollback":
+        return versions.rollback(repository, name, chosen(repository, name, *number), as_json=options.json)
+    if not options.run:
+        raise UsageError(f"models promote: expected `{_FORMS['promote']}`, got no --run")
+    run_dir = find_run(options.run, options.experiments_dir)
+    return versions.promote(repository, name, run_dir, as_json=options.json)
 
 
 def _pairs(repository: Any, names: Sequence[str]) -> list[tuple[str, int]]:
@@ -124,8 +144,7 @@ def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
     from unitrain.terminal import note, say
 
     served = _served(url) if url else None
-    found = [_read(repository, model, n) for model in repository.models() for n in repository.versions(model)]
-    versions = [version for version in found if version]
+    versions = [version for model in repository.models() for version in _marked(repository, model)]
     if as_json:
         print_json([_as_json(version) | _served_json(version, served) for version in versions])
         return 0
@@ -148,6 +167,16 @@ def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
     return 0
 
 
+def _marked(repository: Any, model: str) -> list[_Version]:
+    """All versions of a model, each with its place among those that it can be compared with."""
+    from unitrain.repository.ranking import marks
+
+    found = [_read(repository, model, number) for number in repository.versions(model)]
+    versions = [version for version in found if version]
+    places = marks([version.manifest for version in versions])
+    return [replace(version, mark=mark) for version, mark in zip(versions, places, strict=True)]
+
+
 def _served(url: str) -> dict[str, list[int]]:
     from unitrain.client import Client
 
@@ -162,10 +191,11 @@ def _served_json(version: _Version, served: dict[str, list[int]] | None) -> dict
 def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import flat_fields, print_fields, print_json, text_of_bytes, text_of_time
 
-    version = _read(repository, model, chosen(repository, model, number))
+    wanted = chosen(repository, model, number)
+    version = next((v for v in _marked(repository, model) if v.version == wanted), None)
     if version is None:
         raise RepositoryError(
-            f"{model}: version {number} has just been removed; `models` lists those there are"
+            f"{model}: version {wanted} has just been removed; `models` lists those there are"
         )
     if version.unreadable:
         raise RepositoryError(version.unreadable)
@@ -183,6 +213,8 @@ def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> 
         print_fields(fields)
         print("it has no manifest: what it came from is not known")
         return 0
+    place = " ".join(filter(None, (version.mark.text, _place(version.mark))))
+    fields.append(("among comparable versions", place))
     told = version.manifest.to_json() | {"signature": str(version.manifest.signature)}
     hidden = ("format", "model", "version")
     print_fields(fields + flat_fields({key: value for key, value in told.items() if key not in hidden}))
@@ -243,6 +275,14 @@ def _time(text: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _place(mark: Any) -> str:
+    """A version's marks in words."""
+    outcome = f"{mark.outcome} than the version before" if mark.outcome in ("better", "worse") else ""
+    if mark.outcome == "equal":
+        outcome = "equal to the version before"
+    return ", ".join(filter(None, ("the best" if mark.best else "", outcome))) or "-"
+
+
 def _row(version: _Version) -> list[str]:
     from unitrain.commands.tables import NOTHING, text_of, text_of_bytes, text_of_time
 
@@ -254,7 +294,7 @@ def _row(version: _Version) -> list[str]:
         text_of_time(version.published_at),
         _run(manifest) if manifest else "unreadable" if version.unreadable else NOTHING,
         text_of(manifest.step if manifest else None),
-        f"{metric.name} {text_of(metric.value)}" if metric else NOTHING,
+        f"{metric.name} {text_of(metric.value)} {version.mark.text}".rstrip() if metric else NOTHING,
         manifest.weights if manifest else NOTHING,
         NOTHING if version.parity is None else f"{version.parity:.1e}",
         text_of_bytes(version.size_bytes),
@@ -263,7 +303,9 @@ def _row(version: _Version) -> list[str]:
 
 def _run(manifest: Any) -> str:
     again = manifest.rolled_back_from
-    return f"{manifest.run} (version {again['version']} again)" if again else str(manifest.run)
+    if again:
+        return f"{manifest.run} (version {again['version']} again)"
+    return f"{manifest.run} (promoted)" if manifest.promoted else str(manifest.run)
 
 
 def _as_json(version: _Version) -> dict[str, Any]:
@@ -274,6 +316,8 @@ def _as_json(version: _Version) -> dict[str, Any]:
         "published_at": version.published_at.isoformat(),
         "size_bytes": version.size_bytes,
         "parity": version.parity,
+        "outcome": version.mark.outcome,
+        "best": version.mark.best,
         "manifest": version.manifest.to_json() if version.manifest else None,
         "error": version.unreadable,
     }

@@ -1,7 +1,8 @@
-"""What `models` does with versions: compare two, verify, publish one again, remove old ones."""
+"""What `models` does with versions: compare two, verify, publish one again or one held back, remove old ones."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unitrain.errors import UsageError
@@ -94,6 +95,21 @@ def rollback(repository: "Repository", model: str, version: int, *, as_json: boo
         print_json({"model": model, "version": number, "rolled_back_from": version})
     else:
         print(f"published {model} version {number}, which is version {version} again")
+    return 0
+
+
+def promote(repository: "Repository", model: str, run_dir: Path, *, as_json: bool) -> int:
+    """Publish what a run holds back, under the next number."""
+    from unitrain.commands.tables import print_json
+    from unitrain.repository.promote import promote as promoted
+
+    manifest = promoted(repository, model, run_dir)
+    if as_json:
+        print_json({"model": model, "version": manifest.version, "run": manifest.run, "step": manifest.step})
+    else:
+        print(
+            f"published {model} version {manifest.version}: step {manifest.step} of {manifest.run}, held back before"
+        )
     return 0
 
 

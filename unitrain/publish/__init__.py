@@ -3,11 +3,13 @@
 The only place that composes `export` and `repository`.
 """
 
+from unitrain.publish.policy import HeldBack
 from unitrain.publish.publisher import Lineage, Publisher, Request
 from unitrain.publish.report import figures_of, gate_of, outcome_text, published_text
 from unitrain.publish.worker import Outcome, Worker
 
 __all__ = [
+    "HeldBack",
     "Lineage",
     "Outcome",
     "Publisher",

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from unitrain.errors import UnitrainError
+from unitrain.errors import RepositoryError, UnitrainError
 from unitrain.manifest import Manifest
 from unitrain.publish.publisher import Publisher, Request
 from unitrain.repository.verify import Check
@@ -75,6 +75,9 @@ class Worker:
             if request is None:
                 return
             outcome = self._outcome(request)
+            if isinstance(outcome.error, RepositoryError) and outcome.manifest is None:
+                with self._changed:
+                    self._last_step = None  # the disk refused: it may be tried again
             self._tell(outcome)
             if outcome.manifest is not None:
                 served = self._publisher.check_served(outcome.manifest)

@@ -9,6 +9,8 @@ from unitrain.errors import RepositoryError, UsageError
 CONFIG_NAME = "config.pbtxt"
 MODEL_NAME = "model.onnx"
 GOLDEN_NAME = "golden.npz"
+HELD_BACK_NAME = "held_back"
+"""Folder of a run with the version that `publish.policy: best` kept from being published last."""
 STAGING_NAME = ".unitrain-staging"
 """In a root beside which nothing can be staged: no model's name, so it is none."""
 CANDIDATE_PREFIX = "unitrain_candidate_"

@@ -1,19 +1,16 @@
 """Validation batches for those who need some beside the validation itself."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
 
 from unitrain.errors import HookError
 from unitrain.module import Tensors, batch_inputs, example_inputs, input_names
 
-__all__ = ["fingerprint", "first_batch", "isolate_rng", "sample_inputs", "validation_batches"]
+__all__ = ["first_batch", "isolate_rng", "sample_inputs", "validation_batches"]
 
 
 def validation_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
@@ -58,28 +55,6 @@ def sample_inputs(module: LightningModule, batch: Any) -> Tensors:
         if module.example_input_array is None:
             raise
         return example_inputs(module, input_names(module))
-
-
-def fingerprint(batch: Any) -> str:
-    """A SHA-256 of a batch's tensors: two runs that validate on the same data have the same one."""
-    digest = hashlib.sha256()
-
-    def feed(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                digest.update(str(key).encode())
-                feed(item)
-        elif isinstance(value, tuple | list):
-            for item in value:
-                feed(item)
-        else:
-            digest.update(repr(value).encode())
-
-    feed(batch)
-    return digest.hexdigest()
 
 
 def _loader(trainer: Trainer, pl_module: LightningModule) -> Any:

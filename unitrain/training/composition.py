@@ -14,6 +14,7 @@ from unitrain.training.console import Console, progress
 from unitrain.training.ema import EMA
 from unitrain.training.embeddings import EmbeddingSnapshots
 from unitrain.training.endings import Endings
+from unitrain.training.fingerprint import DataFingerprint
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
 from unitrain.training.seeding import StepSeeding
@@ -64,7 +65,9 @@ def compose(
         checkpoints = False
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
+    fingerprint = DataFingerprint(run, console)
     ours: list[Callback] = [record] if seed is None else [StepSeeding(seed), record]
+    ours.append(fingerprint)
     if section("summaries"):
         ours.append(
             TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
@@ -79,6 +82,7 @@ def compose(
             run=run,
             lineage=lineage,
             monitor=monitor,
+            fingerprint=fingerprint,
             ema=ema,
             console=console,
         )

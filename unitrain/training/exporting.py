@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import SettingsError
-from unitrain.export.weights import weights_of
 from unitrain.manifest import Manifest, Metric
-from unitrain.publish import Lineage, Publisher, Request
+from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
 from unitrain.settings import Publish
-from unitrain.training.batches import fingerprint, first_batch_of, sample_inputs
+from unitrain.training.batches import first_batch_of, sample_inputs
 from unitrain.training.console import Console
 from unitrain.training.rebuild import (
     CheckpointName,
@@ -68,18 +67,41 @@ def export_run(
         sample_inputs(rebuilt.module, batch),
         repository=Repository(root),
         model=model or settings.model or run.experiment,
-        settings=settings,
-        lineage=replace(_lineage(rebuilt), data_fingerprint=fingerprint(batch)),
+        # By hand is an order.
+        settings=replace(settings, policy="every", require_improvement=None),
+        lineage=_lineage(rebuilt),
     )
     change = publisher.config_change
     if change.action == "keep":
         console.warn(f"config.pbtxt is kept as it was edited: {change}")
     try:
         metric = _metric(rebuilt, loaded, checkpoint)
-        made = Request(weights_of(rebuilt.module), loaded.kind, loaded.step, loaded.epoch, metric)
-        return publisher.publish(made)
+        made = publisher.capture(
+            rebuilt.module, kind=loaded.kind, step=loaded.step, epoch=loaded.epoch, metric=metric
+        )
+        # The data that the record's metric was measured on.
+        record = rebuilt.run.record()
+        manifest = publisher.publish(
+            replace(
+                made,
+                data_fingerprint=record.get("data_fingerprint"),
+                no_fingerprint=record.get("no_fingerprint"),
+            )
+        )
     finally:
         publisher.close()
+    _warn_if_worse(manifest, console)
+    return manifest
+
+
+def _warn_if_worse(manifest: Manifest, console: Console) -> None:
+    compared = manifest.comparison
+    if compared and compared["outcome"] == "worse" and manifest.metric:
+        console.warn(
+            f"version {manifest.version} is worse than version {compared['version']} that it replaces: "
+            f"{manifest.metric.name} {manifest.metric.value:.6g} against {compared['value']:.6g}; "
+            f"`models rollback {manifest.model} {compared['version']}` publishes that one again"
+        )
 
 
 def _lineage(rebuilt: Rebuilt) -> Lineage:

@@ -131,6 +131,9 @@ class Fit:
         else:
             self._close(status, reason)
             self.console.say(f"{status}: {reason}; {self.folder.path}")
+            last_word = self.publishing.last_word() if self.publishing and not process_rank() else None
+            if last_word is not None:
+                self.console.say(last_word)
         return self._result(status, reason, exit_code)
 
     @property
@@ -178,6 +181,11 @@ class Fit:
             model_name = check_model_name(publish.model or experiment) if publish else ""
         except UsageError as error:
             raise SettingsError(f"publish.model: {error}") from error
+        if publish and publish.require_improvement is not None and not self.resume_point:
+            self.console.warn(
+                "publish.require_improvement is deprecated: true is publish.policy: best, which is the default, and false "
+                "has no effect; write publish.policy: best or every"
+            )
         resolved = cli.resolved()
         experiments_dir = self.root / cli.config.experiments_dir
         start = self._checkpoint_to_start_from(
@@ -317,6 +325,7 @@ class Fit:
             best_checkpoint=checkpoint_if_there(folder.checkpoints_dir / "best.ckpt"),
             last_checkpoint=checkpoint_if_there(folder.checkpoints_dir / "last.ckpt"),
             published=self.publishing.published if self.publishing else [],
+            held_back=self.publishing.held_back if self.publishing else [],
             exit_code=exit_code,
         )
 

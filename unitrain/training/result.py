@@ -17,6 +17,7 @@ class RunResult:
         best: the monitored metric's best `value`, with its `step` and `epoch`; None if it was never measured.
         best_checkpoint: None if there is none; likewise `last_checkpoint`.
         published: the versions published, in order.
+        held_back: steps that were not published, since `publish.policy: best` found a version at least as good.
         exit_code: what the command line's process ends with.
     """
 
@@ -28,6 +29,7 @@ class RunResult:
     best_checkpoint: Path | None = None
     last_checkpoint: Path | None = None
     published: list[int] = field(default_factory=list)
+    held_back: list[int] = field(default_factory=list)
     exit_code: int = 0
 
 

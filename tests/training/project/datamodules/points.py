@@ -118,3 +118,10 @@ class TwoValidations(Points):
     def val_dataloader(self):
         far = {key: 2 * value for key, value in self.val.items()}
         return [ArrayLoader(data, batch_size=64) for data in (self.val, far)]
+
+
+class NoisyValidation(DictPoints):
+    """Validation samples with other noise each time, as nobody should have them."""
+
+    def val_dataloader(self):
+        return DataLoader(_NoisySamples(self.val), batch_size=32)

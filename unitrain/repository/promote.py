@@ -1,0 +1,82 @@
+"""A version that a run holds back, published by hand: its files are verified and get the next number."""
+
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from unitrain.errors import RepositoryError
+from unitrain.manifest import Manifest, read_manifest
+from unitrain.repository.commit import check_signature
+from unitrain.repository.layout import HELD_BACK_NAME, MODEL_NAME
+from unitrain.repository.ranking import compare_with_newest, measured, readable_manifest
+from unitrain.repository.repository import Repository
+from unitrain.repository.verify import verify_version
+
+
+def promote(repository: Repository, model: str, run_dir: Path) -> Manifest:
+    """Publish what a run holds back as a new version, and return its manifest.
+
+    The files are verified in the staging folder, under the model's lock: hashes, the checker and the golden
+    samples of just what is published.
+
+    Raises:
+        RepositoryError: the run holds nothing back, or another model's; the files are damaged or have other
+            inputs or outputs; the version is there already; or the disk refused.
+    """
+    source = run_dir / HELD_BACK_NAME
+    held = read_manifest(source) if (source / MODEL_NAME).is_file() else None
+    if held is None:
+        raise RepositoryError(
+            f"{run_dir} holds nothing back that could be promoted; `export --run` publishes a checkpoint"
+        )
+    if held.model != model:
+        raise RepositoryError(f"{source} is a version of {held.model}, not of {model}")
+    if not repository.config_path(model).is_file():
+        raise RepositoryError(
+            f"there is no model {model} in {repository.root} whose version could be replaced; `export --run` publishes "
+            "a first one"
+        )
+    written: list[Manifest] = []
+
+    def fill(version_dir: Path, number: int) -> None:
+        written.append(_fill(repository, source, version_dir, number))
+
+    repository.publish(model, None, fill)
+    return written[-1]
+
+
+def _fill(repository: Repository, source: Path, version_dir: Path, number: int) -> Manifest:
+    """Copy the files of the version and verify the copies."""
+    try:
+        shutil.copytree(source, version_dir, dirs_exist_ok=True)
+    except (shutil.Error, FileNotFoundError) as error:
+        raise RepositoryError(f"{source} was replaced by a newer one just now; try again") from error
+    for check in verify_version(version_dir):
+        if check.passed is False:
+            raise RepositoryError(
+                f"{source} is damaged, so it is not published: {check.name}: {check.detail}; `export --run` publishes "
+                "a checkpoint"
+            )
+    held = read_manifest(version_dir)
+    if held is None:
+        raise RepositoryError(f"{source} has no manifest, so it is not published")
+    check_signature(repository.config_path(held.model), held.signature)
+    for version in repository.versions(held.model):
+        other = readable_manifest(repository, held.model, version)
+        if other is not None and (other.run, other.step, other.sha256) == (held.run, held.step, held.sha256):
+            raise RepositoryError(
+                f"{held.model}: step {held.step} of {held.run} is version {version} already; `models rollback` publishes "
+                "a version again"
+            )
+    before = compare_with_newest(repository, held.model, measured(held))
+    manifest = replace(
+        held,
+        version=number,
+        published_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        previous={"version": before.version, "value": before.value} if before and before.outcome else None,
+        comparison=before.to_json(held.run) if before else None,
+        promoted=True,
+    )
+    manifest.write(version_dir)
+    return manifest

@@ -1,0 +1,212 @@
+"""Comparison of versions by the metric that was monitored when they were published.
+
+Two values can be compared when they are the same metric, measured on the same validation data.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unitrain.errors import RepositoryError
+from unitrain.manifest import Manifest, Metric, read_manifest
+from unitrain.repository.repository import Repository
+
+Outcome = Literal["better", "equal", "worse"]
+
+BETTER, WORSE, BEST = "▲", "▼", "★"
+FINGERPRINT_KIND = "samples:"
+"""Prefix of a fingerprint of all validation samples; one without it is of the first batch alone."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric with the validation data that it was measured on.
+
+    Attributes:
+        metric: None if no validation measured it.
+        fingerprint: of the validation data; None if they have none.
+        reason: the cause of a missing fingerprint, in words.
+    """
+
+    metric: Metric | None
+    fingerprint: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A version's metric beside an earlier version's.
+
+    Attributes:
+        version: the earlier version.
+        run: the run that it is of, None if it has no manifest.
+        outcome: None if the two can't be compared.
+        value: the earlier version's metric, None if the two can't be compared.
+        reason: the cause that keeps the two from being compared, in words.
+        best: whether no comparable version in the repository is better, and there is one.
+    """
+
+    version: int
+    run: str | None
+    outcome: Outcome | None = None
+    value: float | None = None
+    reason: str | None = None
+    best: bool = False
+
+    def to_json(self, run: str) -> dict[str, Any]:
+        """The `comparison` in the manifest of a version of that run."""
+        return {
+            "version": self.version,
+            "same_run": self.run == run,
+            "outcome": self.outcome,
+            "value": self.value,
+            "reason": self.reason,
+            "best": self.best,
+        }
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A version's place among those that it can be compared with.
+
+    Attributes:
+        outcome: its metric beside that of the version before; None if the two can't be compared.
+        best: whether none of those that it can be compared with is better, and there is one.
+    """
+
+    outcome: Outcome | None = None
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        """▲ better, ▼ worse, ★ best; empty for none of them."""
+        return marks_of(self.outcome, best=self.best)
+
+
+def marks_of(outcome: str | None, *, best: bool) -> str:
+    """The marks of an outcome as the tables show them."""
+    return {"better": BETTER, "worse": WORSE}.get(outcome or "", "") + (BEST if best else "")
+
+
+def measured(manifest: Manifest) -> Measured:
+    """The metric of a published version."""
+    return Measured(manifest.metric, manifest.data_fingerprint)
+
+
+def obstacle(ours: Measured, theirs: Manifest | None) -> str | None:
+    """The cause that keeps a metric from being compared with a version's, in words; None if there is none.
+
+    Args:
+        ours: the metric at hand.
+        theirs: the version's manifest; None if it has none that can be read.
+    """
+    mine = ours.metric
+    if theirs is None:
+        return "it has no manifest that can be read"
+    if mine is None:
+        return "this one has no metric"
+    if theirs.metric is None:
+        return "it has no metric"
+    return _other_metric(mine, theirs.metric) or _other_data(ours, theirs.data_fingerprint)
+
+
+def outcome_of(ours: Metric, theirs: Metric) -> Outcome:
+    """A metric beside another of the same name and mode."""
+    if ours.value == theirs.value:
+        return "equal"
+    smaller = ours.value < theirs.value
+    return "better" if smaller == (ours.mode == "min") else "worse"
+
+
+def compare_with(
+    ours: Measured, version: int, theirs: Manifest | None, others: Sequence[Manifest] = ()
+) -> Comparison:
+    """A metric beside a version's.
+
+    Args:
+        ours: the metric at hand.
+        version: the version that it is compared with.
+        theirs: that version's manifest; None if it has none that can be read.
+        others: all versions in the repository, for `best`.
+    """
+    best = _is_best(ours, others)
+    run = theirs.run if theirs else None
+    reason = obstacle(ours, theirs)
+    if reason is not None or theirs is None or theirs.metric is None or ours.metric is None:
+        return Comparison(version, run, reason=reason, best=best)
+    return Comparison(version, run, outcome_of(ours.metric, theirs.metric), theirs.metric.value, best=best)
+
+
+def compare_with_newest(repository: Repository, model: str, ours: Measured) -> Comparison | None:
+    """A metric beside that of the version which a model serves; None if it serves none.
+
+    A rollback publishes the earlier version again, so the newest version is never one that was rolled back.
+    """
+    versions = repository.versions(model)
+    if not versions:
+        return None
+    manifests = [readable_manifest(repository, model, version) for version in versions]
+    known = [manifest for manifest in manifests if manifest is not None]
+    return compare_with(ours, versions[-1], manifests[-1], known)
+
+
+def marks(manifests: Sequence[Manifest | None]) -> list[Mark]:
+    """The marks of a model's versions.
+
+    Args:
+        manifests: by version, ascending; None for a version without one that can be read.
+    """
+    known = [manifest for manifest in manifests if manifest is not None]
+    found = []
+    for before, manifest in zip([None, *manifests], manifests, strict=False):
+        if manifest is None:
+            found.append(Mark())
+            continue
+        others = [other for other in known if other is not manifest]
+        compared = compare_with(measured(manifest), 0, before, others)
+        found.append(Mark(compared.outcome, compared.best))
+    return found
+
+
+def readable_manifest(repository: Repository, model: str, version: int) -> Manifest | None:
+    """A version's manifest, None if it has none that can be read: no publication depends on it."""
+    try:
+        return read_manifest(repository.version_dir(model, version))
+    except RepositoryError:
+        return None
+
+
+def _is_best(ours: Measured, others: Sequence[Manifest]) -> bool:
+    if ours.metric is None:
+        return False
+    rivals = [
+        outcome_of(ours.metric, other.metric)
+        for other in others
+        if other.metric is not None and obstacle(ours, other) is None
+    ]
+    return bool(rivals) and "worse" not in rivals
+
+
+def _other_metric(mine: Metric, theirs: Metric) -> str | None:
+    if mine.name != theirs.name:
+        return f"its metric is {theirs.name}, not {mine.name}"
+    if mine.mode != theirs.mode:
+        return f"there the {'lowest' if theirs.mode == 'min' else 'highest'} {mine.name} is the best"
+    if mine.definition and theirs.definition and mine.definition != theirs.definition:
+        return f"its {mine.name} is computed by {theirs.definition}, not by {mine.definition}"
+    for value, whose in ((theirs.value, "its"), (mine.value, "this one's")):
+        # A manifest has null in the place of NaN, and may have been edited by hand.
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{whose} {mine.name} is not a finite number"
+    return None
+
+
+def _other_data(ours: Measured, theirs: str | None) -> str | None:
+    if ours.fingerprint is None:
+        return ours.reason or "this one's validation data have no fingerprint"
+    if theirs is None:
+        return "its validation data have no fingerprint"
+    if not str(theirs).startswith(FINGERPRINT_KIND):
+        return "its fingerprint is of the first validation batch alone, as earlier releases took it"
+    return None if theirs == ours.fingerprint else "it was validated on other data"
