@@ -80,14 +80,14 @@ class ProgressiveGrowing(Small):
         self.stage, self.alpha = min(self.current_epoch, 2), 0.5
 
 
-@case()
+@case(must="either")
 class LazyLayers(Small):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(1))
 
 
-@case(image=floats(1, 8, 8))
+@case(must="either", image=floats(1, 8, 8))
 class LazyConvolutions(Small):
     def __init__(self):
         super().__init__()
