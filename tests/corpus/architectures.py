@@ -44,7 +44,9 @@ class EfficientNetLike(Classifier):
     def __init__(self):
         super().__init__(8)
         self.stem = ConvNormAct(3, 8, stride=2)
-        self.block = nn.Sequential(ConvNormAct(8, 8, groups=8), SqueezeExcite(8), nn.Conv2d(8, 8, 1), DropPath(0.2))
+        self.block = nn.Sequential(
+            ConvNormAct(8, 8, groups=8), SqueezeExcite(8), nn.Conv2d(8, 8, 1), DropPath(0.2)
+        )
         self.global_pool = nn.AdaptiveAvgPool2d(1)
 
     def forward_features(self, image):
@@ -297,7 +299,9 @@ class FTTransformer(Classifier):
         self.category = nn.Embedding(12, 16)
         self.register_buffer("offsets", torch.tensor([0, 4, 8]))
         self.cls = nn.Parameter(torch.zeros(16))
-        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True, activation="gelu")
+        self.layer = nn.TransformerEncoderLayer(
+            16, 4, 32, batch_first=True, norm_first=True, activation="gelu"
+        )
 
     def forward(self, x_num, x_cat):
         tokens = torch.cat(

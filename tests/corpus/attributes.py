@@ -313,5 +313,9 @@ class BranchOnData(Small):
 @case()
 class GradientCheckpointing(Small):
     def forward(self, x):
-        hidden = torch.utils.checkpoint.checkpoint(self.net[0], x, use_reentrant=False) if self.training else self.net[0](x)
+        hidden = (
+            torch.utils.checkpoint.checkpoint(self.net[0], x, use_reentrant=False)
+            if self.training
+            else self.net[0](x)
+        )
         return self.net[2](torch.relu(hidden))

@@ -186,7 +186,7 @@ class ReshapesTheBatchAway(Small):
         return F.mse_loss(self(batch[0]), batch[1][:, 0])
 
 
-@case()
+@case(must="either")
 class ChunkedForward(Small):
     """Rows in chunks of ten, to spare memory."""
 

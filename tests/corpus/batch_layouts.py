@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset
 
 from corpus.case import ByName, Classifier, Small, alone, bools, case, classes, floats, ints, mapping
 
@@ -53,7 +53,14 @@ class DataclassBatch(Small):
         return F.mse_loss(self(batch.x), batch.y)
 
 
-@case(layout=lambda inputs, y: {"x": inputs["x"], "y": y, "id": f"row-{float(y):.3f}", "meta": {"source": "a", "index": 3}})
+@case(
+    layout=lambda inputs, y: {
+        "x": inputs["x"],
+        "y": y,
+        "id": f"row-{float(y):.3f}",
+        "meta": {"source": "a", "index": 3},
+    }
+)
 class StringsInBatch(Small):
     def step(self, batch):
         return F.mse_loss(self(batch["x"]), batch["y"])
@@ -124,9 +131,9 @@ class OptionalMaskInDict(ByName):
         return self.net(x if mask is None else x * mask)
 
 
-@case(must="either", x=floats(8), b=floats(8))
+@case(must="either", layout=lambda inputs, y: (inputs["x"], inputs["x"] * 2, y))
 class OptionalPositional(Small):
-    """`forward(a, b=None)` trained as `self(a, b)` on tuples."""
+    """`forward(x, b=None)` trained as `self(x, b)` on tuples, and served as `forward(x)`."""
 
     def forward(self, x, b=None):
         return self.net(x if b is None else x + b)
@@ -202,12 +209,15 @@ def two_loaders(case_, stage):
 @case(loaders=two_loaders)
 class TwoValidationLoaders(Small):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        self.log("val_loss", self.step(batch), add_dataloader_idx=False)
+        name = f"val_loss_{dataloader_idx}" if dataloader_idx else "val_loss"
+        self.log(name, self.step(batch), add_dataloader_idx=False)
 
 
 def combined(case_, stage):
     loader = DataLoader(case_.samples(stage), 16)
-    return loader if stage == "val" else CombinedLoader({"a": loader, "b": DataLoader(case_.samples(stage), 16)})
+    return (
+        loader if stage == "val" else CombinedLoader({"a": loader, "b": DataLoader(case_.samples(stage), 16)})
+    )
 
 
 @case(loaders=combined)
@@ -228,11 +238,6 @@ class Stream(IterableDataset):
 @case(loaders=lambda case_, stage: DataLoader(Stream(case_.samples(stage)), 16))
 class IterableData(Small):
     pass
-
-
-@case(loaders=lambda case_, stage: [default_collate(case_.samples(stage)[i : i + 16]) for i in (0, 16)])
-class LoaderIsAList(Small):
-    """A list of batches in the place of a loader."""
 
 
 @case(
@@ -289,7 +294,9 @@ class PackedSequence(Small):
         self.rnn = nn.GRU(8, 16, batch_first=True)
 
     def forward(self, series, lengths):
-        packed = nn.utils.rnn.pack_padded_sequence(series, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            series, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
         return self.net(self.rnn(packed)[1][-1])
 
     def step(self, batch):

@@ -96,7 +96,9 @@ class ComplexInside(Small):
         return self.net(torch.view_as_real(z).flatten(1))
 
 
-@case(target=classes(3), layout=mapping, x=ints(100, 8, dtype=torch.int32), small=ints(5, 2, dtype=torch.int8))
+@case(
+    target=classes(3), layout=mapping, x=ints(100, 8, dtype=torch.int32), small=ints(5, 2, dtype=torch.int8)
+)
 class ShortIntegers(Classifier):
     def __init__(self):
         super().__init__(10)

@@ -47,7 +47,10 @@ class TwoOptimizers(Small):
         self.log("val_loss", self.discriminator(batch[0]).mean())
 
     def configure_optimizers(self):
-        return [torch.optim.Adam(self.generator.parameters(), 1e-3), torch.optim.Adam(self.discriminator.parameters(), 1e-3)], []
+        return [
+            torch.optim.Adam(self.generator.parameters(), 1e-3),
+            torch.optim.Adam(self.discriminator.parameters(), 1e-3),
+        ], []
 
 
 @case(must="equal", layout=lambda inputs, y: (inputs["z"].repeat(2), y), z=floats(4))
@@ -202,7 +205,11 @@ class GumbelInTraining(Small):
 
     def forward(self, x):
         logits = self.net(x)
-        hard = F.gumbel_softmax(logits, self.tau, hard=True) if self.training else F.one_hot(logits.argmax(1), 4).float()
+        hard = (
+            F.gumbel_softmax(logits, self.tau, hard=True)
+            if self.training
+            else F.one_hot(logits.argmax(1), 4).float()
+        )
         return hard @ self.codes.weight
 
     def step(self, batch):
@@ -224,8 +231,10 @@ class Coupling(nn.Module):
         return torch.cat([b * s.exp() + t, a], 1), s.sum(1)
 
 
-@case(layout=alone)
+@case(must="either", layout=alone)
 class NormalizingFlow(Small):
+    """A prior of torch.distributions, which checks its arguments by their values."""
+
     def __init__(self):
         super().__init__()
         self.flows = nn.ModuleList([Coupling(), Coupling()])

@@ -72,14 +72,18 @@ def judge(case: Case, folder: Path) -> Verdict:
     return dataclasses.replace(verdict, cpu_s=_cpu_s() - started)
 
 
+def train(case: Case, folder: Path, live: "LiveAnswers") -> unitrain.RunResult:
+    """The end of a pattern's training by `unitrain.fit`, which `live` looks on at."""
+    # What a pattern's own parts warn of is not judged.
+    with warnings.catch_warnings(), contextlib.chdir(folder):
+        warnings.simplefilter("ignore")
+        return unitrain.fit(settings_of(case), callbacks=[live], quiet=True)
+
+
 def _judge(case: Case, folder: Path) -> Verdict:
     live = LiveAnswers(case)
-    settings = settings_of(case)
     try:
-        # What a pattern's own parts warn of is not judged.
-        with warnings.catch_warnings(), contextlib.chdir(folder):
-            warnings.simplefilter("ignore")
-            result = unitrain.fit(settings, callbacks=[live], quiet=True)
+        result = train(case, folder, live)
     except UsageError as error:
         text = str(error)
         if live.trained:
@@ -89,10 +93,7 @@ def _judge(case: Case, folder: Path) -> Verdict:
         return Verdict("crashed", f"{type(error).__name__}: {' '.join(str(error).split())}")
     record = json.loads((result.run_dir / "run.json").read_text())
     model_dir = folder / "triton_repo" / case.name
-    published = {}
-    for version in result.published:
-        manifest = json.loads((model_dir / str(version) / "manifest.json").read_text())
-        published[manifest["step"]] = version
+    published = {step_of(model_dir, version): version for version in result.published}
     for step, version in published.items():
         wrong = compare_version(case, model_dir, version, live.answers.get(step))
         if wrong:
@@ -103,6 +104,11 @@ def _judge(case: Case, folder: Path) -> Verdict:
         reason = refused[-1]["reason"] if refused else "nothing was published"
         return Verdict("refused late", reason, len(published))
     return Verdict("equal", versions=len(published))
+
+
+def step_of(model_dir: Path, version: int) -> int:
+    """The training step that a version's manifest names."""
+    return int(json.loads((model_dir / str(version) / "manifest.json").read_text())["step"])
 
 
 def settings_of(case: Case) -> dict[str, Any]:
@@ -141,7 +147,9 @@ class LiveAnswers(pl.Callback):
         self.answers: dict[int, dict[int, Any]] = {}
         self.trained = False
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.trained = True
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -192,7 +200,9 @@ def named(value: Any, name: str = "") -> dict[str, Tensor]:
         items = value._asdict().items()
     elif isinstance(value, tuple | list):
         items = [(str(i) if name else f"output_{i}", item) for i, item in enumerate(value)]
-    return {k: t for key, item in items for k, t in named(item, f"{name}_{key}" if name else str(key)).items()}
+    return {
+        k: t for key, item in items for k, t in named(item, f"{name}_{key}" if name else str(key)).items()
+    }
 
 
 def compare_version(case: Case, model_dir: Path, version: int, live: Any) -> str | None:

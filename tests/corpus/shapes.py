@@ -233,7 +233,15 @@ class InputNamedCat(ByName):
         return self.net(torch.cat([num, self.embed(cat)], -1))
 
 
-@case(layout=mapping, add=floats(8), relu=floats(8), linear=floats(8), Relu=floats(8), output=floats(8), val_0=floats(8))
+@case(
+    layout=mapping,
+    add=floats(8),
+    relu=floats(8),
+    linear=floats(8),
+    Relu=floats(8),
+    output=floats(8),
+    val_0=floats(8),
+)
 class InputsNamedAsNodes(ByName):
     def forward(self, add, relu, linear, Relu, output, val_0):  # noqa: N803 - a name that the exporter has
         return {"result": self.net(add + torch.relu(relu) + linear * Relu - output + val_0)}
@@ -247,7 +255,13 @@ class InputsNamedAsNodes(ByName):
 class OutputsNamedAsNodes(Small):
     def forward(self, x):
         y = self.net(x)
-        return {"add": y + 1, "relu": y * 2, "linear_1": y * 3, "node_relu": torch.relu(y), "net.0.weight": y * 5}
+        return {
+            "add": y + 1,
+            "relu": y * 2,
+            "linear_1": y * 3,
+            "node_relu": torch.relu(y),
+            "net.0.weight": y * 5,
+        }
 
     def step(self, batch):
         return F.mse_loss(self(batch[0])["relu"], batch[1])

@@ -129,7 +129,9 @@ class NumpyStatisticsInFitStart(Small):
         self.mean, self.std = np.zeros(8, np.float32), np.ones(8, np.float32)
 
     def forward(self, x):
-        return self.net((x - torch.from_numpy(self.mean).to(x.device)) / torch.from_numpy(self.std).to(x.device))
+        return self.net(
+            (x - torch.from_numpy(self.mean).to(x.device)) / torch.from_numpy(self.std).to(x.device)
+        )
 
     def on_fit_start(self):
         rows = np.stack([row[0] for row in self.trainer.datamodule.case.samples("train")])
@@ -397,7 +399,9 @@ class ScalerObject(Small):
         return self.net(self.scaler.transform(x))
 
     def on_train_epoch_start(self):
-        self.scaler.fit(np.stack([s[0] for s in self.trainer.datamodule.case.samples("train")]) * (1 + self.current_epoch))
+        self.scaler.fit(
+            np.stack([s[0] for s in self.trainer.datamodule.case.samples("train")]) * (1 + self.current_epoch)
+        )
 
 
 @case()

@@ -35,8 +35,14 @@ class AlternatingOptimizers(Small):
         self.automatic_optimization = False
 
     def configure_optimizers(self):
-        first, second = torch.optim.SGD(self.net[0].parameters(), 1e-2), torch.optim.Adam(self.net[2].parameters(), 1e-2)
-        return [first, second], [torch.optim.lr_scheduler.StepLR(first, 1), torch.optim.lr_scheduler.StepLR(second, 1)]
+        first, second = (
+            torch.optim.SGD(self.net[0].parameters(), 1e-2),
+            torch.optim.Adam(self.net[2].parameters(), 1e-2),
+        )
+        return [first, second], [
+            torch.optim.lr_scheduler.StepLR(first, 1),
+            torch.optim.lr_scheduler.StepLR(second, 1),
+        ]
 
     def training_step(self, batch, batch_idx):
         optimizer = self.optimizers()[batch_idx % 2]
@@ -58,7 +64,9 @@ class Accumulates(Small):
 class SchedulerByStep(Small):
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), 1e-2)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 1e-2, total_steps=self.trainer.estimated_stepping_batches
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -66,7 +74,11 @@ class SchedulerByStep(Small):
 class PlateauScheduler(Small):
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), 1e-2)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), "monitor": "val_loss"}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+            "monitor": "val_loss",
+        }
 
 
 @case(must="either", trainer=callback("StochasticWeightAveraging", swa_lrs=1e-2, swa_epoch_start=1))
@@ -74,7 +86,11 @@ class StochasticWeightAverage(Small):
     pass
 
 
-@case(must="either", trainer=callback("StochasticWeightAveraging", swa_lrs=1e-2, swa_epoch_start=1), settings={"ema": None})
+@case(
+    must="either",
+    trainer=callback("StochasticWeightAveraging", swa_lrs=1e-2, swa_epoch_start=1),
+    settings={"ema": None},
+)
 class StochasticWeightAverageAlone(Small):
     pass
 
@@ -84,7 +100,11 @@ class PruningCallback(Small):
     pass
 
 
-@case(must="either", trainer=callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5), settings={"ema": None})
+@case(
+    must="either",
+    trainer=callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5),
+    settings={"ema": None},
+)
 class PruningCallbackAlone(Small):
     pass
 

@@ -259,11 +259,13 @@ class WeightStandardization(Small):
 class ParameterDicts(Small):
     def __init__(self):
         super().__init__()
-        self.scales = nn.ParameterDict({"in": nn.Parameter(torch.ones(8)), "out": nn.Parameter(torch.ones(1))})
+        self.scales = nn.ParameterDict(
+            {"before": nn.Parameter(torch.ones(8)), "after": nn.Parameter(torch.ones(1))}
+        )
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(1))])
 
     def forward(self, x):
-        return self.net(x * self.scales["in"] + self.shifts[0]) * self.scales["out"] + self.shifts[1]
+        return self.net(x * self.scales["before"] + self.shifts[0]) * self.scales["after"] + self.shifts[1]
 
 
 @case(must="either")
@@ -273,7 +275,9 @@ class TransformersWithHooks(Small):
     def __init__(self):
         super().__init__()
         self.features = {}
-        self.net[0].register_forward_hook(lambda module, inputs, output: self.features.update(hidden=output) or output * 1.5)
+        self.net[0].register_forward_hook(
+            lambda module, inputs, output: self.features.update(hidden=output) or output * 1.5
+        )
 
     def forward(self, x):
         y = self.net(x)
@@ -315,7 +319,9 @@ class AveragedBatchNorm(Small):
 class RawBatchNorm(Small):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1)
+        )
 
     def forward(self, image):
         return self.net(image)
