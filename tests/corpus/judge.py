@@ -33,6 +33,7 @@ from unitrain.settings import Publish
 SIZES = (1, 3, 17, 64)
 EPOCHS = 3
 LIVE_WITHIN_S = 60.0
+PUBLISHED_WITHIN_S = 30.0
 ABSOLUTE, RELATIVE = 2e-4, 2e-3
 HALF_ABSOLUTE, HALF_RELATIVE = 2e-2, 2e-2
 
@@ -146,6 +147,7 @@ class LiveAnswers(pl.Callback):
         self.case = case
         self.answers: dict[int, dict[int, Any]] = {}
         self.trained = False
+        self._waits = True
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -154,11 +156,28 @@ class LiveAnswers(pl.Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            self.answers[trainer.global_step] = in_child(lambda: self._ask(pl_module))
+            self._query(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not any(trainer.num_val_batches):
-            self.answers[trainer.global_step] = in_child(lambda: self._ask(pl_module))
+            self._query(trainer, pl_module)
+
+    def _query(self, trainer: Any, module: Any) -> None:
+        """Record the answers, once the version before is published or refused.
+
+        So each validation's version is judged, and no other thread holds a lock of torch's at the fork.
+        """
+        deadline = time.monotonic() + PUBLISHED_WITHIN_S
+        while self._waits and not self._is_settled(Path(trainer.default_root_dir)):
+            if time.monotonic() > deadline:
+                self._waits = False
+            time.sleep(0.005)
+        self.answers[trainer.global_step] = in_child(lambda: self._ask(module))
+
+    def _is_settled(self, run_dir: Path) -> bool:
+        record = json.loads((run_dir / "run.json").read_text())
+        entries = [*(record.get("published") or ()), *(record.get("refused") or ())]
+        return max(self.answers, default=0) in {0, *(entry["step"] for entry in entries)}
 
     def _ask(self, module: pl.LightningModule) -> dict[int, Any]:
         torch.set_num_threads(1)

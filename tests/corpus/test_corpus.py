@@ -26,12 +26,12 @@ ALWAYS = {
     "NonLeafTensor", "HoldsALock", "OpenFile", "LoaderIterator", "LazyLayers", "PruningCallback",
     "QuantizationAware", "SparseAdjacencyBuffer", "OldWeightNorm", "InputNamedCat",
 }  # fmt: skip
-"""The kinds that were seen to fail in the field; of the others each fourth is quick."""
+"""The kinds that were seen to fail in the field; of the others each sixth is quick."""
 
 
 def _params() -> list[Any]:
     others = [name for name in CASES if name not in ALWAYS]
-    quick = ALWAYS | set(others[::4])
+    quick = ALWAYS | set(others[::6])
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in CASES]
 
 
