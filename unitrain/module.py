@@ -195,6 +195,12 @@ def input_names(module: LightningModule, batch: Any = None) -> tuple[str, ...]:
     return names
 
 
+def passed_inputs(module: LightningModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the tensors in a call of a module's forward, in its arguments' order."""
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return tuple(name for name, value in bound.items() if isinstance(value, Tensor))
+
+
 def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
     """A batch's inputs by name, as tensors of shape [batch, ...].
 
@@ -219,7 +225,10 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
         found = dict(zip(names, elements, strict=False))
     for name, value in found.items():
         if not isinstance(value, Tensor):
-            raise HookError(f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}")
+            raise HookError(
+                f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}; give each tensor an "
+                "argument of forward and a key of the batch of its own, or set example_input_array"
+            )
     if not isinstance(module, ServableModule):
         _check_against_example(module, found)
     return found
@@ -283,6 +292,11 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
     else:
         raise HookError(
             f"forward returned a {type(value).__name__}{f' as {name}' if name else ''}, expected tensors or a dict of them"
+            + (
+                "; set use_cache=False in the transformer's configuration"
+                if "Cache" in type(value).__name__
+                else ""
+            )
         )
     flat: Tensors = {}
     for key, item in items:

@@ -14,7 +14,6 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.attributes import attributes_of
 from unitrain.export.graph import build_template
 from unitrain.export.parity import Tolerance, run_onnx
 from unitrain.export.process import ExportProcess
@@ -166,10 +165,10 @@ def test_attribute_that_the_training_changes_is_in_the_next_version(tmp_path: Pa
     made.publish(request(module, 1))
     assert made._export.pid is None
     module.temperature = 0.25
-    made.publish(replace(request(module, 2), attributes=attributes_of(module)))
+    made.publish(made.capture(module, kind="raw", step=2, epoch=0))
     assert made._export.pid is not None
     made.close()
-    made.publish(replace(request(module, 3), attributes=attributes_of(module)))
+    made.publish(made.capture(module, kind="raw", step=3, epoch=0))
     assert made._export.pid is None, "from then on weights are swapped again, in the new graph"
     x = {"x": np.ones((2, 3), np.float32)}
     first, second, third = (

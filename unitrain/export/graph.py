@@ -5,15 +5,17 @@ thousandth of an export. That is right only where every weight is an initializer
 own name with its own value; `build_template` proves it for the module at hand, and says so if not.
 """
 
-import copy
+import contextlib
+import inspect
 import io
 import logging
 import re
 import tempfile
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +27,21 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError, HookError
-from unitrain.export.onnx_graph import OnnxGraph
-from unitrain.export.parity import Tolerance, compare, run_onnx, run_torch
+from unitrain.export.batch_sizes import compare_batches
+from unitrain.export.live import to_arrays
+from unitrain.export.module_copy import copy_module
+from unitrain.export.module_state import ModuleState
+from unitrain.export.onnx_graph import OnnxGraph, rename_values
+from unitrain.export.parity import GraphSession, Tolerance, run_torch
 from unitrain.export.weights import load_weights, perturbed, weights_of
 from unitrain.module import ServableModule, Tensors, flatten_outputs
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
 BATCH = "batch"
+LIVE_ROWS = 4
+"""Rows that the live module answers at each publication, at most."""
+PREPARE_LIMIT_S = 10.0
+"""Seconds after which no larger batch is tried before a training."""
 PREFIX = "module."
 """What an initializer's name has before that of the weight that it is."""
 
@@ -39,20 +49,23 @@ PREFIX = "module."
 class ServedGraph(nn.Module):
     """What is served of a module, as one function of its inputs in order to its outputs in order."""
 
-    def __init__(self, module: LightningModule, names: Sequence[str]) -> None:
+    def __init__(self, module: LightningModule, names: Sequence[str], left_out: Collection[str] = ()) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
+        self.left_out = frozenset(left_out)
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
         inputs = dict(zip(self.names, tensors, strict=True))
         if not isinstance(self.module, ServableModule):
-            return flatten_outputs(self.module.forward(**inputs))
-        outputs = self.module.forward(**self.module.preprocess(inputs))
-        if isinstance(outputs, Tensor):
-            outputs = {"output": outputs}
-        return flatten_outputs(self.module.postprocess(outputs))
+            named = flatten_outputs(self.module.forward(**inputs))
+        else:
+            outputs = self.module.forward(**self.module.preprocess(inputs))
+            if isinstance(outputs, Tensor):
+                outputs = {"output": outputs}
+            named = flatten_outputs(self.module.postprocess(outputs))
+        return {name: tensor for name, tensor in named.items() if name not in self.left_out}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(*tensors).values())
@@ -73,6 +86,8 @@ class Template:
         served: an eval copy on the CPU that answers as torch does; its weights are whatever was loaded last.
         swappable: whether `graph` with swapped initializers was proven to answer as torch does.
         sample: real inputs, [row, ...] each, at least two rows.
+        state: of the module that the graph was exported from; `served.module` is its copy.
+        notes: what the user should know of the graph, a sentence each.
     """
 
     graph: OnnxGraph
@@ -81,6 +96,36 @@ class Template:
     swappable: bool
     sample: dict[str, np.ndarray]
     opset: int
+    state: ModuleState
+    tolerance: Tolerance
+    notes: tuple[str, ...] = ()
+
+    def state_of(self, module: LightningModule) -> ModuleState:
+        """The state of a live module outside its weights; the one at hand where it has not changed.
+
+        Raises:
+            ExportError: forward needs an attribute that can't be copied.
+        """
+        return ModuleState.of(module, self.run)
+
+    def run(self, module: LightningModule, rows: int = LIVE_ROWS) -> dict[str, np.ndarray]:
+        """The answers of a module to the first rows of the sample, on its own device."""
+        return _answers(ServedGraph(module, self.served.names, self.served.left_out), self.sample, rows)
+
+    def of_state(
+        self, state: ModuleState, weights: Mapping[str, Tensor], export: Export | None = None
+    ) -> "Template":
+        """A template of the same module in another state.
+
+        Args:
+            weights: what the copy gets; random ones are tried in their places.
+            export: see `exported_anew`.
+        """
+        served = ServedGraph(state.module, self.served.names, self.served.left_out)
+        load_weights(served.module, weights)
+        proof = _Proof(self.sample, self.tolerance, self.signature.batched)
+        graph, swappable = _export_and_prove(served, proof, self.opset, export or export_onnx)
+        return replace(self, graph=graph, served=served, swappable=swappable, state=state)
 
     def with_weights(self, weights: Mapping[str, Tensor], export: Export | None = None) -> OnnxGraph:
         """The graph with these weights: swapped in where that is proven right, exported anew elsewhere.
@@ -105,16 +150,16 @@ class Template:
 
 def eval_copy(module: LightningModule) -> LightningModule:
     """A copy on the CPU in evaluation mode; the module itself, its flags and its weights are untouched."""
-    clone = copy.deepcopy(module)
-    clone.to("cpu")
-    clone.eval()
-    for parameter in clone.parameters():
-        parameter.requires_grad = False
-    return clone
+    return copy_module(module)[0]
 
 
 def build_template(
-    module: LightningModule, sample: Mapping[str, Tensor], *, opset: int, tolerance: Tolerance
+    module: LightningModule,
+    sample: Mapping[str, Tensor],
+    *,
+    opset: int,
+    tolerance: Tolerance,
+    max_rows: int = 16,
 ) -> Template:
     """Export a module's served graph, and prove whether weights can be swapped in it.
 
@@ -122,7 +167,9 @@ def build_template(
     answer is compared with torch's.
 
     Args:
-        sample: inputs by name, [row, ...] each; real ones, since random ones may be out of range.
+        sample: inputs by name, [row, ...] each; real ones, since random ones may be out of range. Optional
+            ones that only make a loss are left out.
+        max_rows: rows of a request, at most.
 
     Raises:
         ExportError: torch can't export it, or the exported graph does not answer as torch does.
@@ -137,30 +184,97 @@ def build_template(
             )
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
-        served = ServedGraph(eval_copy(module), tuple(rows))
-        original = weights_of(served.module)
+        state = _state(module, arrays)
+        served = ServedGraph(state.module, tuple(rows))
+        losses = _loss_inputs(served, rows)
+        if losses:
+            arrays = {name: array for name, array in arrays.items() if name not in losses}
+            rows = {name: tensor for name, tensor in rows.items() if name not in losses}
+            state = _state(module, arrays)
+            served = ServedGraph(state.module, tuple(rows))
         signature = _signature(served, rows)
+        proof = _Proof(arrays, tolerance, signature.batched, max_rows)
+        graph, swappable = _export_and_prove(served, proof, opset, export_onnx)
+    notes = []
+    if losses:
+        notes.append(f"{', '.join(losses)}: not served as input, since only a loss depends on it")
+    if served.left_out:
+        notes.append(
+            f"{', '.join(sorted(served.left_out))}: not served as output, since it is one number a batch"
+        )
+    return Template(graph, served, signature, swappable, arrays, opset, state, tolerance, tuple(notes))
+
+
+def _state(module: LightningModule, sample: Mapping[str, np.ndarray]) -> ModuleState:
+    try:
+        return ModuleState.of(
+            module, lambda clone: _answers(ServedGraph(clone, tuple(sample)), sample, LIVE_ROWS)
+        )
+    except (HookError, ExportError):
+        raise
+    except Exception as error:
+        raise _forward_fails(module, sample, error) from error
+
+
+def _answers(served: ServedGraph, sample: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    device = served.module.device
+    tensors = [torch.from_numpy(np.array(sample[name][:rows])).to(device) for name in served.names]
+    with torch.no_grad():
+        return to_arrays(served.named_outputs(*tensors))
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """Comparison of a graph with the served copy that it was exported from."""
+
+    sample: dict[str, np.ndarray]
+    tolerance: Tolerance
+    batched: bool
+    max_rows: int = 16
+
+    def failure(self, served: ServedGraph, graph: OnnxGraph) -> str | None:
+        """The first difference, in words; None where there is none."""
+        with tempfile.TemporaryDirectory(prefix="unitrain-export-") as folder:
+            path = Path(folder, "graph.onnx")
+            graph.write(path, external=True)
+            return compare_batches(
+                served, GraphSession(path), self.sample, tolerance=self.tolerance, batched=self.batched,
+                max_rows=self.max_rows, limit_s=PREPARE_LIMIT_S,
+            ).failure  # fmt: skip
+
+
+def _export_and_prove(
+    served: ServedGraph, proof: _Proof, opset: int, export: Export
+) -> tuple[OnnxGraph, bool]:
+    """Export with random weights, swap in others, and compare; the served copy keeps its weights.
+
+    Returns:
+        The graph, and whether weights can be swapped in it.
+    """
+    original = weights_of(served.module)
+    try:
         load_weights(served.module, perturbed(original, seed=1))
         # torch draws the graph of what it could not trace; the error names the line.
-        with redirect_stderr(io.StringIO()):
-            graph = export_onnx(served, arrays, opset=opset)
+        with redirect_stderr(io.StringIO()) if export is export_onnx else contextlib.nullcontext():
+            graph = export(served, proof.sample, opset=opset)
         second = perturbed(original, seed=2)
         load_weights(served.module, second)
         try:
             swapped = graph.with_weights(second, prefix=PREFIX)
-            swappable = _failure(served, swapped, arrays, tolerance) is None
+            if proof.failure(served, swapped) is None:
+                return graph, True
         except ExportError:
-            swappable = False
-        if not swappable:
-            graph = export_onnx(served, arrays, opset=opset)
-            failure = _failure(served, graph, arrays, tolerance)
-            if failure:
-                raise ExportError(
-                    f"{type(module).__name__}: the exported graph does not answer as torch does: "
-                    f"{failure}; look for randomness or data-dependent code in forward"
-                )
+            pass
+        graph = export(served, proof.sample, opset=opset)
+        failure = proof.failure(served, graph)
+        if failure:
+            wrong = (
+                "" if failure.startswith("a row") else "the exported graph does not answer as torch does: "
+            )
+            raise ExportError(f"{type(served.module).__name__}: {wrong}{failure}")
+        return graph, False
+    finally:
         load_weights(served.module, original)
-    return Template(graph, served, signature, swappable, arrays, opset)
 
 
 def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph:
@@ -181,8 +295,9 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
             program = torch.onnx.export(
                 served,
                 inputs,
-                input_names=list(served.names),
-                output_names=outputs,
+                # An argument may have the name of a value that the exporter makes, such as `cat`.
+                input_names=[f"unitrain_input_{i}" for i in range(len(served.names))],
+                output_names=[f"unitrain_output_{i}" for i in range(len(outputs))],
                 dynamic_shapes=(axes,),
                 dynamo=True,
                 optimize=False,  # folding keeps an initializer's name and changes its value
@@ -192,8 +307,8 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
             )
     except Exception as error:
         raise ExportError(
-            f"{type(served.module).__name__} can't be exported to ONNX: {_cause(error)}; rewrite it without "
-            "branches and loops that depend on the data, or switch publishing off with --publish null"
+            f"{type(served.module).__name__} can't be exported to ONNX: {_cause(error)}; {_way_out(error)}, "
+            "or switch publishing off with --publish null"
         ) from error
     finally:
         logging.disable(previous)
@@ -201,6 +316,8 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
         raise ExportError(f"{type(served.module).__name__}: the exporter returned no program")
     model = program.model_proto
     _forget_origins(model)
+    values = [*(v.name for v in model.graph.input), *(v.name for v in model.graph.output)]
+    rename_values(model, dict(zip(values, [*served.names, *outputs], strict=True)))
     return OnnxGraph.of(model)
 
 
@@ -228,6 +345,13 @@ def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signatu
         raise HookError(
             f"{type(served.module).__name__}: forward returns no tensor; there is nothing to serve"
         )
+    served.left_out |= {name for name, tensor in first.items() if not tensor.dim()}
+    if len(served.left_out) == len(first):
+        raise HookError(
+            f"{type(served.module).__name__}: forward returns only {', '.join(first)}, one number for a whole batch, "
+            "which no server can hand out by rows; return a tensor of shape [batch, ...], too"
+        )
+    first = {name: tensor for name, tensor in first.items() if name not in served.left_out}
     for name in served.names:
         if name in first:
             raise HookError(
@@ -253,11 +377,15 @@ def _signature(served: ServedGraph, sample: Tensors) -> Signature:
     except (HookError, ExportError):
         raise
     except Exception as error:
-        inputs = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sample.items())
-        raise ExportError(
-            f"{type(served.module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
-            "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
-        ) from error
+        raise _forward_fails(served.module, sample, error) from error
+
+
+def _forward_fails(module: nn.Module, sample: Mapping[str, Any], error: Exception) -> ExportError:
+    inputs = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
+    return ExportError(
+        f"{type(module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
+        "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
+    )
 
 
 def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:
@@ -294,14 +422,44 @@ def _spec(name: str, tensor: Tensor, batched: bool, dynamic: Mapping[int, Any]) 
     return TensorSpec(name, dtype, dims[1:] if batched else dims)
 
 
-def _failure(
-    served: ServedGraph, graph: OnnxGraph, sample: Mapping[str, np.ndarray], tolerance: Tolerance
-) -> str | None:
-    """How onnxruntime's answer differs from torch's; None where it does not."""
-    with tempfile.TemporaryDirectory(prefix="unitrain-export-") as folder:
-        path = Path(folder, "graph.onnx")
-        graph.write(path, external=True)
-        return compare(run_torch(served, sample), run_onnx(path, sample), tolerance).failure
+def _loss_inputs(served: ServedGraph, sample: Tensors) -> list[str]:
+    """The optional inputs on which no served output depends: labels, of which forward makes a loss."""
+    if served.module.example_input_array is not None:  # it says what the inputs are
+        return []
+    parameters = inspect.signature(served.module.forward).parameters
+    optional = [n for n in sample if n in parameters and parameters[n].default is not inspect.Parameter.empty]
+    found: list[str] = []
+    for name in optional:
+        rest = {key: tensor for key, tensor in sample.items() if key != name and key not in found}
+        try:
+            without = _by_rows(ServedGraph(served.module, tuple(rest)), rest)
+            tried = [_by_rows(served, sample | {name: other}) for other in _variations(sample[name])]
+        except Exception:  # noqa: BLE001, S112 - forward takes no other value, or not none: it is an input
+            continue
+        if without and all(_equal(without, outputs) for outputs in tried):
+            found.append(name)
+    return found if len(found) < len(sample) else []
+
+
+def _by_rows(served: ServedGraph, sample: Tensors) -> Tensors:
+    with torch.no_grad():
+        outputs = served.named_outputs(*(sample[name] for name in served.names))
+    return {name: tensor for name, tensor in outputs.items() if tensor.dim()}
+
+
+def _variations(tensor: Tensor) -> list[Tensor]:
+    """Other values of an input that are as valid: other rows', zeros, and zeros in its last half."""
+    half = tensor.clone()
+    if tensor.dim() > 1:
+        half[:, tensor.shape[1] // 2 :] = 0
+    return [tensor, tensor.roll(1, 0), torch.zeros_like(tensor), half]
+
+
+def _equal(these: Tensors, others: Tensors) -> bool:
+    return list(these) == list(others) and all(
+        torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(these.values(), others.values(), strict=True)
+    )
 
 
 def _at_least_two_rows(tensor: Tensor) -> Tensor:
@@ -321,3 +479,40 @@ def _cause(error: BaseException) -> str:
     own = [f" at {path}:{line}" for path, line in places if "site-packages" not in path]
     sentence = f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}".rstrip(".")
     return sentence + (own[-1] if own else "")
+
+
+_PACKED = r"pack_padded_sequence|PackedSequence|pad_packed_sequence"
+_WAYS_OUT = {
+    r"DynamicCache|past_key_values|EncoderDecoderCache": "set use_cache=False in the transformer's configuration "
+    "or call, so that it returns no cache",
+    _PACKED: "run the recurrent layer on the padded sequences "
+    "and mask its answers, or take the last valid step by gather, instead of packing",
+    r"fused_moving_avg_obs|fake_quant|FakeQuantize": "quantization-aware training has no form in ONNX here: train "
+    "in floating point, and quantize the published graph with onnxruntime.quantization",
+    r"[Ss]parse": "make the sparse tensor dense with to_dense(), in __init__ or in forward",
+    r"GuardOnDataDependent|data-dependent|Could not guard|Could not extract specialized": "rewrite it without "
+    "branches and loops that depend on the data (torch.where chooses by value)",
+    r"Constraints violated|specialized|ConstraintViolation|not all values of": "take sizes from the tensor "
+    "(x.shape[0], or -1 in view and reshape) instead of fixed numbers",
+}
+"""By a pattern in torch's words, a way out."""
+
+
+def _way_out(error: BaseException) -> str:
+    """Advice for what torch can't export."""
+    texts = [str(error)]
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+        texts.append(f"{type(root).__name__}: {root}")
+    if "pack_padded_sequence" in "".join(traceback.format_exception(error)):
+        return "it can't trace pack_padded_sequence: " + _WAYS_OUT[_PACKED]
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='(?:\w+\.)?(\w+)", "\n".join(texts))
+    known = [advice for pattern, advice in _WAYS_OUT.items() if re.search(pattern, texts[-1])]
+    if known:
+        return known[0]
+    if missing:
+        name = missing[1].removeprefix("linalg_")
+        return f"ONNX has no operator for torch's {name}: write it with others (a series, say), or serve what comes before it"
+    known = [advice for pattern, advice in _WAYS_OUT.items() if re.search(pattern, "\n".join(texts))]
+    return known[0] if known else "rewrite the line that is named with other operators"

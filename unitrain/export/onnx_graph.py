@@ -4,7 +4,8 @@ A protobuf message ends at 2 GB, and copying one that holds weights copies them 
 from torch's memory to the disk, and other weights take their place without touching the structure.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -110,6 +111,50 @@ class OnnxGraph:
         model = onnx.ModelProto()
         model.CopyFrom(self.structure)
         return model
+
+
+def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename inputs, outputs and inner values of a graph; an inner value that has one of the new names gets another.
+
+    Args:
+        names: by a value's present name, the new one.
+    """
+    taken = set(_value_names(model.graph))
+    renamed = dict(names)
+    for wanted in names.values():
+        if wanted in taken and wanted not in names:
+            number = next(i for i in itertools.count(1) if f"{wanted}_{i}" not in taken | set(names.values()))
+            renamed[wanted] = f"{wanted}_{number}"
+            taken.add(renamed[wanted])
+    _rename(model.graph, renamed)
+
+
+def _value_names(graph: onnx.GraphProto) -> Iterator[str]:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        yield value.name
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for inner in _inner_graphs(node):
+            yield from _value_names(inner)
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for i, name in enumerate(values):
+                if name in names:
+                    values[i] = names[name]
+        for inner in _inner_graphs(node):
+            _rename(inner, names)
+
+
+def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _put(data: memoryview, initializer: TensorProto, file: BinaryIO, location: str) -> None:

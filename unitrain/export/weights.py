@@ -26,7 +26,9 @@ def weights_of(module: nn.Module, instead: Mapping[str, Tensor] | None = None) -
             tensor = (instead or {}).get(name, own)
             if id(tensor) not in copies:
                 copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-            weights[name] = copies[id(tensor)]
+            weights[name.replace("_orig_mod.", "")] = copies[
+                id(tensor)
+            ]  # as it is called where it is not compiled
     return weights
 
 
@@ -46,7 +48,7 @@ def perturbed(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     moved: dict[int, Tensor] = {}  # tied weights are one tensor under two names, and must stay one
     for tensor in weights.values():
-        if id(tensor) in moved:
+        if id(tensor) in moved or tensor.layout is not torch.strided:
             continue
         if tensor.is_complex():
             moved[id(tensor)] = torch.view_as_complex(_moved(torch.view_as_real(tensor), generator))

@@ -3,7 +3,7 @@
 A gate refuses by raising `PublishRefused` with its own name and a sentence that a person can act on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.graph import ServedGraph
-from unitrain.export.parity import GraphSession, Tolerance, compare, run_torch
+from unitrain.export.batch_sizes import compare_batches
+from unitrain.export.graph import LIVE_ROWS, ServedGraph
+from unitrain.export.parity import GraphSession, Tolerance, compare
 from unitrain.manifest import Manifest, Metric
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
@@ -52,31 +53,55 @@ def parity(
     session: GraphSession,
     sample: Mapping[str, np.ndarray],
     *,
-    batch_sizes: Iterable[int],
     tolerance: Tolerance,
+    batched: bool = True,
+    max_rows: int = 16,
+    limit_s: float = 1.0,
 ) -> dict[str, dict[str, float]]:
-    """What onnxruntime answers on real samples is what torch answers, at each batch size.
+    """Compare onnxruntime with torch on real samples, at batch sizes up to the maximum.
+
+    Each row must have the answer that it has in a batch of its own.
+
+    Args:
+        batched: whether rows are independent of each other.
+        max_rows: rows of a request, at most.
+        limit_s: seconds after which no larger batch is begun.
 
     Returns:
         By output the largest absolute and relative difference over all batch sizes.
     """
-    worst: dict[str, dict[str, float]] = {}
-    for rows in batch_sizes:
-        inputs = {name: _rows(array, rows) for name, array in sample.items()}
-        try:
-            difference = compare(run_torch(served, inputs), session.run(inputs), tolerance)
-        except ExportError as error:
-            raise PublishRefused("parity", f"with {rows} rows {error}") from error
-        if difference.failure:
-            raise PublishRefused(
-                "parity",
-                f"with {rows} rows {difference.failure}; look for randomness in forward, or widen "
-                "publish.absolute_tolerance, publish.relative_tolerance or publish.tolerances",
-            )
-        for name, figures in difference.by_output.items():
-            seen = worst.setdefault(name, dict.fromkeys(figures, 0.0))
-            worst[name] = {key: max(seen[key], value) for key, value in figures.items()}
-    return worst
+    report = compare_batches(
+        served, session, sample, tolerance=tolerance, batched=batched, max_rows=max_rows, limit_s=limit_s
+    )
+    if report.failure:
+        raise PublishRefused("parity", report.failure)
+    return report.figures
+
+
+def live_parity(
+    session: GraphSession,
+    sample: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    *,
+    tolerance: Tolerance,
+) -> None:
+    """What onnxruntime answers is what the live module answered, as the training had it at that step.
+
+    Args:
+        reference: the live module's answers to the first rows of the sample.
+    """
+    rows = max((len(array) for array in sample.values()), default=0)
+    rows = min(rows, LIVE_ROWS)
+    difference = compare(
+        reference, session.run({name: array[:rows] for name, array in sample.items()}), tolerance,
+        sides=("the module in training", "the exported graph"),
+    )  # fmt: skip
+    if difference.failure:
+        raise PublishRefused(
+            "parity",
+            f"{difference.failure}; forward depends on something that no copy of the module has: keep it in an "
+            "attribute of the module, rather than in a global, a closure or an open resource",
+        )
 
 
 def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:
@@ -125,11 +150,6 @@ def _is_finite(weight: Tensor) -> bool:
     if not weight.is_floating_point() or not weight.numel():
         return True
     return all(bool(extreme.isfinite()) for extreme in weight.aminmax())
-
-
-def _rows(array: np.ndarray, count: int) -> np.ndarray:
-    repeated: np.ndarray = np.concatenate([array] * -(-count // len(array)))
-    return repeated[:count]
 
 
 def _spec_of(value: onnx.ValueInfoProto, batched: bool) -> TensorSpec:

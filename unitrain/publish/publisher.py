@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from unitrain.client.served_check import check_served
 from unitrain.durable import sha256_of
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError
-from unitrain.export.attributes import Attributes, load_attributes
 from unitrain.export.graph import Template, build_template
+from unitrain.export.live import live_answers
+from unitrain.export.module_state import ModuleState
 from unitrain.export.onnx_graph import OnnxGraph
 from unitrain.export.parity import GraphSession, Tolerance
 from unitrain.export.process import ExportProcess
+from unitrain.export.weights import weights_of
 from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.publish import gates
 from unitrain.publish.config import class_names_of, served_config
@@ -53,8 +56,12 @@ class Request:
     step: int
     epoch: int
     metric: Metric | None = None
-    attributes: Attributes = field(default_factory=dict)
-    """The module's plain attributes, as they were then."""
+    state: ModuleState | None = None
+    """The module's state outside its weights; None: as it was when publishing was prepared."""
+    reference: Mapping[str, np.ndarray] | None = None
+    """The live module's own answers to the first rows of the sample; None: none were taken."""
+    failure: str | None = None
+    """Reason why the live module could not be captured; such a request is refused."""
 
 
 @dataclass
@@ -75,6 +82,7 @@ class Publisher:
     config: ModelConfig
     labels: dict[str, str]
     config_change: ConfigChange
+    _state: ModuleState
     _versions: dict[str, str] = field(default_factory=dict)
     _export: ExportProcess = field(default_factory=ExportProcess)
 
@@ -105,7 +113,13 @@ class Publisher:
         except RepositoryError as error:
             raise SettingsError(f"publish.repository: {error}") from error
         rows = {name: tensor[:PARITY_ROWS] for name, tensor in sample.items()}
-        template = build_template(module, rows, opset=settings.opset, tolerance=tolerance_of(settings))
+        template = build_template(
+            module,
+            rows,
+            opset=settings.opset,
+            tolerance=tolerance_of(settings),
+            max_rows=settings.max_batch_size,
+        )
         config, labels = served_config(model, template.signature, settings, class_names_of(module))
         try:
             if repository.config_path(model).is_file():
@@ -117,7 +131,33 @@ class Publisher:
             name: installed(name)
             for name in ("torch", "onnx", "onnxruntime", "pytorch-lightning", "unitrain")
         }
-        return cls(template, repository, model, settings, lineage, config, labels, change, versions)
+        return cls(
+            template, repository, model, settings, lineage, config, labels, change, template.state, versions
+        )
+
+    def capture(
+        self, module: LightningModule, *, kind: str, step: int, epoch: int, metric: Metric | None = None
+    ) -> Request:
+        """Copy what a version needs of a live module; on the thread that trains it, which it leaves as it was.
+
+        The cost is one copy of the weights and one forward of at most `LIVE_ROWS` rows. Where state outside
+        the weights has changed since the last call, and forward reads it, the module is copied, too.
+
+        Args:
+            module: has the weights that are to be served.
+            kind: "ema" or "raw".
+        """
+        weights = weights_of(module)
+        request = Request(weights, kind, step, epoch, metric)
+        try:
+            reference = live_answers(module, self.template.run, weights)
+            if not self._state.holds(module):
+                with isolate_rng():
+                    self._state = self.template.state_of(module)
+        except Exception as error:  # noqa: BLE001 - whatever a user's forward raises: the training goes on
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            return replace(request, failure=failure)
+        return replace(request, state=self._state, reference=reference)
 
     def publish(self, request: Request) -> Manifest:
         """The manifest of the new version.
@@ -127,6 +167,11 @@ class Publisher:
             RepositoryError: the disk refused it, or another process changed the model.
         """
         gates.finite_weights(request.weights)
+        if request.failure is not None:
+            raise PublishRefused(
+                "parity",
+                f"forward fails on real rows at step {request.step}, in evaluation mode: {request.failure}",
+            )
         written: list[Manifest] = []
         # All else under the model's lock, which fill is called with: what is compared with the newest
         # version is compared with the one that it will follow.
@@ -157,17 +202,16 @@ class Publisher:
     def _fill(self, request: Request, folder: Path, version: int) -> Manifest:
         """Write a version's files, each gate passed; the manifest is the last of them."""
         newest = self._newest()
-        load_attributes(self.template.served.module, request.attributes)
-        graph = self.template.with_weights(request.weights, self._export)
+        graph = self._graph(request)
         record = self._record(request, graph, newest, version)
         try:
-            session, figures = self._prove(graph, record, folder)
+            session, figures = self._prove(graph, record, folder, request.reference)
         except PublishRefused as refused:
             if refused.gate != "parity" or not self.template.swappable:
                 raise
-            # What was a constant before the first epoch no longer is: an attribute that the training changed.
-            graph = self.template.exported_anew(self._export)
-            session, figures = self._prove(graph, record, folder)
+            # What was a constant before no longer is, and no walk over the module's attributes has seen it.
+            graph = self.template.exported_anew()
+            session, figures = self._prove(graph, record, folder, request.reference)
             self.template = replace(self.template, graph=graph)
         if self.settings.require_improvement:
             gates.improvement(request.metric, self.lineage.data_fingerprint, newest)
@@ -187,8 +231,15 @@ class Publisher:
         manifest.write(folder)
         return manifest
 
+    def _graph(self, request: Request) -> OnnxGraph:
+        """The graph with a request's weights, of the module in the request's state."""
+        state = request.state
+        if state is not None and state is not self.template.state:
+            self.template = self.template.of_state(state, request.weights, self._export)
+        return self.template.with_weights(request.weights, self._export)
+
     def _prove(
-        self, graph: OnnxGraph, record: Manifest, folder: Path
+        self, graph: OnnxGraph, record: Manifest, folder: Path, reference: Mapping[str, np.ndarray] | None
     ) -> tuple[GraphSession, dict[str, dict[str, float]]]:
         """Write a graph, and let it pass the gates as it lies there; open, and how far it is from torch."""
         path, sample = folder / MODEL_NAME, self.template.sample
@@ -200,9 +251,12 @@ class Publisher:
             self.template.served,
             session,
             sample,
-            batch_sizes=sorted({1, 2, len(next(iter(sample.values())))}),
             tolerance=tolerance_of(self.settings),
+            batched=self.template.signature.batched,
+            max_rows=self.settings.max_batch_size,
         )
+        if reference is not None:
+            gates.live_parity(session, sample, reference, tolerance=tolerance_of(self.settings))
         gates.expected_signature(graph.structure, self.template.signature)
         return session, figures
 

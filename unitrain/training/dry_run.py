@@ -15,14 +15,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from unitrain.errors import HookError, SettingsError, UnitrainError
-from unitrain.export.weights import weights_of
 from unitrain.module import ServableModule, batch_inputs
 from unitrain.project import line_in_project
-from unitrain.publish import Lineage, Publisher, Request
+from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.batches import first_batch, sample_inputs
-from unitrain.training.record import never_logged
+from unitrain.training.record import check_shapes, never_logged
 from unitrain.training.schedule import has_validation
 from unitrain.training.settings_cli import SettingsCLI
 
@@ -92,6 +91,34 @@ class _Probe(Callback):
         self.cli: SettingsCLI | None = None
         self.told = ""
         self._loss = 0.0
+        self._publisher: Publisher | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_shapes(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare publishing at the moment at which a training does."""
+        settings: Publish | None = self.cli.section("publish") if self.cli else None
+        if settings is None or self.cli is None or not trainer.is_global_zero:
+            return
+        model = settings.model or self.cli.config.experiment or self._experiment
+        repository = Repository(self._root / settings.repository)
+
+        def prepare() -> str:
+            with isolate_rng(), leaving_nothing(repository.root, repository.staging_dir):
+                self._publisher = Publisher.prepare(
+                    pl_module,
+                    sample_inputs(pl_module, first_batch(trainer, pl_module)),
+                    repository=repository,
+                    model=model,
+                    settings=settings,
+                    lineage=Lineage(run="check", run_dir=""),
+                )
+            return ""
+
+        self._try("publish", prepare)
+        if self._publisher is not None:
+            self._steps.pop()  # the publication at the end says more
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,17 +141,9 @@ class _Probe(Callback):
         batch = first_batch(trainer, pl_module)
         if isinstance(pl_module, ServableModule):
             self._try("hooks", lambda: _hooks(pl_module, batch))
-        settings = cli.section("publish")
-        if settings:
-            model = settings.model or cli.config.experiment or self._experiment
-            repository = Repository(self._root / settings.repository)
-            scratch = self._scratch / "repository"
-            self._try(
-                "publish",
-                lambda: _publish(
-                    settings, pl_module, batch, model=model, repository=repository, scratch=scratch
-                ),
-            )
+        publisher = self._publisher
+        if publisher is not None:
+            self._try("publish", lambda: _publish(publisher, pl_module, self._scratch / "repository"))
 
     def _try(self, name: str, action: Callable[[], str]) -> None:
         _try(self._steps, name, self._root, action)
@@ -176,34 +195,19 @@ def _hooks(module: ServableModule, batch: Any) -> str:
     )
 
 
-def _publish(
-    settings: Publish,
-    module: LightningModule,
-    batch: Any,
-    *,
-    model: str,
-    repository: Repository,
-    scratch: Path,
-) -> str:
-    """A publication through all gates: prepared for the project's repository, committed to another one."""
-    with isolate_rng(), leaving_nothing(repository.root, repository.staging_dir):
-        publisher = Publisher.prepare(
-            module,
-            sample_inputs(module, batch),
-            repository=repository,
-            model=model,
-            settings=settings,
-            lineage=Lineage(run="check", run_dir=""),
-        )
-        elsewhere = replace(publisher, repository=Repository(scratch))
-        try:
-            manifest = elsewhere.publish(Request(weights_of(module), "raw", step=0, epoch=0))
-        finally:
-            elsewhere.close()
+def _publish(publisher: Publisher, module: LightningModule, scratch: Path) -> str:
+    """A publication through all gates, committed to another repository than the project's."""
+    elsewhere = replace(publisher, repository=Repository(scratch))
+    try:
+        manifest = elsewhere.publish(elsewhere.capture(module, kind="raw", step=0, epoch=0))
+    finally:
+        elsewhere.close()
     worst = max((figures["max_abs"] for figures in manifest.parity.values()), default=0.0)
     signature = manifest.signature
     inputs, outputs = (", ".join(map(str, tensors)) for tensors in (signature.inputs, signature.outputs))
-    return f"{model}: {inputs} -> {outputs}; parity {worst:.1e}; {repository.root} is writable"
+    notes = "".join(f"; {note}" for note in publisher.template.notes)
+    root = publisher.repository.root
+    return f"{publisher.model}: {inputs} -> {outputs}; parity {worst:.1e}; {root} is writable{notes}"
 
 
 def _experiments(folder: Path) -> str:

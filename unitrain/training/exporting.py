@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import SettingsError
-from unitrain.export.weights import weights_of
 from unitrain.manifest import Manifest, Metric
-from unitrain.publish import Lineage, Publisher, Request
+from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
 from unitrain.settings import Publish
@@ -73,8 +72,11 @@ def export_run(
         console.warn(f"config.pbtxt is kept as it was edited: {change}")
     try:
         metric = _metric(rebuilt, loaded, checkpoint)
-        made = Request(weights_of(rebuilt.module), loaded.kind, loaded.step, loaded.epoch, metric)
-        return publisher.publish(made)
+        return publisher.publish(
+            publisher.capture(
+                rebuilt.module, kind=loaded.kind, step=loaded.step, epoch=loaded.epoch, metric=metric
+            )
+        )
     finally:
         publisher.close()
 

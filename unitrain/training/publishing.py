@@ -1,5 +1,6 @@
 """Publishes the model while it trains: clones weights on the training thread, the rest on a worker."""
 
+import contextlib
 import queue
 import time
 from dataclasses import asdict
@@ -8,11 +9,11 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.hooks import RemovableHandle
 
 from unitrain.errors import SettingsError, UnitrainError, UsageError
-from unitrain.export.attributes import attributes_of
-from unitrain.export.weights import weights_of
 from unitrain.manifest import Metric
+from unitrain.module import passed_inputs
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, figures_of, gate_of, outcome_text
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
@@ -55,7 +56,11 @@ class Publishing(EveryNValidations):
         self._monitor = monitor
         self._ema = ema
         self._console = console
+        self._publisher: Publisher | None = None
         self._worker: Worker | None = None
+        self._prepared = False
+        self._observed = False
+        self._observing: RemovableHandle | None = None
         self._failure: Exception | None = None
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._steps = {
@@ -63,7 +68,17 @@ class Publishing(EveryNValidations):
         }  # before it was resumed
         self._logged_steps: dict[int, int] = {}  # TensorBoard's steps, by step
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare_once(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare_once(trainer, pl_module)
+
+    def _prepare_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare once the module's own `on_fit_start` has run, which may set what forward needs."""
+        if self._prepared:
+            return
+        self._prepared = True
         refused: UsageError | None = None
         if trainer.is_global_zero:
             try:
@@ -98,6 +113,9 @@ class Publishing(EveryNValidations):
             )
         elif change.action == "update":
             self._console.say(f"{self.repository.config_path(self.model)} will follow the settings: {change}")
+        for note in publisher.template.notes:
+            self._console.say(note)
+        self._publisher = publisher
         self._worker = Worker(publisher, self._report)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,14 +129,48 @@ class Publishing(EveryNValidations):
     def _capture(self, trainer: Trainer, pl_module: LightningModule) -> Request:
         """Copy what a version needs of the module as the training has it now."""
         value = trainer.callback_metrics.get(self._monitor.metric)
-        return Request(
-            weights=weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module),
-            kind="raw" if self._ema is None else "ema",
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            metric=None if value is None else Metric(self._monitor.metric, float(value), self._monitor.mode),
-            attributes=attributes_of(pl_module),
-        )
+        if self._publisher is None:
+            raise RuntimeError("nothing is captured before publishing is prepared")
+        with contextlib.nullcontext() if self._ema is None else self._ema.applied():
+            return self._publisher.capture(
+                pl_module,
+                kind="raw" if self._ema is None else "ema",
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                metric=None
+                if value is None
+                else Metric(self._monitor.metric, float(value), self._monitor.mode),
+            )
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Watch the first batch's calls of forward, for inputs that are used there and not served."""
+        if self._observed or self._publisher is None:
+            return
+        self._observed = True
+        served = self._publisher.template.served.names
+
+        def observe(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            handle.remove()
+            unserved = [n for n in passed_inputs(pl_module, args, kwargs) if n not in served]
+            if unserved:
+                self._console.say(
+                    f"{', '.join(unserved)}: given to forward in validation, and no input of what is served; set "
+                    "example_input_array to serve them, too"
+                )
+
+        self._observing = handle = pl_module.register_forward_pre_hook(observe, with_kwargs=True)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        if self._observing is not None:  # forward was not called as a module is
+            self._observing.remove()
+            self._observing = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

@@ -32,12 +32,7 @@ class RunRecord(Callback):
         self.metrics: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        lazy = [name for name, parameter in pl_module.named_parameters() if is_lazy(parameter)]
-        if lazy:
-            raise HookError(
-                f"{type(pl_module).__name__}: {lazy[0]} has no shape at the start of the training; run forward once on a "
-                "sample at the end of __init__ or in setup, which shapes lazy layers"
-            )
+        check_shapes(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -97,6 +92,20 @@ def improves(value: float, best: float | None, mode: str) -> bool:
     if math.isnan(value):
         return False
     return best is None or (value < best if mode == "min" else value > best)
+
+
+def check_shapes(module: LightningModule) -> None:
+    """Refuse a module with lazy layers that no forward has shaped yet.
+
+    Raises:
+        HookError: it has one.
+    """
+    lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise HookError(
+            f"{type(module).__name__}: {lazy[0]} has no shape at the start of the training; run forward once on a "
+            "sample at the end of __init__ or in setup, which shapes lazy layers"
+        )
 
 
 def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) -> SettingsError:
