@@ -172,7 +172,9 @@ class LiveAnswers(pl.Callback):
             if time.monotonic() > deadline:
                 self._waits = False
             time.sleep(0.005)
-        self.answers[trainer.global_step] = in_child(lambda: self._ask(module))
+        # CUDA does not survive a fork; there the module is queried in this process, and restored.
+        ask = in_child if module.device.type == "cpu" else in_place
+        self.answers[trainer.global_step] = ask(lambda: self._ask(module))
 
     def _is_settled(self, run_dir: Path) -> bool:
         record = json.loads((run_dir / "run.json").read_text())
@@ -180,15 +182,19 @@ class LiveAnswers(pl.Callback):
         return max(self.answers, default=0) in {0, *(entry["step"] for entry in entries)}
 
     def _ask(self, module: pl.LightningModule) -> dict[int, Any]:
-        torch.set_num_threads(1)
+        modes = {part: part.training for part in module.modules()}
+        device = module.device
         module.eval()
         answers: dict[int, Any] = {}
         for size in SIZES:
+            inputs = {name: value.to(device) for name, value in self.case.rows(size, seed=size).items()}
             try:
-                with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                    answers[size] = live_outputs(module, self.case, self.case.rows(size, seed=size))
+                with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                    answers[size] = live_outputs(module, self.case, inputs)
             except Exception as error:  # noqa: BLE001 - a module that takes no such batch has no answer to it
                 answers[size] = f"{type(error).__name__}: {error}"
+        for part, training in modes.items():
+            part.training = training
         return answers
 
 
@@ -257,6 +263,12 @@ def compare_version(case: Case, model_dir: Path, version: int, live: Any) -> str
     return None
 
 
+def in_place(work: Any) -> Any:
+    """The result of a call in this process, in full float32; the random generators stay as they were."""
+    with torch.random.fork_rng(), torch.backends.cudnn.flags(allow_tf32=False):
+        return work()
+
+
 def in_child(work: Any) -> Any:
     """The result of a call in a forked child, whose effects end with it; a text where it failed."""
     reader, writer = os.pipe()
@@ -267,6 +279,7 @@ def in_child(work: Any) -> Any:
         try:
             os.close(reader)
             try:
+                torch.set_num_threads(1)
                 data = pickle.dumps(work())
             except BaseException as error:  # noqa: BLE001 - the parent reports it
                 data = pickle.dumps(f"{type(error).__name__}: {error}")

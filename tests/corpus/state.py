@@ -259,7 +259,7 @@ class QueueBuffer(Small):
 
     def step(self, batch):
         logits = self(batch[0]) / 0.07
-        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
     def training_step(self, batch, batch_idx):
         loss = self.step(batch)
