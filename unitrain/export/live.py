@@ -5,6 +5,7 @@ A graph is compared with these: whatever a copy of the module may lack, the live
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from unitrain.export.module_copy import FrozenTrainer
+from unitrain.export.module_copy import FrozenTrainer, parts_of
 
 _KEPT = (list, dict, set)
 _SHARED = frozenset(name for name in vars(nn.Module()) if name not in ("_parameters", "_buffers", "_modules"))
@@ -33,23 +34,23 @@ def live_answers(module: LightningModule, run: Any, weights: Mapping[str, Tensor
 @contextlib.contextmanager
 def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """A block in evaluation mode, after which flags, attributes, tensors and random state are those of before."""
-    parts = list(module.modules())
-    before = [(vars(part), vars(part).copy()) for part in parts]
-    kept = [
-        (value, value.copy())
-        for _, attributes in before
-        for name, value in attributes.items()
-        if name not in _SHARED and isinstance(value, _KEPT) and value
-    ]
-    loose = {
-        id(value): (value, value.detach().clone())
-        for _, attributes in before
-        for value in attributes.values()
-        if isinstance(value, Tensor)
-    }
-    named = [*module.named_parameters(), *module.named_buffers()]
-    versions = [_version(tensor) for _, tensor in named]
-    loose_versions = [_version(tensor) for tensor, _ in loose.values()]
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    kept: list[tuple[Any, Any]] = []  # lists, dicts and sets, with what was in them
+    loose: list[tuple[Tensor, Tensor]] = []  # plain attributes, with their values
+    registered: list[Tensor] = []
+    for part in parts_of(module).values():
+        attributes = vars(part)
+        before.append((attributes, attributes.copy()))
+        registered += (t for t in attributes["_parameters"].values() if t is not None)
+        registered += (t for t in attributes["_buffers"].values() if t is not None)
+        for name in attributes.keys() - _SHARED:
+            value = attributes[name]
+            if isinstance(value, _KEPT):
+                if value:
+                    kept.append((value, value.copy()))
+            elif isinstance(value, Tensor):
+                loose.append((value, value.detach().clone()))
+    versions = [_version(tensor) for tensor in registered]
     try:
         with isolate_rng():
             for attributes, _ in before:
@@ -59,38 +60,39 @@ def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
                     attributes["_trainer"] = FrozenTrainer(attributes["_trainer"])
             yield
     finally:
-        for attributes, saved in before:
-            if len(attributes) != len(saved) or any(
-                attributes.get(name) is not value for name, value in saved.items()
-            ):
+        for attributes, former in before:
+            if len(attributes) != len(former) or not all(map(is_, attributes.values(), former.values())):
                 attributes.clear()
-                attributes.update(saved)
-        for value, saved_value in kept:
-            _restore(value, saved_value)
-        changed = [
-            (tensor, weights.get(name))
-            for (name, tensor), version in zip(named, versions, strict=True)
-            if version is None or _version(tensor) != version
-        ]
-        changed += [
-            pair
-            for pair, version in zip(loose.values(), loose_versions, strict=True)
-            if version is None or _version(pair[0]) != version
-        ]
-        with torch.inference_mode(), torch.no_grad():
-            for tensor, saved_tensor in changed:
-                if saved_tensor is not None:
-                    tensor.copy_(saved_tensor)
+                attributes.update(former)
+        for value, content in kept:
+            _restore(value, content)
+        changed = [t for t, v in zip(registered, versions, strict=True) if v is None or _version(t) != v]
+        if changed or loose:
+            named = {id(t): weights[name] for name, t in _named(module) if name in weights}
+            with torch.inference_mode(), torch.no_grad():
+                for tensor in changed:
+                    tensor.copy_(named[id(tensor)])
+                for tensor, saved in loose:
+                    if not torch.equal(tensor, saved):
+                        tensor.copy_(saved)
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, part in parts_of(module).items():
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in vars(part)[kind].items():
+                if tensor is not None:
+                    yield f"{path}.{name}" if path else name, tensor
 
 
 def _restore(value: Any, saved: Any) -> None:
     """Give a list, dict or set its former content; most have it still."""
     same = len(value) == len(saved)
-    if same and isinstance(value, dict):
-        same = all(value.get(key) is item for key, item in saved.items())
-    elif same and isinstance(value, list):
-        same = all(new is old for new, old in zip(value, saved, strict=True))
-    elif same:
+    if isinstance(value, dict):
+        same = same and all(map(is_, value.values(), saved.values())) and list(value) == list(saved)
+    elif isinstance(value, list):
+        same = same and all(map(is_, value, saved))
+    else:
         same = value == saved
     if not same:
         value.clear()
@@ -102,7 +104,10 @@ def _restore(value: Any, saved: Any) -> None:
 
 def _version(tensor: Tensor) -> int | None:
     """A number that each change in place raises; None for a tensor made in inference mode, which has none."""
-    return None if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version  # noqa: SLF001 - it has no public name
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

@@ -61,6 +61,26 @@ class FrozenTrainer:
         )
 
 
+def parts_of(module: nn.Module) -> dict[str, nn.Module]:
+    """A module and all in it by name, each once; what torch.compile has wrapped is there under its own name."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [("", module)]
+    while waiting:
+        path, part = waiting.pop()
+        inner = vars(part)["_modules"]
+        if isinstance(part, OptimizedModule):
+            waiting.append((path, inner["_orig_mod"]))
+            continue
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        found[path] = part
+        prefix = f"{path}." if path else ""
+        waiting += ((prefix + name, child) for name, child in inner.items() if child is not None)
+    return found
+
+
 class CopyFailed(Exception):  # noqa: N818 - the caller turns it into a sentence
     """An attribute can't be copied."""
 

@@ -20,7 +20,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError
-from unitrain.export.module_copy import ATOMIC, FrozenTrainer, copy_module
+from unitrain.export.module_copy import ATOMIC, FrozenTrainer, copy_module, parts_of
 
 _OWN = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_device", "_dtype"}
 """Attributes that every module has: its tensors, parts and hooks, of which the structure tells."""
@@ -104,7 +104,9 @@ def _recorded(clone: nn.Module) -> Iterator[Callable[[], tuple[Reads, frozenset[
         watched.append((part, kind))
 
     def found() -> tuple[Reads, frozenset[str]]:
-        reads = {name: _state_names(part, read.get(id(part), set())) for name, part in clone.named_modules()}
+        reads = {
+            name: _state_names(part, read.get(id(part), set())) for name, part in parts_of(clone).items()
+        }
         of_trainer = frozenset(n for n in read.get(id(trainer), ()) if not n.startswith("__"))
         return {name: names for name, names in reads.items() if names}, of_trainer
 
@@ -153,12 +155,12 @@ def _state_names(part: nn.Module, names: set[str]) -> frozenset[str]:
 
 
 _MISSING = ("missing",)
+_PLAIN = frozenset({type(None), bool, int, str})
 
 
 def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str]) -> Key:
     """All that `reads` names, and the structure of a module, as one value that can be compared."""
-    # What torch.compile has wrapped is there under its own name.
-    parts = {name.replace("._orig_mod", ""): part for name, part in module.named_modules()}
+    parts = parts_of(module)
     keys = _Keys(parts)
     state = []
     for path, names in reads.items():
@@ -166,35 +168,30 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str]) -> K
         if part is None:
             return ("another structure",)
         own = vars(part)
-        for name in sorted(names):
-            value = own.get(name, _MISSING)
-            if value is _MISSING:
-                value = getattr(type(part), name, _MISSING)
+        for name in names:  # in the order of one and the same set
+            value = own[name] if name in own else getattr(type(part), name, _MISSING)
             kind = type(value)
-            state.append((kind, value) if kind in ATOMIC and value == value else keys.of(value))  # noqa: PLR0124
+            state.append((kind, value) if kind in _PLAIN else keys.of(value))
     if trainer_reads:
         trainer = vars(module).get("_trainer")
         frozen = vars(trainer if isinstance(trainer, FrozenTrainer) else FrozenTrainer(trainer))
         state += [keys.of(frozen.get(name)) for name in sorted(trainer_reads)]
-    return (
-        tuple(_structure(part, parts_index) for parts_index in (keys.index,) for part in parts.values()),
-        *state,
-    )
+    return (tuple(_structure(part, keys.index) for part in parts.values()), tuple(state))
 
 
 def _structure(part: nn.Module, index: Mapping[int, int]) -> Key:
     """Class, hooks, and the tensors and parts by name."""
     own = vars(part)
-    tensors = [
-        (name, None if t is None else (t.dtype, _shape(t)))
-        for kind in ("_parameters", "_buffers")
-        for name, t in own[kind].items()
-    ]
-    inner = [(name, index.get(id(m))) for name, m in own["_modules"].items()]
-    hooks = [
-        id(h) for kind in ("_forward_pre_hooks", "_forward_hooks") if own[kind] for h in own[kind].values()
-    ]
-    return (type(part), tuple(tensors), tuple(inner), tuple(hooks))
+    key: list[Key] = [type(part)]
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in own[kind].items():
+            key += (name,) if tensor is None else (name, tensor.dtype, _shape(tensor))
+    for name, inner in own["_modules"].items():
+        key += (name, index.get(id(inner)))
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        if own[kind]:
+            key += (id(hook) for hook in own[kind].values())
+    return tuple(key)
 
 
 def _shape(tensor: Tensor) -> Key:
