@@ -397,7 +397,7 @@ class FixedPointIteration(Small):
         z = torch.zeros_like(x)
         for _ in range(20):
             new = torch.tanh(0.3 * self.f(z) + x)
-            if (new - z).abs().max() < 1e-3:  # noqa: PLR2004
+            if (new - z).abs().max() < 1e-3:
                 break
             z = new
         return self.net(z)

@@ -107,7 +107,7 @@ def bools(*shape: int) -> Draw:
     """Masks, of which the first entry of each row is true."""
 
     def draw(generator: torch.Generator, n: int) -> Tensor:
-        mask = torch.rand(n, *shape, generator=generator) > 0.3  # noqa: PLR2004
+        mask = torch.rand(n, *shape, generator=generator) > 0.3
         mask[..., 0] = True
         return mask
 

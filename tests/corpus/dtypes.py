@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from corpus.case import Classifier, Small, bools, case, classes, floats, ints, mapping
+from corpus.case import Classifier, Small, bools, case, classes, ints, mapping
 
 
 def doubles(*shape):

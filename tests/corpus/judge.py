@@ -30,7 +30,7 @@ from unitrain.errors import UsageError
 from unitrain.repository import read_config
 from unitrain.settings import Publish
 
-SIZES = (1, 3, 17, 64)
+SIZES = (1, 3, 17, 64, 600)
 EPOCHS = 3
 LIVE_WITHIN_S = 60.0
 PUBLISHED_WITHIN_S = 30.0
@@ -244,23 +244,24 @@ def compare_version(case: Case, model_dir: Path, version: int, live: Any) -> str
     sizes = [size for size in sizes if _takes(session, case.rows(size, seed=size))]
     if not sizes:
         return f"no batch size of {SIZES} can be compared"
-    for size in sizes:
-        wrong = _difference(live[size], _run(session, case.rows(size, seed=size)), f"{size} rows")
-        if wrong:
-            return wrong
-    if not most:
-        return None
-    for size, among in ((3, 17), (1, 64)):
-        if {size, among} <= set(sizes) and size + among - 1 <= most:
-            inputs, others = case.rows(size, seed=size), case.rows(among - 1, seed=99)
-            together = {key: torch.cat([value, others[key]]) for key, value in inputs.items()}
-            served = _run(session, together)
-            if not isinstance(served, str):
-                served = {name: value[:size] for name, value in served.items()}
-            wrong = _difference(live[size], served, f"{size} rows among {among - 1} others")
-            if wrong:
-                return wrong
-    return None
+    wrong = [
+        _difference(live[size], _run(session, case.rows(size, seed=size)), f"{size} rows") for size in sizes
+    ]
+    wrong += [
+        _among_others(case, session, live, size, among)
+        for size, among in ((3, 17), (1, 64))
+        if {size, among} <= set(sizes) and size + among - 1 <= most
+    ]
+    return next(filter(None, wrong), None)
+
+
+def _among_others(case: Case, session: Any, live: dict[int, Any], size: int, among: int) -> str | None:
+    """The first difference of rows that are served together with others."""
+    inputs, others = case.rows(size, seed=size), case.rows(among - 1, seed=99)
+    served = _run(session, {key: torch.cat([value, others[key]]) for key, value in inputs.items()})
+    if not isinstance(served, str):
+        served = {name: value[:size] for name, value in served.items()}
+    return _difference(live[size], served, f"{size} rows among {among - 1} others")
 
 
 def in_place(work: Any) -> Any:
@@ -338,24 +339,22 @@ def _difference(live: dict[str, np.ndarray], served: dict[str, np.ndarray] | str
     expected = {n: a if a.ndim else a[None] for n, a in live.items() if a.ndim or n in served}
     if set(served) != set(expected):
         return f"{where}: outputs are {sorted(served)}, the live module's {sorted(expected)}"
-    for name, array in expected.items():
-        got = served[name]
-        if got.shape != array.shape:
-            return f"{where}: {name} has the shape {got.shape}, the live module's {array.shape}"
-        if got.dtype != array.dtype:
-            return f"{where}: {name} is {got.dtype}, the live module's {array.dtype}"
-        if not np.issubdtype(array.dtype, np.inexact):
-            apart = np.mean(got != array)
-            if apart:
-                return f"{where}: {name} differs in {apart:.1%} of its values"
-            continue
-        half = array.dtype == np.float16
-        absolute, relative = (HALF_ABSOLUTE, HALF_RELATIVE) if half else (ABSOLUTE, RELATIVE)
-        if not np.allclose(got, array, rtol=relative, atol=absolute, equal_nan=True):
-            apart = np.nanmax(np.abs(got.astype(np.complex128) - array))
-            scale = np.nanmax(np.abs(array))
-            return f"{where}: {name} is off by {apart:.3g} at a scale of {scale:.3g}"
-    return None
+    different = ((name, _array_difference(array, served[name])) for name, array in expected.items())
+    return next((f"{where}: {name} {text}" for name, text in different if text), None)
+
+
+def _array_difference(array: np.ndarray, got: np.ndarray) -> str | None:
+    if (got.shape, got.dtype) != (array.shape, array.dtype):
+        return f"is {got.dtype} of the shape {got.shape}, the live module's {array.dtype} of {array.shape}"
+    if not np.issubdtype(array.dtype, np.inexact):
+        apart = np.mean(got != array)
+        return f"differs in {apart:.1%} of its values" if apart else None
+    half = array.dtype == np.float16
+    absolute, relative = (HALF_ABSOLUTE, HALF_RELATIVE) if half else (ABSOLUTE, RELATIVE)
+    if np.allclose(got, array, rtol=relative, atol=absolute, equal_nan=True):
+        return None
+    apart = np.nanmax(np.abs(got.astype(np.complex128) - array))
+    return f"is off by {apart:.3g} at a scale of {np.nanmax(np.abs(array)):.3g}"
 
 
 def _cpu_s() -> float:

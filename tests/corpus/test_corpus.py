@@ -1,5 +1,6 @@
-"""Every pattern of the corpus is served as the live module answers, or refused before the first epoch; and the
-judge that says so can fail.
+"""Every pattern of the corpus is served as the live module answers, or refused before the first epoch.
+
+The judge that says so is tested, too: it can fail.
 """
 
 import dataclasses
@@ -93,9 +94,15 @@ def test_the_judge_notices_weights_that_are_not_the_live_ones(project: Path) -> 
             lambda module, inputs: module(**inputs) * (1 + (len(inputs["x"]) == 3)),
             "3 rows: output is off by ",
         ),
-        (lambda module, inputs: module(**inputs)[:, 0], "has the shape (1, 1), the live module's (1,)"),
+        (
+            lambda module, inputs: module(**inputs)[:, 0],
+            "output is float32 of the shape (1, 1), the live module's float32 of (1,)",
+        ),
         (lambda module, inputs: {"other": module(**inputs)}, "outputs are ['output']"),
-        (lambda module, inputs: module(**inputs).double(), "output is float32, the live module's float64"),
+        (
+            lambda module, inputs: module(**inputs).double(),
+            "output is float32 of the shape (1, 1), the live module's float64 of (1, 1)",
+        ),
         (lambda module, inputs: module(**inputs) + torch.rand(()), "output is off by "),
     ],
 )

@@ -15,13 +15,13 @@ import onnx
 import pytest
 import pytorch_lightning as pl
 import torch
+from corpus import load_all
+from corpus.case import CASES, Case, Small, case
+from corpus.judge import LiveAnswers, compare_version, judge, settings_of, step_of, train
 from onnx import numpy_helper
 from triton_server import TritonServer
 
 import unitrain
-from corpus import load_all
-from corpus.case import CASES, Case, Small, case
-from corpus.judge import LiveAnswers, compare_version, judge, settings_of, step_of, train
 from unitrain.client import Client
 
 load_all()
@@ -64,7 +64,9 @@ class DrawsAtRandom(Small):
     def __init__(self):
         super().__init__()
         nn = torch.nn
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 1))
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 1)
+        )
 
 
 @pytest.fixture(params=["cpu", CUDA])
@@ -87,7 +89,9 @@ class OnDevice(pl.Callback):
         self.devices: set[str] = set()
         self.raw: list[dict[str, torch.Tensor]] = []
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.devices |= {str(p.device.type) for p in pl_module.parameters()} | {str(batch[0].device.type)}
         self.raw.append({n: p.detach().cpu().clone() for n, p in pl_module.named_parameters()})
 
@@ -98,7 +102,9 @@ class Interrupts(pl.Callback):
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == self.after:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -132,11 +138,23 @@ def differing(a: Any, b: Any, where: str = "") -> list[str]:
             return [f"{where}: other keys"]
         return [place for key in a for place in differing(a[key], b[key], f"{where}/{key}")]
     if isinstance(a, list | tuple):
-        return [place for i, (x, y) in enumerate(zip(a, b, strict=True)) for place in differing(x, y, f"{where}/{i}")]
+        return [
+            place
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for place in differing(x, y, f"{where}/{i}")
+        ]
     return [] if a == b else [where]
 
 
-TRAINED = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "MixedPrecision", "global_step", "epoch")
+TRAINED = (
+    "state_dict",
+    "current_model_state",
+    "optimizer_states",
+    "lr_schedulers",
+    "MixedPrecision",
+    "global_step",
+    "epoch",
+)
 
 
 def trained_state(result: unitrain.RunResult) -> dict[str, Any]:
@@ -218,7 +236,9 @@ def test_published_weights_are_those_of_the_average(accelerator: str, project: P
         np.testing.assert_array_equal(served[name], saved[name].numpy())
 
 
-def test_publishing_from_the_accelerator_changes_no_bit_of_the_training(accelerator: str, project: Path) -> None:
+def test_publishing_from_the_accelerator_changes_no_bit_of_the_training(
+    accelerator: str, project: Path
+) -> None:
     """With a version at each validation and with none, the last checkpoints are equal."""
     pattern = on(accelerator, "DrawsAtRandom", deterministic=True)
     off = run(pattern, project)
@@ -240,7 +260,9 @@ def test_mixed_precision_keeps_and_serves_float32(accelerator: str, precision: s
     assert ("MixedPrecision" in content) == (precision == "16-mixed")
     model_dir, version = project / "triton_repo" / pattern.name, result.published[-1]
     graph = onnx.load(model_dir / str(version) / "model.onnx").graph
-    assert {i.data_type for i in graph.initializer if i.name.startswith("module.")} == {onnx.TensorProto.FLOAT}
+    assert {i.data_type for i in graph.initializer if i.name.startswith("module.")} == {
+        onnx.TensorProto.FLOAT
+    }
     assert compare_version(pattern, model_dir, version, live.answers[step_of(model_dir, version)]) is None
 
 
@@ -266,7 +288,9 @@ class QueriesTheServer(pl.Callback):
 
 
 @pytest.mark.slow
-def test_versions_are_swapped_under_a_running_triton(accelerator: str, project: Path, triton: TritonServer) -> None:
+def test_versions_are_swapped_under_a_running_triton(
+    accelerator: str, project: Path, triton: TritonServer
+) -> None:
     """Each version that the training on the accelerator publishes is served before the next epoch's end, and answers."""
     pattern = dataclasses.replace(
         on(accelerator, "BareLightningModule"), settings={"publish": {"repository": str(triton.repository)}}
