@@ -69,10 +69,11 @@ class FileLock:
         return self._handle is not None
 
     def _close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-        self._handle = None
+        # A fork by another thread in between must not close the number again in the child.
+        handle, self._handle = self._handle, None
         _held.discard(self)
+        if handle is not None:
+            os.close(handle)
 
 
 @contextlib.contextmanager
