@@ -13,7 +13,7 @@ from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "durable"],
+    ["errors", "durable", "lightning_alias"],
     ["tensors", "settings", "lock", "project"],
     ["manifest"],
     ["runs"],

@@ -305,7 +305,7 @@ def _silence_lightning() -> None:
         warnings.filterwarnings("ignore", text)
     # Lightning calls jsonargparse by names that the latter has since replaced.
     warnings.filterwarnings(
-        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|jsonargparse)\b"
+        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|lightning|jsonargparse)\b"
     )
     warnings.filterwarnings(
         "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning
