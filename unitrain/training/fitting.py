@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
@@ -37,6 +36,7 @@ from unitrain.training.record import RunRecord
 from unitrain.training.result import RunResult, checkpoint_if_there
 from unitrain.training.resuming import ResumePoint, take_weights
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
+from unitrain.training.settings_file import config_word, with_class_flags
 
 
 class Fit:
@@ -48,6 +48,7 @@ class Fit:
         argv: further settings, as flags.
         resume_point: where a run that was interrupted goes on.
         start_from: another run, and which of its weights ("ema" or "raw") to begin with.
+        over: further settings files that `raw` was merged from, for the run's record.
         callbacks: further ones, beside the settings' own.
     """
 
@@ -60,13 +61,16 @@ class Fit:
         quiet: bool,
         resume_point: ResumePoint | None = None,
         start_from: tuple[str, str] | None = None,
+        over: Sequence[Path] = (),
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.path = path
-        self.raw = raw
-        self.argv = [word for pair in absolute(argv) for word in pair]
+        pairs = absolute(argv)
+        self.raw = with_class_flags(raw, pairs)
+        self.argv = [word for pair in pairs for word in pair]
         self.resume_point = resume_point
         self.start_from = start_from
+        self.over = over
         self.callbacks = callbacks
         self.root = (
             resume_point.root
@@ -137,7 +141,7 @@ class Fit:
 
     def _parse(self) -> SettingsCLI:
         check_classes(self.raw, self.argv, self.root)
-        config = str(self.path) if self.path else yaml.safe_dump(self.raw)
+        config = config_word(self.path, self.raw)
         try:
             with warnings.catch_warnings():
                 _silence_lightning()
@@ -191,7 +195,7 @@ class Fit:
                 root=self.root,
                 seed=cli.config.seed_everything,
                 config=self.path,
-                argv=self.argv,
+                argv=[*(word for path in self.over for word in ("--config", str(path))), *self.argv],
             )
         self._run = run
         if start is not None and self.start_from:
