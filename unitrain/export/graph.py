@@ -39,10 +39,16 @@ PREFIX = "module."
 class ServedGraph(nn.Module):
     """What is served of a module, as one function of its inputs in order to its outputs in order."""
 
-    def __init__(self, module: LightningModule, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        module: LightningModule,
+        names: Sequence[str],
+        dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
+        self.dynamic_axes = dynamic_axes or getattr(module, "dynamic_axes", None) or {}
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
@@ -114,7 +120,12 @@ def eval_copy(module: LightningModule) -> LightningModule:
 
 
 def build_template(
-    module: LightningModule, sample: Mapping[str, Tensor], *, opset: int, tolerance: Tolerance
+    module: LightningModule,
+    sample: Mapping[str, Tensor],
+    *,
+    opset: int,
+    tolerance: Tolerance,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Template:
     """Export a module's served graph, and prove whether weights can be swapped in it.
 
@@ -123,6 +134,7 @@ def build_template(
 
     Args:
         sample: inputs by name, [row, ...] each; real ones, since random ones may be out of range.
+        dynamic_axes: axes of any length beside the batch, by input and axis; None: the module's own.
 
     Raises:
         ExportError: torch can't export it, or the exported graph does not answer as torch does.
@@ -137,7 +149,7 @@ def build_template(
             )
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
-        served = ServedGraph(eval_copy(module), tuple(rows))
+        served = ServedGraph(eval_copy(module), tuple(rows), dynamic_axes)
         original = weights_of(served.module)
         signature = _signature(served, rows)
         load_weights(served.module, perturbed(original, seed=1))
@@ -276,10 +288,8 @@ def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list
 
 
 def _dynamic_axes(served: ServedGraph, name: str) -> dict[int, Any]:
-    further = getattr(served.module, "dynamic_axes", None) or {}
-    named = {
-        int(axis): torch.export.Dim(axis_name) for axis, axis_name in further.get(name, {}).items() if axis
-    }
+    further = served.dynamic_axes.get(name, {})
+    named = {int(axis): torch.export.Dim(axis_name) for axis, axis_name in further.items() if axis}
     return {0: torch.export.Dim(BATCH)} | named
 
 

@@ -21,7 +21,7 @@ from unitrain.export.parity import GraphSession, Tolerance
 from unitrain.export.process import ExportProcess
 from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.publish import gates
-from unitrain.publish.config import class_names_of, served_config
+from unitrain.publish.config import check_dynamic_axes, class_names_of, served_config
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.verify import Check
@@ -105,7 +105,14 @@ class Publisher:
         except RepositoryError as error:
             raise SettingsError(f"publish.repository: {error}") from error
         rows = {name: tensor[:PARITY_ROWS] for name, tensor in sample.items()}
-        template = build_template(module, rows, opset=settings.opset, tolerance=tolerance_of(settings))
+        check_dynamic_axes(settings, rows)
+        template = build_template(
+            module,
+            rows,
+            opset=settings.opset,
+            tolerance=tolerance_of(settings),
+            dynamic_axes=settings.dynamic_axes,
+        )
         config, labels = served_config(model, template.signature, settings, class_names_of(module))
         try:
             if repository.config_path(model).is_file():

@@ -20,6 +20,7 @@ from unitrain.project import import_class
 from unitrain.repository import check_model_name
 from unitrain.runs import check_experiment
 from unitrain.training.complaints import explained, own_error
+from unitrain.training.loggers import check_trainer
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
 from unitrain.training.settings_file import config_word
 
@@ -116,6 +117,7 @@ class Draft:
         return draft
 
     def _trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
+        check_trainer(arguments)
         experiment = check_experiment(cli.config.experiment or self.path.absolute().parent.name)
         publish = cli.section("publish")
         if publish:

@@ -29,6 +29,7 @@ from unitrain.training.composition import compose
 from unitrain.training.console import Console
 from unitrain.training.endings import SignalStop
 from unitrain.training.flags import absolute
+from unitrain.training.loggers import check_trainer, loggers_of, profiler_into, say_profile
 from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
 from unitrain.training.processes import process_rank
 from unitrain.training.publishing import Publishing
@@ -129,6 +130,7 @@ class Fit:
             if on_interrupt is not None:
                 signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
         self._close(status, reason)
+        say_profile(cli.trainer.profiler, self.console)  # type: ignore[attr-defined]
         self.console.say(f"{status}: {reason}; {self.folder.path}")
         return self._result(status, reason, exit_code)
 
@@ -170,6 +172,7 @@ class Fit:
         raise SettingsError(f"--init-from: {found} has no checkpoint")
 
     def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
+        check_trainer(arguments)
         default = self.path.absolute().parent.name if self.path else "experiment"
         experiment = check_experiment(cli.config.experiment or default)
         publish = cli.section("publish")
@@ -216,15 +219,9 @@ class Fit:
         )
         self.record, self.publishing = stack.record, stack.publishing
         arguments["callbacks"] = stack.callbacks
-        if arguments.get("logger") in (None, True):
-            arguments["logger"] = TensorBoardLogger(
-                run.path.parent,
-                name="",
-                version=run.name,
-                default_hp_metric=False,  # the summaries tell what the run's settings came to
-                # What the interrupted process logged after its checkpoint will be logged again.
-                purge_step=self.resume_point.logged_step if self.resume_point else None,
-            )
+        logged = self.resume_point.logged_step if self.resume_point else None
+        arguments["logger"] = loggers_of(arguments.get("logger"), run.path, self.console, logged)
+        arguments["profiler"] = profiler_into(arguments.get("profiler"), run.path)
         plugins = arguments.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -237,8 +234,9 @@ class Fit:
     def _refuse(self, trainer: Trainer, error: Exception) -> None:
         """Leave nothing of a training that never began; keep what one left that did."""
         if trainer.global_step == 0 and not self.resume_point:
-            if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.close()
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.close()
             self._discard()
         else:
             self._close("failed", str(error))

@@ -141,6 +141,8 @@ def _merge(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     if "class_path" in later and later["class_path"] != earlier.get("class_path", later["class_path"]):
         return dict(later)
     merged = dict(earlier)
+    if "class_path" in later and earlier and not {"class_path", "init_args"} & set(earlier):
+        merged = {"init_args": dict(earlier)}  # a class-less section, whose class the later file names
     for key, value in later.items():
         before = merged.get(key)
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
