@@ -21,8 +21,10 @@ from unitrain.project import line_in_project
 from unitrain.publish import Lineage, Publisher, Request
 from unitrain.repository import Repository
 from unitrain.settings import Publish
-from unitrain.training.batches import first_batch, sample_inputs
-from unitrain.training.record import never_logged
+from unitrain.training.batches import first_batch, nonfinite_values, sample_inputs
+from unitrain.training.broadcasting import LossShapes
+from unitrain.training.logged_names import LoggedNames
+from unitrain.training.record import check_lazy, never_logged
 from unitrain.training.schedule import has_validation
 from unitrain.training.settings_cli import SettingsCLI
 
@@ -64,7 +66,7 @@ def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment
             little |= {"barebones": False, "profiler": None}
             # Whether several processes agree is not what one batch can show.
             little |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe]
+            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapes()]
             return Trainer(**arguments | little | {"callbacks": callbacks})
 
         with warnings.catch_warnings():
@@ -92,12 +94,45 @@ class _Probe(Callback):
         self.cli: SettingsCLI | None = None
         self.told = ""
         self._loss = 0.0
+        self._in_data: str | None = None
+        self._publisher: Publisher | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What fit refuses before its first step."""
+        check_lazy(pl_module)
+        cli = self.cli
+        settings = cli.section("publish") if cli else None
+        if cli and settings and trainer.is_global_zero:
+            model = settings.model or cli.config.experiment or self._experiment
+            repository = Repository(self._root / settings.repository)
+            self._try("publish", lambda: self._prepare(trainer, pl_module, settings, model, repository))
+
+    def _prepare(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        settings: Publish,
+        model: str,
+        repository: Repository,
+    ) -> str:
+        with isolate_rng(), leaving_nothing(repository.root, repository.staging_dir):
+            self._publisher = Publisher.prepare(
+                module,
+                sample_inputs(module, first_batch(trainer, module)),
+                repository=repository,
+                model=model,
+                settings=settings,
+                lineage=Lineage(run="check", run_dir=""),
+            )
+        return ""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self._loss = float(loss.detach()) if isinstance(loss, Tensor) else 0.0
+        if not math.isfinite(self._loss):
+            self._in_data = nonfinite_values(batch, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         cli = self.cli
@@ -109,33 +144,24 @@ class _Probe(Callback):
             " and one of validation" if has_validation(trainer) else ", no validation data"
         )
         self.told = f"{batches}; logged: {logged or 'nothing'}"
-        self._try("loss", lambda: _finite(self._loss))
+        self._try("loss", lambda: _finite(self._loss, self._in_data))
         self._try("monitor", lambda: _monitor(cli, trainer, pl_module, losses))
         batch = first_batch(trainer, pl_module)
         if isinstance(pl_module, ServableModule):
             self._try("hooks", lambda: _hooks(pl_module, batch))
-        settings = cli.section("publish")
-        if settings:
-            model = settings.model or cli.config.experiment or self._experiment
-            repository = Repository(self._root / settings.repository)
-            scratch = self._scratch / "repository"
-            self._try(
-                "publish",
-                lambda: _publish(
-                    settings, pl_module, batch, model=model, repository=repository, scratch=scratch
-                ),
-            )
+        publisher = self._publisher
+        if publisher is not None:
+            self._steps.pop(next(i for i, step in enumerate(self._steps) if step.name == "publish"))
+            self._try("publish", lambda: _publish(publisher, pl_module, self._scratch / "repository"))
 
     def _try(self, name: str, action: Callable[[], str]) -> None:
         _try(self._steps, name, self._root, action)
 
 
-def _finite(loss: float) -> str:
+def _finite(loss: float, in_data: str | None) -> str:
     if not math.isfinite(loss):
-        raise HookError(
-            f"the loss of the first training batch is {loss}, at which fit would stop; look at the data and the "
-            "loss, or lower the learning rate"
-        )
+        remedy = in_data or "look at the data and the loss, or lower the learning rate"
+        raise HookError(f"the loss of the first training batch is {loss}, at which fit would stop; {remedy}")
     return f"{loss:.4g} at the first batch"
 
 
@@ -146,7 +172,9 @@ def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses
     if metric not in losses:
         if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:
             return f"{metric} is not logged, and nothing needs it"
-        raise never_logged(metric, module, losses)
+        if not LoggedNames.of(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
+            raise never_logged(metric, module, losses)
+        return f"{metric} is named in the code, but not logged by the first validation"
     return f"{metric} is logged"
 
 
@@ -176,26 +204,10 @@ def _hooks(module: ServableModule, batch: Any) -> str:
     )
 
 
-def _publish(
-    settings: Publish,
-    module: LightningModule,
-    batch: Any,
-    *,
-    model: str,
-    repository: Repository,
-    scratch: Path,
-) -> str:
+def _publish(publisher: Publisher, module: LightningModule, scratch: Path) -> str:
     """A publication through all gates: prepared for the project's repository, committed to another one."""
-    with isolate_rng(), leaving_nothing(repository.root, repository.staging_dir):
-        publisher = Publisher.prepare(
-            module,
-            sample_inputs(module, batch),
-            repository=repository,
-            model=model,
-            settings=settings,
-            lineage=Lineage(run="check", run_dir=""),
-        )
-        elsewhere = replace(publisher, repository=Repository(scratch))
+    elsewhere = replace(publisher, repository=Repository(scratch))
+    with isolate_rng():
         try:
             manifest = elsewhere.publish(Request(weights_of(module), "raw", step=0, epoch=0))
         finally:
@@ -203,7 +215,8 @@ def _publish(
     worst = max((figures["max_abs"] for figures in manifest.parity.values()), default=0.0)
     signature = manifest.signature
     inputs, outputs = (", ".join(map(str, tensors)) for tensors in (signature.inputs, signature.outputs))
-    return f"{model}: {inputs} -> {outputs}; parity {worst:.1e}; {repository.root} is writable"
+    root = publisher.repository.root
+    return f"{publisher.model}: {inputs} -> {outputs}; parity {worst:.1e}; {root} is writable"
 
 
 def _experiments(folder: Path) -> str:

@@ -33,7 +33,7 @@ from unitrain.training.loggers import check_trainer, loggers_of, profiler_into, 
 from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
 from unitrain.training.processes import process_rank
 from unitrain.training.publishing import Publishing
-from unitrain.training.record import RunRecord
+from unitrain.training.record import RunRecord, UnloggedMetricError
 from unitrain.training.result import RunResult, checkpoint_if_there
 from unitrain.training.resuming import ResumePoint, take_weights
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
@@ -232,8 +232,10 @@ class Fit:
         return Trainer(**arguments)
 
     def _refuse(self, trainer: Trainer, error: Exception) -> None:
-        """Leave nothing of a training that never began; keep what one left that did."""
-        if trainer.global_step == 0 and not self.resume_point:
+        """Leave nothing of a training that never began, or that can't know its best; keep what else one left."""
+        nothing_published = self.publishing is None or not self.publishing.published
+        useless = isinstance(error, UnloggedMetricError) and nothing_published
+        if (trainer.global_step == 0 or useless) and not self.resume_point:
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.close()
