@@ -73,6 +73,7 @@ def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment
             warnings.simplefilter("ignore")
             cli = SettingsCLI(list(words), raw, make_trainer)
             _try(steps, "training", root, lambda: _train(cli, probe))
+            probe.close()
         steps.insert(0, steps.pop())  # the others were tried while it ran
         _try(steps, "experiments", root, lambda: _experiments(root / cli.config.experiments_dir))
     return steps
@@ -107,6 +108,11 @@ class _Probe(Callback):
             repository = Repository(self._root / settings.repository)
             self._try("publish", lambda: self._prepare(trainer, pl_module, settings, model, repository))
 
+    def close(self) -> None:
+        """End what was started for exporting, if anything was."""
+        if self._publisher is not None:
+            self._publisher.close()
+
     def _prepare(
         self,
         trainer: Trainer,
@@ -124,7 +130,7 @@ class _Probe(Callback):
                 settings=settings,
                 lineage=Lineage(run="check", run_dir=""),
             )
-        return ""
+        return f"{model} can be exported, and {repository.root} is writable"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
