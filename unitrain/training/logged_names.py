@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LIBRARIES = {"builtins", "torch", "pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "unitrain"}
+_NAMING = (ast.Constant, ast.JoinedStr)
 _SUFFIX = re.compile(r"(?:_step|_epoch)?(?:/dataloader_idx_\d+)?$")
 """What Lightning appends to a name."""
 
@@ -20,7 +21,7 @@ class LoggedNames:
     Attributes:
         texts: the string literals.
         patterns: the f-strings, as regular expressions.
-        complete: whether every call of `log` and `log_dict` in it names its metrics by literals.
+        complete: whether every call of `log` and `log_dict` in it names its metrics by literals or f-strings.
     """
 
     texts: frozenset[str]
@@ -57,6 +58,9 @@ class LoggedNames:
             metric: its name.
             logged: names logged so far; what has logged one of these is taken to have had its turn.
         """
+        logged = set(logged)
+        if metric.removesuffix("_epoch") + "_step" in logged - {metric}:
+            return True  # an epoch's mean is there when the epoch has ended, which is after its validation
         seen = {_SUFFIX.sub("", name) for name in logged}
         bare = _SUFFIX.sub("", metric)
         if {metric, bare} & (self.texts - seen):
@@ -75,8 +79,8 @@ def _is_literal(call: ast.Call, method: str) -> bool:
         return True
     first = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg in ("name", "dictionary")), None)
     if method == "log":
-        return isinstance(first, ast.Constant) or not _is_of_self(call)
-    return isinstance(first, ast.Dict) and all(isinstance(key, ast.Constant) for key in first.keys)
+        return isinstance(first, _NAMING) or not _is_of_self(call)
+    return isinstance(first, ast.Dict) and all(isinstance(key, _NAMING) for key in first.keys)
 
 
 def _is_of_self(call: ast.Call) -> bool:
