@@ -51,6 +51,7 @@ def test_logger_false_and_a_tensorboard_logger_of_ones_own_leave_ours_out(
         assert len(list(tmp_path.glob("lightning_logs/*/events.out.tfevents.*"))) == events
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule:UserWarning")
 @pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
 def test_a_profiler_writes_its_report_into_the_run_folder(
     profiler: str, settings: Path, capsys: pytest.CaptureFixture[str]
