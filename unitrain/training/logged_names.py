@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +30,15 @@ class LoggedNames:
 
     @classmethod
     def of(cls, module: Any, callbacks: Iterable[Any] = ()) -> "LoggedNames":
-        """The names in the source files of these objects' classes, those of libraries left out."""
-        kinds = [kind for thing in (module, *callbacks) for kind in type(thing).__mro__]
-        homes = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] not in _LIBRARIES}
+        """The names in the source of these objects' classes, those of libraries left out."""
         texts: set[str] = set()
         patterns: list[re.Pattern[str]] = []
         complete = True
-        for home in homes:
-            try:
-                tree = ast.parse(inspect.getsource(sys.modules[home]))
-            except (OSError, TypeError, KeyError, SyntaxError):
-                complete = False
-                continue
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        for thing in (module, *callbacks):
+            for node in _nodes(type(thing)):
+                if node is None:
+                    complete = False
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     texts.add(node.value)
                 elif isinstance(node, ast.JoinedStr):
                     patterns.append(_pattern(node))
@@ -66,6 +61,32 @@ class LoggedNames:
         if {metric, bare} & (self.texts - seen):
             return True
         return any(p.fullmatch(bare) and not any(map(p.fullmatch, seen)) for p in self.patterns)
+
+
+def _nodes(kind: type) -> Iterator[ast.AST | None]:
+    """The syntax of a class, its bases and its module's functions, without overridden methods; None: there is none."""
+    overridden: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in _LIBRARIES:
+            continue
+        try:
+            statements = ast.parse(inspect.getsource(sys.modules[base.__module__])).body
+        except (OSError, TypeError, KeyError, SyntaxError):
+            yield None
+            continue
+        found = next((s for s in statements if isinstance(s, ast.ClassDef) and s.name == base.__name__), None)
+        if found is None:  # a class made in a function
+            yield None
+            continue
+        methods = {s.name: s for s in found.body if isinstance(s, ast.FunctionDef)}
+        for part in (*(s for s in statements if not isinstance(s, ast.ClassDef)), *found.body):
+            if not (isinstance(part, ast.FunctionDef) and part in found.body and part.name in overridden):
+                yield from ast.walk(part)
+        overridden |= {name for name, method in methods.items() if not _calls_super(method)}
+
+
+def _calls_super(method: ast.FunctionDef) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == "super" for node in ast.walk(method))
 
 
 def _pattern(text: ast.JoinedStr) -> re.Pattern[str]:

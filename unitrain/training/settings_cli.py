@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import set_dumper, set_parsing_settings
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -18,11 +18,12 @@ from unitrain.errors import SettingsError, UnitrainError
 from unitrain.project import import_class
 from unitrain.lightning_alias import is_of_other_lightning
 from unitrain.training.complaints import failed_init, trainer_settings
-from unitrain.training.settings_file import CLASS_SECTIONS, classless, read_settings
+from unitrain.training.settings_file import CLASS_SECTIONS, classless, dump_settings, read_settings
 
 __all__ = ["SECTIONS", "SettingsCLI", "check_classes", "known_settings", "read_settings"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_dumper("yaml", dump_settings)  # jsonargparse's own stumbles over an enum's member, as Timer has one for a default
 
 TrainerOf = Callable[["SettingsCLI", dict[str, Any]], Trainer]
 
@@ -143,6 +144,12 @@ def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> No
     trainer = raw.get("trainer")
     if trainer is not None and not isinstance(trainer, Mapping):  # jsonargparse says nothing of it
         raise SettingsError(f"trainer: expected a mapping of its arguments, got {trainer}")
+    top = {name.partition(".")[0] for name in known_settings()}
+    for key, value in raw.items():
+        if key not in top and not value:  # jsonargparse says nothing of an empty section
+            near = difflib.get_close_matches(str(key), top, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "`fit --help` lists them all"
+            raise SettingsError(f"there is no setting `{key}`; {hint}")
     for section in CLASS_SECTIONS:
         value = raw.get(section)
         class_path = value.get("class_path") if isinstance(value, Mapping) else value

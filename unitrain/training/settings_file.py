@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class _Dumper(yaml.SafeDumper):
 for _kind in (_Loader, _Dumper):  # YAML 1.1 takes 1e-3 for a text, jsonargparse for a number
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A settings file's content, in unitrain's layout whatever LightningCLI's was.
@@ -77,7 +80,7 @@ def config_word(path: Path | None, raw: Mapping[str, Any]) -> str:
 
 def dump_settings(raw: Mapping[str, Any]) -> str:
     """Settings as YAML that reads back as the same values."""
-    return yaml.dump(dict(raw), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(dict(raw), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def with_class_flags(raw: Mapping[str, Any], pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
