@@ -53,6 +53,8 @@ class InMemory(LightningDataModule):
         super().__init__()
         self.batch_size, self.drop_last = batch_size, drop_last
         known = read_arrays(train, names)
+        self._file = train if isinstance(train, str) else "the training arrays"
+        self._file_rows = np.arange(len(next(iter(known.values()))))
         if validation is None:
             rows = len(next(iter(known.values())))
             n_validation = round(rows * validation_share)
@@ -63,6 +65,7 @@ class InMemory(LightningDataModule):
                 )
             order = np.random.default_rng(seed).permutation(rows)
             chosen, rest = np.sort(order[:n_validation]), np.sort(order[n_validation:])
+            self._file_rows = rest
             self.train = {name: array[rest] for name, array in known.items()}
             self.validation = {name: array[chosen] for name, array in known.items()}
         else:
@@ -72,6 +75,10 @@ class InMemory(LightningDataModule):
             expected, got = _told(self.train), _told(arrays)
             if got != expected:
                 raise DataError(f"InMemory, {part}: expected {expected} as in training, got {got}")
+
+    def place_of(self, row: int) -> str:
+        """File and row (from 0) of a training row, for messages."""
+        return f"{self._file}, row {self._file_rows[row]}"
 
     def train_dataloader(self) -> ArrayLoader:
         return ArrayLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=self.drop_last)

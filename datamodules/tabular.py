@@ -233,9 +233,11 @@ def _is_numeric(table: Rows, column: str) -> bool:
 def _finite(table: Rows, column: str, *, missing: bool = True) -> NDArray[np.float64]:
     """A column's numbers, [row]; NaN where one is missing, if it may be."""
     values = table.numbers(column)
-    wrong = np.flatnonzero(np.isinf(values) if missing else ~np.isfinite(values))
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)  # what a batch holds
+    wrong = np.flatnonzero(np.isinf(single) if missing else ~np.isfinite(single))
     if len(wrong):
-        raise table.wrong(int(wrong[0]), column, "a finite number")
+        raise table.wrong(int(wrong[0]), column, "a finite number below 3e38")
     return values
 
 

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection, R2Score
+from torchmetrics.classification import MulticlassAccuracy
 
-from unitrain.figures import truth_against_prediction
+from unitrain.errors import HookError
+from unitrain.figures import confusion_matrix, truth_against_prediction
 from unitrain.module import ServableModule, Tensors
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "elu"]
@@ -37,6 +39,7 @@ class MLP(ServableModule):
 
     Raises:
         ValueError: means and standard deviations differ in number.
+        HookError: in a step, features or targets of another shape.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class MLP(ServableModule):
         self.layers = perceptron(sizes, activation, dropout)
 
     def preprocess(self, inputs: Tensors) -> Tensors:
-        return {"features": (inputs["features"] - self.feature_means) / self.feature_stds}
+        return {"features": standardised(inputs["features"], self.feature_means, self.feature_stds)}
 
     def forward(self, features: Tensor) -> Tensors:
         return {"prediction": self.layers(features)}
@@ -83,8 +86,15 @@ class MLP(ServableModule):
 
     def loss(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensor:
         """The mean squared error of standardised targets, so that none outweighs another by its unit."""
-        standardised = (batch["target"] - self.target_means) / self.target_stds
-        return nn.functional.mse_loss(outputs["prediction"], standardised)
+        expected, target = outputs["prediction"].shape, batch["target"]
+        if target.shape != expected:
+            raise HookError(
+                f"MLP: it predicts numbers and takes targets of shape {list(expected)}, got {list(target.shape)}; link "
+                "target_means and target_stds, or take `models.mlp.MLPClassifier` for classes"
+            )
+        return nn.functional.mse_loss(
+            outputs["prediction"], standardised(target, self.target_means, self.target_stds)
+        )
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"rmse": MeanSquaredError(squared=False), "r2": R2Score()})
@@ -98,6 +108,109 @@ class MLP(ServableModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
         return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+class MLPClassifier(ServableModule):
+    """A multilayer perceptron that predicts a class from numbers.
+
+    Serves `features`, float32 [batch, n_features] in the data's own units → `probabilities`, float32 [batch, class],
+    and `label`, int64 [batch, 1], the most probable class. A batch is a mapping of `features` and `target`, int64
+    [batch], a place in `class_names`.
+
+    Args:
+        feature_means: of each feature over the training rows; its length is the number of features.
+        feature_stds: the standard deviations, likewise, above 0.
+        class_names: of the classes in order, two at least.
+        hidden: units of the hidden layers, first to last; none: a logistic regression.
+        activation: after each hidden layer.
+        dropout: share of a hidden layer's units left out in each training step, in [0, 1).
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+
+    Raises:
+        ValueError: means and standard deviations differ in number, or there are fewer than two classes.
+        HookError: in a step, features of another shape or targets that are no classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_means: Sequence[float],
+        feature_stds: Sequence[float],
+        class_names: Sequence[str],
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "silu",
+        dropout: float = 0.0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        if len(feature_means) != len(feature_stds):
+            raise ValueError(
+                f"MLPClassifier: expected as many feature_stds as feature_means, got {len(feature_stds)} and "
+                f"{len(feature_means)}"
+            )
+        if len(class_names) < 2:  # noqa: PLR2004 - two classes
+            raise ValueError(
+                f"MLPClassifier: expected the names of two classes at least, got {', '.join(class_names) or 'none'}; a "
+                "CsvTable has them with `target_is_category: true`"
+            )
+        self.save_hyperparameters()
+        self.names = list(class_names)
+        self.class_names = {"probabilities": self.names}
+        self.feature_means: Tensor
+        self.feature_stds: Tensor
+        self.register_buffer("feature_means", torch.tensor(feature_means, dtype=torch.float32))
+        self.register_buffer("feature_stds", torch.tensor(feature_stds, dtype=torch.float32))
+        self.layers = perceptron((len(feature_means), *hidden, len(class_names)), activation, dropout)
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        return {"features": standardised(inputs["features"], self.feature_means, self.feature_stds)}
+
+    def forward(self, features: Tensor) -> Tensors:
+        return {"logits": self.layers(features)}
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        logits = outputs["logits"]
+        return {"probabilities": logits.softmax(1), "label": logits.argmax(1, keepdim=True)}
+
+    def loss(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensor:
+        target = batch["target"]
+        if target.dim() != 1 or target.is_floating_point():
+            raise HookError(
+                f"MLPClassifier: it takes classes, int64 [batch], as targets, got {target.dtype} {list(target.shape)}; a "
+                "CsvTable gives classes with `target_is_category: true`"
+            )
+        return nn.functional.cross_entropy(outputs["logits"], target)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"accuracy": MulticlassAccuracy(len(self.names), average="micro")})
+
+    def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Tensor, Tensor]:
+        return outputs["logits"], batch["target"]
+
+    def labels(self, batch: Any) -> Mapping[str, Sequence[Any]]:
+        return {"class": [self.names[i] for i in batch["target"].tolist()]}
+
+    def summaries(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Mapping[str, Any]:
+        return {"confusion": confusion_matrix(outputs["logits"], batch["target"], self.names)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
+        return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def standardised(values: Tensor, means: Tensor, stds: Tensor) -> Tensor:
+    """Values [batch, column] minus the columns' means, over their standard deviations.
+
+    Raises:
+        HookError: there are more or fewer columns than means.
+    """
+    if values.shape[1:] != means.shape:
+        raise HookError(
+            f"expected {len(means)} columns a row, as means were given, got {list(values.shape[1:])}"
+        )
+    return (values - means) / stds
 
 
 def perceptron(sizes: Sequence[int], activation: Activation = "silu", dropout: float = 0.0) -> nn.Sequential:

@@ -13,7 +13,7 @@ from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "durable", "json_files", "terminal", "integrity"],
+    ["errors", "durable", "json_files", "terminal", "integrity", "lightning_alias"],
     ["tensors", "settings", "lock", "project"],
     ["manifest"],
     ["runs"],

@@ -1,11 +1,13 @@
 """Train, monitor, evaluate, deploy and serve PyTorch models in one way.
 
 Names are imported when they are first used, so `import unitrain` costs next to nothing and never
-brings torch in by itself.
+brings torch in by itself. From here on `lightning` and `pytorch_lightning` are one package.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from unitrain.lightning_alias import install_alias
 
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO
@@ -23,6 +25,9 @@ _HOMES = {
     "fit": "unitrain.training",
     "resume": "unitrain.training",
 }
+
+
+install_alias()
 
 
 def __getattr__(name: str) -> Any:

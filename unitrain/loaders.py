@@ -186,6 +186,11 @@ class ArrayLoader(ResumableLoader):
         )
         self.transform = transform
 
+    @property
+    def columns(self) -> list[Tensor]:
+        """All the data, [sample, ...] each."""
+        return self._columns
+
     def _batches(self, start: int) -> Iterator[Any]:
         transform, generator = self.transform, torch.Generator()
         for index, columns in enumerate(self._slices(start), start=start + 1):

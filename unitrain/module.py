@@ -226,12 +226,29 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise HookError(
-                f"the batch's {name} must be a tensor to be an input, got {type(value).__name__}; give each tensor an "
-                "argument of forward and a key of the batch of its own, or set example_input_array"
+                f"the batch's {name} must be a tensor to be an input, got {_way_out(name, value)}"
             )
     if not isinstance(module, ServableModule):
         _check_against_example(module, found)
     return found
+
+
+def _way_out(name: str, value: Any) -> str:
+    """The kind of an input that is no tensor, and what to do about it."""
+    if isinstance(value, Mapping):
+        inner = next((str(key) for key, item in value.items() if isinstance(item, Tensor)), "key")
+        return (
+            f"a dict of {', '.join(map(str, value)) or 'nothing'}; let the batch and forward have its tensors as inputs of "
+            f"their own, as `{name}_{inner}` or `{inner}`, or switch publishing and embeddings off with `publish: null`, "
+            "`embeddings: null`"
+        )
+    if isinstance(value, Sequence) and value and all(isinstance(item, Tensor) for item in value):
+        return (
+            f"a {type(value).__name__} of {len(value)} tensors; stack them to one tensor in the collate function "
+            "(torch.nn.utils.rnn.pad_sequence for different lengths), or let forward take each as an input of its own"
+        )
+    kind = type(value).__name__
+    return f"{kind}; convert it to a tensor in the data set or the collate function (texts to numbers, say)"
 
 
 def example_inputs(module: LightningModule, names: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
+from typing import Any, get_type_hints
 
 from unitrain.errors import SettingsError
 
@@ -26,7 +27,7 @@ def project_root(start: Path) -> Path:
     return Path.cwd()
 
 
-def import_class(class_path: str, root: Path) -> type:
+def import_class(class_path: str, root: Path, *, functions: bool = False) -> Any:
     """The class that `class_path` names, its modules looked for in `root` first.
 
     `root` stays the first entry of the import path, so that what the module imports later is found too.
@@ -34,6 +35,8 @@ def import_class(class_path: str, root: Path) -> type:
     Args:
         class_path: `package.module.Class`.
         root: the project root.
+        functions: also take a function, or a class method as `package.module.Class.method`, whose return annotation is
+            a class.
 
     Raises:
         SettingsError: the path is malformed, the module is missing or fails to import, or has no such class.
@@ -44,15 +47,48 @@ def import_class(class_path: str, root: Path) -> type:
     _put_first(root)
     _forget_other_projects(module_name, root)
     _prefer_folder(module_name.partition(".")[0], root)
+    owner, _, method = module_name.rpartition(".")
+    if functions and method[:1].isupper() and owner and not _is_module(module_name):
+        kind = import_class(module_name, root)
+        if callable(found := getattr(kind, name, None)):
+            return _factory(found, class_path)
+        raise SettingsError(
+            f"class path `{class_path}`: {method} has no method {name}{_near(name, dir(kind))}"
+        )
     module = _import(module_name, class_path, root)
     found = getattr(module, name, None)
     if isinstance(found, type):
         return found
+    if functions and isinstance(found, FunctionType):
+        return _factory(found, class_path)
     classes = [n for n, value in vars(module).items() if isinstance(value, type)]
     what = "is not a class" if found is not None else "does not exist"
     raise SettingsError(
         f"class path `{class_path}`: `{name}` {what} in {_place(module)}{_near(name, classes)}"
     )
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _factory(function: Any, class_path: str) -> Any:
+    """The function itself, if its return annotation says of which class its results are."""
+    try:
+        made = get_type_hints(function).get("return")
+    except Exception as error:
+        raise SettingsError(
+            f"class path `{class_path}`: the annotations of this function can't be read: {error}"
+        ) from error
+    if not isinstance(made, type):
+        raise SettingsError(
+            f"class path `{class_path}`: a function must say which class it returns; annotate it as "
+            f"`def {function.__name__}(...) -> Model`"
+        )
+    return function
 
 
 def _put_first(root: Path) -> None:

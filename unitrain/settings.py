@@ -140,6 +140,9 @@ class Publish:
     """How long Triton may hold a request to batch it with others; those that wait anyway are batched at 0, too."""
     warm_up: bool = False
     """Let Triton run one request of zeros on each load, before a version is served."""
+    dynamic_axes: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Axes of the inputs that may have any length, by input and axis (0 is the batch, which may anyway), each with a
+    name: {signals: {2: steps}}. They take the place of the module's own `dynamic_axes`."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of config.pbtxt that take the place of ours, by Triton's names: {instance_group: [{count: 2}]}."""
     golden: int = 4
@@ -183,6 +186,13 @@ class Publish:
                 f"publish.external_data_above_bytes must be at most {ONNX_FILE_MAX_BYTES}, since an ONNX file can't "
                 f"pass 2 GB, got {self.external_data_above_bytes}"
             )
+        for name, axes in self.dynamic_axes.items():
+            for axis, label in axes.items():
+                if axis < 1 or not label.isidentifier():
+                    raise ValueError(
+                        f"publish.dynamic_axes.{name}: expected axes from 1 on (0 is the batch) with a name each, as "
+                        f"{{2: steps}}, got {{{axis}: {label}}}"
+                    )
         for name, pair in self.tolerances.items():
             if name not in _FLOATS or len(pair) != _PAIR or min(pair) < 0:
                 raise ValueError(

@@ -15,7 +15,10 @@ def _parser() -> ArgumentParser:
         usage="python -m unitrain check --config F [--json] [--SETTING VALUE ...]",
         epilog="Exit code 0: `fit` would train with these settings, 2: it would not. Settings are given as to fit.",
     )
-    parser.add_argument("-c", "--config", type=Path, metavar="F", help="the settings file")
+    parser.add_argument(
+        "-c", "--config", type=Path, action="append", metavar="F",
+        help="the settings file; given several times, a later one overrides an earlier one",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -29,17 +32,16 @@ def main(argv: Sequence[str]) -> int:
     from unitrain.terminal import say
     from unitrain.training.check import check
 
-    report = check(options.config, flags)
+    first, *over = options.config
+    report = check(first, flags, over=over)
     if options.json:
         steps = [vars(step) for step in report.steps]
-        print_json(
-            {"good": report.good, "settings": str(options.config), "faults": report.faults, "dry_run": steps}
-        )
+        print_json({"good": report.good, "settings": str(first), "faults": report.faults, "dry_run": steps})
         return 0 if report.good else 2
     print_fields((step.name, step.text if step.passed else f"FAILED: {step.text}") for step in report.steps)
     for fault in report.faults:
         say(f"- {fault}")
     wrong = len(report.faults) + sum(not step.passed for step in report.steps)
     verdict = f"{wrong} fault{'s' if wrong > 1 else ''}" if wrong else "nothing is wrong"
-    say(f"{options.config}: {verdict}")
+    say(f"{first}: {verdict}")
     return 0 if report.good else 2

@@ -15,13 +15,15 @@ USAGE = """usage: python -m unitrain fit --config F [--json] [--SETTING VALUE ..
 
 Train by a settings file, and publish versions of the model while doing so.
 
-  --config F             the settings file
+  --config F             the settings file, unitrain's own or a LightningCLI's; given several times, a later one
+                         overrides what an earlier one says
   --resume RUN           go on with a run in its own folder: a folder, a name, or `last`, the newest
                          unfinished one (of --config's experiment, if given)
   --init-from RUN        begin a new run with another's weights: its best checkpoint's, else its last
   --init-weights KIND    of these the averaged ones (ema, the default) or the raw ones
   --SECTION.NAME VALUE   any setting, in the place of the file's: --trainer.max_epochs 40, --publish null
   --trust                with --resume: import the run's code from wherever its run.json says
+  --print_config         print all settings as they would be used, in unitrain's layout, and train nothing
   --json                 print the result as one JSON object
   --quiet                tell nothing but warnings
   --debug                show the traceback of an error
@@ -58,11 +60,12 @@ def _start(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
     if weights not in ("ema", "raw") or ("init_weights" in own and "init_from" not in own):
         raise UsageError("fit: --init-weights is ema or raw, and goes with --init-from RUN")
     from unitrain.training.fitting import Fit
-    from unitrain.training.settings_cli import read_settings
+    from unitrain.training.settings_file import read_merged
 
-    path = Path(own["config"])
+    paths = [Path(text) for text in own["config"].splitlines()]
     start_from = (own["init_from"], weights) if "init_from" in own else None
-    return Fit(path, read_settings(path), rest, start_from=start_from, quiet=quiet).run()
+    training = Fit(paths[0], read_merged(paths), rest, start_from=start_from, over=paths[1:], quiet=quiet)
+    return training.run()
 
 
 def _resume(own: dict[str, str], rest: list[str], *, quiet: bool, trust: bool) -> "RunResult":
@@ -73,13 +76,13 @@ def _resume(own: dict[str, str], rest: list[str], *, quiet: bool, trust: bool) -
     from unitrain.project import project_root
     from unitrain.training.console import Console
     from unitrain.training.flags import absolute
-    from unitrain.training.settings_cli import read_settings
+    from unitrain.training.settings_file import read_merged
     from unitrain.training.starting import resume_by_flags
 
     experiment, root, folder = None, project_root(Path.cwd()), "experiments"
     if "config" in own:
-        config = Path(own["config"])
-        raw = read_settings(config)
+        paths = [Path(text) for text in own["config"].splitlines()]
+        config, raw = paths[0], read_merged(paths)
         root = project_root(config.absolute().parent)
         experiment = str(raw.get("experiment") or config.absolute().parent.name)
         folder = str(raw.get("experiments_dir") or folder)
@@ -103,9 +106,10 @@ def _take_own(words: list[str]) -> tuple[dict[str, str], list[str]]:
         key = "config" if name == "-c" else name.removeprefix("--").replace("-", "_")
         if name.startswith("-") and key in OWN_OPTIONS:
             value = value if equals else next(iterator, "")
-            if key in own or not value or value.startswith("--"):
-                raise UsageError(f"fit: {name} takes one value, once (see fit --help)")
-            own[key] = value
+            several = key == "config"  # one a line
+            if (key in own and not several) or not value or value.startswith("--"):
+                raise UsageError(f"fit: {name} takes one value{'' if several else ', once'} (see fit --help)")
+            own[key] = f"{own[key]}\n{value}" if key in own else value
         else:
             rest.append(word)
     return own, rest

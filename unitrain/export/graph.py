@@ -49,11 +49,18 @@ PREFIX = "module."
 class ServedGraph(nn.Module):
     """What is served of a module, as one function of its inputs in order to its outputs in order."""
 
-    def __init__(self, module: LightningModule, names: Sequence[str], left_out: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        module: LightningModule,
+        names: Sequence[str],
+        left_out: Collection[str] = (),
+        dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
         self.left_out = frozenset(left_out)
+        self.dynamic_axes = dynamic_axes or getattr(module, "dynamic_axes", None) or {}
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
@@ -110,7 +117,11 @@ class Template:
 
     def run(self, module: LightningModule, rows: int = LIVE_ROWS) -> dict[str, np.ndarray]:
         """The answers of a module to the first rows of the sample, on its own device."""
-        return _answers(ServedGraph(module, self.served.names, self.served.left_out), self.sample, rows)
+        return _answers(
+            ServedGraph(module, self.served.names, self.served.left_out, self.served.dynamic_axes),
+            self.sample,
+            rows,
+        )
 
     def of_state(
         self, state: ModuleState, weights: Mapping[str, Tensor], export: Export | None = None
@@ -121,7 +132,7 @@ class Template:
             weights: what the copy gets; random ones are tried in their places.
             export: see `exported_anew`.
         """
-        served = ServedGraph(state.module, self.served.names, self.served.left_out)
+        served = ServedGraph(state.module, self.served.names, self.served.left_out, self.served.dynamic_axes)
         load_weights(served.module, weights)
         proof = _Proof(self.sample, self.tolerance, self.signature.batched)
         graph, swappable = _export_and_prove(served, proof, self.opset, export or export_onnx)
@@ -160,6 +171,7 @@ def build_template(
     opset: int,
     tolerance: Tolerance,
     max_rows: int = 16,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Template:
     """Export a module's served graph, and prove whether weights can be swapped in it.
 
@@ -170,6 +182,7 @@ def build_template(
         sample: inputs by name, [row, ...] each; real ones, since random ones may be out of range. Optional
             ones that only make a loss are left out.
         max_rows: rows of a request, at most.
+        dynamic_axes: axes of any length beside the batch, by input and axis; None: the module's own.
 
     Raises:
         ExportError: torch can't export it, or the exported graph does not answer as torch does.
@@ -185,13 +198,13 @@ def build_template(
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
         state = _state(module, arrays)
-        served = ServedGraph(state.module, tuple(rows))
+        served = ServedGraph(state.module, tuple(rows), dynamic_axes=dynamic_axes)
         losses = _loss_inputs(served, rows)
         if losses:
             arrays = {name: array for name, array in arrays.items() if name not in losses}
             rows = {name: tensor for name, tensor in rows.items() if name not in losses}
             state = _state(module, arrays)
-            served = ServedGraph(state.module, tuple(rows))
+            served = ServedGraph(state.module, tuple(rows), dynamic_axes=dynamic_axes)
         signature = _signature(served, rows)
         proof = _Proof(arrays, tolerance, signature.batched, max_rows)
         graph, swappable = _export_and_prove(served, proof, opset, export_onnx)
@@ -404,10 +417,8 @@ def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list
 
 
 def _dynamic_axes(served: ServedGraph, name: str) -> dict[int, Any]:
-    further = getattr(served.module, "dynamic_axes", None) or {}
-    named = {
-        int(axis): torch.export.Dim(axis_name) for axis, axis_name in further.get(name, {}).items() if axis
-    }
+    further = served.dynamic_axes.get(name, {})
+    named = {int(axis): torch.export.Dim(axis_name) for axis, axis_name in further.items() if axis}
     return {0: torch.export.Dim(BATCH)} | named
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pytorch_lightning import LightningModule
+from torch import Tensor
 
 from unitrain.errors import HookError, SettingsError
 from unitrain.repository import ModelConfig, changed_config, model_config, signature_of
@@ -24,6 +25,30 @@ def class_names_of(module: LightningModule) -> ClassNames:
     if callable(names):
         names = names()
     return names
+
+
+def check_dynamic_axes(settings: Publish, sample: Mapping[str, Tensor]) -> None:
+    """Compare `publish.dynamic_axes` with the inputs that there are.
+
+    Args:
+        settings: the section.
+        sample: the inputs by name, [row, ...] each.
+
+    Raises:
+        SettingsError: there is no such input, or no such axis.
+    """
+    for name, axes in settings.dynamic_axes.items():
+        if name not in sample:
+            raise SettingsError(
+                f"publish.dynamic_axes: there is no input {name}; the inputs are {', '.join(sample)}"
+            )
+        shape = list(sample[name].shape)
+        for axis in axes:
+            if axis >= len(shape):
+                valid = ", ".join(map(str, range(1, len(shape)))) or "none beside the batch"
+                raise SettingsError(
+                    f"publish.dynamic_axes.{name}: there is no axis {axis} in an input of shape {shape}; its axes are {valid}"
+                )
 
 
 def served_config(

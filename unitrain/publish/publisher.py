@@ -25,7 +25,7 @@ from unitrain.export.weights import weights_of
 from unitrain.integrity import MOST_GOLDEN_BYTES
 from unitrain.manifest import Manifest, Metric
 from unitrain.publish import gates
-from unitrain.publish.config import class_names_of, served_config
+from unitrain.publish.config import check_dynamic_axes, class_names_of, served_config
 from unitrain.publish.policy import hold_back, is_held_back
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
@@ -119,12 +119,14 @@ class Publisher:
         except RepositoryError as error:
             raise SettingsError(f"publish.repository: {error}") from error
         rows = {name: tensor[:PARITY_ROWS] for name, tensor in sample.items()}
+        check_dynamic_axes(settings, rows)
         template = build_template(
             module,
             rows,
             opset=settings.opset,
             tolerance=tolerance_of(settings),
             max_rows=settings.max_batch_size,
+            dynamic_axes=settings.dynamic_axes,
         )
         config, labels = served_config(model, template.signature, settings, class_names_of(module))
         try:

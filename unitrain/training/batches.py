@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
 
 from unitrain.errors import HookError
+from unitrain.loaders import ArrayLoader
 from unitrain.module import Tensors, batch_inputs, example_inputs, input_names
 
-__all__ = ["first_batch", "isolate_rng", "sample_inputs", "validation_batches"]
+__all__ = ["first_batch", "isolate_rng", "nonfinite_values", "sample_inputs", "validation_batches"]
 
 
 def validation_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
@@ -71,3 +74,53 @@ def _loader_of(module: LightningModule, datamodule: LightningDataModule | None) 
                 if loader is not None:
                     return loader
     return ()
+
+
+def nonfinite_values(batch: Any, trainer: Trainer | None = None) -> str | None:
+    """A sentence's beginning for the first NaN or infinity in a batch's inputs and targets; None if there is none.
+
+    Args:
+        batch: as a loader gives it.
+        trainer: whose training data are searched for the rows, if they are in memory.
+    """
+    for name, tensor in _named_tensors(batch, "batch"):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        bad = ~torch.isfinite(tensor)
+        if not bad.any():
+            continue
+        rows = bad.reshape(len(bad), -1).any(1).nonzero()[:, 0].tolist() if bad.dim() else [0]
+        what = "NaN" if torch.isnan(tensor).any() else "infinite values"
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        return f"the data have {what}: {name}, sample {rows[0]}{more} of {len(bad) if bad.dim() else 1}{_rows_of(trainer)}"
+    return None
+
+
+def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named_tensors(item, f"{name}[{key!r}]")
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from _named_tensors(item, f"{name}[{index}]")
+
+
+def _rows_of(trainer: Trainer | None) -> str:
+    """The rows of the training data that are not finite, where an ArrayLoader has them all in memory."""
+    combined = trainer.fit_loop._combined_loader if trainer is not None else None  # noqa: SLF001 - it has no public name
+    for loader in combined.flattened if combined is not None else ():
+        if not isinstance(loader, ArrayLoader):
+            continue
+        bad = torch.zeros(loader.n_samples, dtype=torch.bool)
+        for column in loader.columns:
+            if column.is_floating_point():
+                bad |= ~torch.isfinite(column.reshape(len(column), -1)).all(1)
+        rows = bad.nonzero()[:, 0].tolist()
+        if rows:
+            where = getattr(getattr(trainer, "datamodule", None), "place_of", None)
+            shown = ", ".join(where(row) if where else f"row {row}" for row in rows[:3])
+            more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""  # noqa: PLR2004 - those shown
+            return f"; in the training data: {shown}{more}"
+    return ""

@@ -4,11 +4,16 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from jsonargparse import ArgumentError
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger
 
 from unitrain.errors import SettingsError, UnitrainError
 
@@ -73,6 +78,48 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
 def own_error(error: BaseException) -> UnitrainError | None:
     """The error of ours that jsonargparse has wrapped, or stumbled over while it handled it."""
     return next((cause for cause in _chain(error) if isinstance(cause, UnitrainError)), None)
+
+
+def failed_init(error: Exception, sections: Mapping[str, Any]) -> str | None:
+    """The sentence for an error that a class of the settings raised while it was made; None for any other.
+
+    Args:
+        error: with its traceback.
+        sections: what the settings say of the model and of the data module.
+    """
+    for cause in _chain(error):
+        frames = [(frame, line) for frame, line in traceback.walk_tb(cause.__traceback__)]
+        for place, (frame, _) in enumerate(frames):
+            found = _made(frame, sections)
+            if found is None:
+                continue
+            file, line = frame.f_code.co_filename, 0
+            for deeper, number in frames[place:]:
+                if deeper.f_code.co_filename == file or _is_own(deeper):
+                    file, line = deeper.f_code.co_filename, number
+            text = " ".join(str(cause).split())[:300] or "no message"
+            return f"{found} failed at {file}:{line} with {type(cause).__name__}: {text}"
+    return None
+
+
+def _made(frame: FrameType, sections: Mapping[str, Any]) -> str | None:
+    """`section: Class.__init__` where a frame makes what a section names."""
+    code, made = frame.f_code, frame.f_locals.get("self")
+    kinds = {"model": LightningModule, "data": LightningDataModule, "trainer.callbacks": Callback,
+             "trainer.logger": Logger}  # fmt: skip
+    if code.co_name == "__init__":
+        section = next((name for name, kind in kinds.items() if isinstance(made, kind)), None)
+        return section and f"{section}: {type(made).__name__}.__init__"
+    for section, value in sections.items():
+        module, _, name = str(value and value.get("class_path")).rpartition(".")
+        if name == code.co_name and f"{module}.".startswith(f"{frame.f_globals.get('__name__')}."):
+            return f"{section}: {name}"
+    return None
+
+
+def _is_own(frame: FrameType) -> bool:
+    """Whether a frame is of code that is not installed."""
+    return not {"site-packages", "dist-packages"} & set(Path(frame.f_code.co_filename).parts)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

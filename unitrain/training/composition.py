@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 
 from unitrain.publish import Lineage
 from unitrain.runs import RunFolder
+from unitrain.training.broadcasting import LossShapes
 from unitrain.training.console import Console, progress
 from unitrain.training.ema import EMA
 from unitrain.training.embeddings import EmbeddingSnapshots
@@ -67,7 +68,7 @@ def compose(
     publishing = None
     fingerprint = DataFingerprint(run, console)
     ours: list[Callback] = [record] if seed is None else [StepSeeding(seed), record]
-    ours.append(fingerprint)
+    ours += [fingerprint, LossShapes()]
     if section("summaries"):
         ours.append(
             TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)

@@ -20,8 +20,10 @@ from unitrain.project import line_in_project
 from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
-from unitrain.training.batches import first_batch, sample_inputs
-from unitrain.training.record import check_shapes, never_logged
+from unitrain.training.batches import first_batch, nonfinite_values, sample_inputs
+from unitrain.training.broadcasting import LossShapes
+from unitrain.training.logged_names import LoggedNames
+from unitrain.training.record import check_lazy, never_logged
 from unitrain.training.schedule import has_validation
 from unitrain.training.settings_cli import SettingsCLI
 
@@ -63,13 +65,14 @@ def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment
             little |= {"barebones": False, "profiler": None}
             # Whether several processes agree is not what one batch can show.
             little |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe]
+            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapes()]
             return Trainer(**arguments | little | {"callbacks": callbacks})
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cli = SettingsCLI(list(words), raw, make_trainer)
             _try(steps, "training", root, lambda: _train(cli, probe))
+            probe.close()
         steps.insert(0, steps.pop())  # the others were tried while it ran
         _try(steps, "experiments", root, lambda: _experiments(root / cli.config.experiments_dir))
     return steps
@@ -91,10 +94,11 @@ class _Probe(Callback):
         self.cli: SettingsCLI | None = None
         self.told = ""
         self._loss = 0.0
+        self._in_data: str | None = None
         self._publisher: Publisher | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_shapes(pl_module)
+        check_lazy(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare publishing at the moment at which a training does."""
@@ -120,11 +124,18 @@ class _Probe(Callback):
         if self._publisher is not None:
             self._steps.pop()  # the publication at the end says more
 
+    def close(self) -> None:
+        """End what was started for exporting, if anything was."""
+        if self._publisher is not None:
+            self._publisher.close()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self._loss = float(loss.detach()) if isinstance(loss, Tensor) else 0.0
+        if not math.isfinite(self._loss):
+            self._in_data = nonfinite_values(batch, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         cli = self.cli
@@ -136,7 +147,7 @@ class _Probe(Callback):
             " and one of validation" if has_validation(trainer) else ", no validation data"
         )
         self.told = f"{batches}; logged: {logged or 'nothing'}"
-        self._try("loss", lambda: _finite(self._loss))
+        self._try("loss", lambda: _finite(self._loss, self._in_data))
         self._try("monitor", lambda: _monitor(cli, trainer, pl_module, losses))
         batch = first_batch(trainer, pl_module)
         if isinstance(pl_module, ServableModule):
@@ -149,12 +160,10 @@ class _Probe(Callback):
         _try(self._steps, name, self._root, action)
 
 
-def _finite(loss: float) -> str:
+def _finite(loss: float, in_data: str | None) -> str:
     if not math.isfinite(loss):
-        raise HookError(
-            f"the loss of the first training batch is {loss}, at which fit would stop; look at the data and the "
-            "loss, or lower the learning rate"
-        )
+        remedy = in_data or "look at the data and the loss, or lower the learning rate"
+        raise HookError(f"the loss of the first training batch is {loss}, at which fit would stop; {remedy}")
     return f"{loss:.4g} at the first batch"
 
 
@@ -165,7 +174,9 @@ def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses
     if metric not in losses:
         if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:
             return f"{metric} is not logged, and nothing needs it"
-        raise never_logged(metric, module, losses)
+        if not LoggedNames.of(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
+            raise never_logged(metric, module, losses)
+        return f"{metric} is named in the code, but not logged by the first validation"
     return f"{metric} is logged"
 
 

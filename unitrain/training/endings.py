@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unitrain.errors import UnitrainError
 from unitrain.runs import RunFolder
+from unitrain.training.batches import nonfinite_values
 from unitrain.training.console import Console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -86,9 +87,15 @@ class Endings(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._agree(trainer, _LOSS if self._bad or self._is_bad(outputs, batch_idx) else 0) == _LOSS:
+            in_data = nonfinite_values(batch, trainer)
+            remedy = (
+                f"{in_data}; remove or fill those values in the data module"
+                if in_data
+                else "lower the learning rate or clip the gradients (trainer.gradient_clip_val)"
+            )
             raise NonFiniteLossError(
                 f"the loss of {type(pl_module).__name__} is NaN or infinite at epoch {trainer.current_epoch}, step "
-                f"{trainer.global_step}; lower the learning rate or clip the gradients (trainer.gradient_clip_val)"
+                f"{trainer.global_step}; {remedy}"
             )
         if self._received is None:
             return

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
@@ -21,7 +20,9 @@ from unitrain.project import import_class
 from unitrain.repository import check_model_name
 from unitrain.runs import check_experiment
 from unitrain.training.complaints import explained, own_error
+from unitrain.training.loggers import check_trainer
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
+from unitrain.training.settings_file import config_word
 
 MOST_TRIES = 100
 """Parses in all, a fifth of a second each: no settings file is searched for ever."""
@@ -41,13 +42,13 @@ class Draft:
         raw: the file's content.
         flags: as pairs of one or two words, names with two hyphens.
         root: the project root.
-        folder: the settings file's, which names the experiment where the settings do not.
+        path: the settings file, whose folder names the experiment where the settings do not.
     """
 
     raw: dict[str, Any]
     flags: list[list[str]]
     root: Path
-    folder: str
+    path: Path
     replaced: set[str] = field(default_factory=set)
 
     def parse(self) -> SettingsCLI:
@@ -58,7 +59,7 @@ class Draft:
         """
         words = [word for pair in self.flags for word in pair]
         check_classes(self.raw, words, self.root)
-        arguments = ["--config", yaml.safe_dump(self.raw), *words]
+        arguments = ["--config", config_word(self.path, self.raw), *words]
         try:
             _ParseOnly(arguments, self.raw, self._trainer)
         except _Parsed:
@@ -116,7 +117,8 @@ class Draft:
         return draft
 
     def _trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
-        experiment = check_experiment(cli.config.experiment or self.folder)
+        check_trainer(arguments)
+        experiment = check_experiment(cli.config.experiment or self.path.absolute().parent.name)
         publish = cli.section("publish")
         if publish:
             try:
@@ -214,6 +216,6 @@ class _ParseOnly(SettingsCLI):
         raise _Parsed
 
 
-def draft_of(raw: Mapping[str, Any], flags: Sequence[list[str]], root: Path, folder: str) -> Draft:
+def draft_of(raw: Mapping[str, Any], flags: Sequence[list[str]], root: Path, path: Path) -> Draft:
     """A draft of its own: the settings given stay as they are."""
-    return Draft(copy.deepcopy(dict(raw)), copy.deepcopy(list(flags)), root, folder)
+    return Draft(copy.deepcopy(dict(raw)), copy.deepcopy(list(flags)), root, path)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
@@ -31,13 +30,15 @@ from unitrain.training.composition import compose
 from unitrain.training.console import Console
 from unitrain.training.endings import SignalStop
 from unitrain.training.flags import absolute
+from unitrain.training.loggers import check_trainer, loggers_of, profiler_into, say_profile
 from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
 from unitrain.training.processes import process_rank
 from unitrain.training.publishing import Publishing
-from unitrain.training.record import RunRecord
+from unitrain.training.record import RunRecord, UnloggedMetricError
 from unitrain.training.result import RunResult, checkpoint_if_there
 from unitrain.training.resuming import ResumePoint, take_weights
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
+from unitrain.training.settings_file import config_word, with_class_flags
 
 
 class Fit:
@@ -49,6 +50,7 @@ class Fit:
         argv: further settings, as flags.
         resume_point: where a run that was interrupted goes on.
         start_from: another run, and which of its weights ("ema" or "raw") to begin with.
+        over: further settings files that `raw` was merged from, for the run's record.
         callbacks: further ones, beside the settings' own.
     """
 
@@ -61,13 +63,16 @@ class Fit:
         quiet: bool,
         resume_point: ResumePoint | None = None,
         start_from: tuple[str, str] | None = None,
+        over: Sequence[Path] = (),
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.path = path
-        self.raw = raw
-        self.argv = [word for pair in absolute(argv) for word in pair]
+        pairs = absolute(argv)
+        self.raw = with_class_flags(raw, pairs)
+        self.argv = [word for pair in pairs for word in pair]
         self.resume_point = resume_point
         self.start_from = start_from
+        self.over = over
         self.callbacks = callbacks
         self.root = (
             resume_point.root
@@ -130,6 +135,7 @@ class Fit:
             self.console.say(f"stopped by {reason} before the first step: no run folder is left")
         else:
             self._close(status, reason)
+            say_profile(cli.trainer.profiler, self.console)  # type: ignore[attr-defined]
             self.console.say(f"{status}: {reason}; {self.folder.path}")
             last_word = self.publishing.last_word() if self.publishing and not process_rank() else None
             if last_word is not None:
@@ -145,7 +151,7 @@ class Fit:
 
     def _parse(self) -> SettingsCLI:
         check_classes(self.raw, self.argv, self.root)
-        config = str(self.path) if self.path else yaml.safe_dump(self.raw)
+        config = config_word(self.path, self.raw)
         try:
             with warnings.catch_warnings():
                 _silence_lightning()
@@ -174,6 +180,7 @@ class Fit:
         raise SettingsError(f"--init-from: {found} has no checkpoint")
 
     def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
+        check_trainer(arguments)
         default = self.path.absolute().parent.name if self.path else "experiment"
         experiment = check_experiment(cli.config.experiment or default)
         publish = cli.section("publish")
@@ -204,7 +211,7 @@ class Fit:
                 root=self.root,
                 seed=cli.config.seed_everything,
                 config=self.path,
-                argv=self.argv,
+                argv=[*(word for path in self.over for word in ("--config", str(path))), *self.argv],
             )
         self._run = run
         if start is not None and self.start_from:
@@ -225,15 +232,9 @@ class Fit:
         )
         self.record, self.publishing = stack.record, stack.publishing
         arguments["callbacks"] = stack.callbacks
-        if arguments.get("logger") in (None, True):
-            arguments["logger"] = TensorBoardLogger(
-                run.path.parent,
-                name="",
-                version=run.name,
-                default_hp_metric=False,  # the summaries tell what the run's settings came to
-                # What the interrupted process logged after its checkpoint will be logged again.
-                purge_step=self.resume_point.logged_step if self.resume_point else None,
-            )
+        logged = self.resume_point.logged_step if self.resume_point else None
+        arguments["logger"] = loggers_of(arguments.get("logger"), run.path, self.console, logged)
+        arguments["profiler"] = profiler_into(arguments.get("profiler"), run.path)
         plugins = arguments.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -264,8 +265,10 @@ class Fit:
             threading.excepthook = before
 
     def _refuse(self, trainer: Trainer, error: Exception) -> None:
-        """Leave nothing of a training that never began; keep what one left that did."""
-        if trainer.global_step == 0 and not self.resume_point:
+        """Leave nothing of a training that never began, or that can't know its best; keep what else one left."""
+        nothing_published = self.publishing is None or not self.publishing.published
+        useless = isinstance(error, UnloggedMetricError) and nothing_published
+        if (trainer.global_step == 0 or useless) and not self.resume_point:
             self._remove(trainer)
         else:
             self._close("failed", str(error))
@@ -279,9 +282,10 @@ class Fit:
         )
 
     def _remove(self, trainer: Trainer) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            with contextlib.suppress(OSError):  # a full disk
-                trainer.logger.experiment.close()
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                with contextlib.suppress(OSError):  # a full disk
+                    logger.experiment.close()
         self._discard()
 
     def _discard(self) -> None:
@@ -362,7 +366,7 @@ def _silence_lightning() -> None:
         warnings.filterwarnings("ignore", text)
     # Lightning calls jsonargparse by names that the latter has since replaced.
     warnings.filterwarnings(
-        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|jsonargparse)\b"
+        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|lightning|jsonargparse)\b"
     )
     warnings.filterwarnings(
         "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning

@@ -13,6 +13,7 @@ from unitrain.errors import HookError, RunError, SettingsError
 from unitrain.runs import RunFolder
 from unitrain.settings import Monitor
 from unitrain.training.console import Console
+from unitrain.training.logged_names import LoggedNames
 from unitrain.training.schedule import has_validation
 
 WRITE_EVERY_S = 2.0
@@ -28,11 +29,12 @@ class RunRecord(Callback):
         self._console = console
         self._required = required
         self._written_s = 0.0
+        self._waits = False
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_shapes(pl_module)
+        check_lazy(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -46,12 +48,13 @@ class RunRecord(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
+            self._check_at_start(trainer, pl_module)
             return
         self.metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1}
         value = self.metrics.get(self._monitor.metric)
         if value is None:
             if self._required:
-                raise never_logged(self._monitor.metric, pl_module, self.metrics)
+                self._check_logged(trainer, pl_module)
         elif improves(value, self.best["value"] if self.best else None, self._monitor.mode):
             self.best = {
                 "metric": self._monitor.metric,
@@ -61,6 +64,27 @@ class RunRecord(Callback):
             }
         if time.monotonic() - self._written_s >= WRITE_EVERY_S:
             self._write(trainer)
+
+    def _check_at_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a metric that the sanity check did not log, where its names are all that there can be."""
+        metric, logged = self._monitor.metric, trainer.callback_metrics
+        if not self._required or metric in logged or metric.startswith("train"):
+            return
+        names = LoggedNames.of(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
+        if names.complete and not names.may_hold(metric):
+            raise never_logged(metric, pl_module, logged)
+
+    def _check_logged(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a metric that a validation did not log, unless the code names it: a later one may."""
+        metric = self._monitor.metric
+        names = LoggedNames.of(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
+        if not names.may_hold(metric, logged=self.metrics):
+            raise never_logged(metric, pl_module, self.metrics)
+        if not self._waits:
+            self._waits = True
+            self._console.warn(
+                f"monitor.metric: {metric} is not logged yet; until it is, there is no best checkpoint and no early stopping"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.metrics |= {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1}
@@ -94,11 +118,25 @@ def improves(value: float, best: float | None, mode: str) -> bool:
     return best is None or (value < best if mode == "min" else value > best)
 
 
-def check_shapes(module: LightningModule) -> None:
-    """Refuse a module with lazy layers that no forward has shaped yet.
+class UnloggedMetricError(SettingsError):
+    """The monitored metric is not among those that the module logs."""
+
+
+def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) -> UnloggedMetricError:
+    """The error for a monitored metric that is not among those that the module logs."""
+    names = sorted(logged)
+    near = difflib.get_close_matches(metric, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else "name one of those under monitor.metric"
+    return UnloggedMetricError(
+        f"monitor.metric: {type(module).__name__} never logs {metric}; it logs {', '.join(names) or 'nothing'}; {hint}"
+    )
+
+
+def check_lazy(module: LightningModule) -> None:
+    """Refuse parameters without a shape, which neither an average nor a graph can hold.
 
     Raises:
-        HookError: it has one.
+        HookError: a lazy layer has seen no data.
     """
     lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
     if lazy:
@@ -106,13 +144,3 @@ def check_shapes(module: LightningModule) -> None:
             f"{type(module).__name__}: {lazy[0]} has no shape at the start of the training; run forward once on a "
             "sample at the end of __init__ or in setup, which shapes lazy layers"
         )
-
-
-def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) -> SettingsError:
-    """What is said of a monitored metric that is not among those that the module logs."""
-    names = sorted(logged)
-    near = difflib.get_close_matches(metric, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else "name one of those under monitor.metric"
-    return SettingsError(
-        f"monitor.metric: {type(module).__name__} never logs {metric}; it logs {', '.join(names) or 'nothing'}; {hint}"
-    )

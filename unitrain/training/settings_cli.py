@@ -9,17 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import set_dumper, set_parsing_settings
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from unitrain import settings as sections
-from unitrain.errors import SettingsError
+from unitrain.errors import SettingsError, UnitrainError
+from unitrain.lightning_alias import is_of_other_lightning
 from unitrain.project import import_class
-from unitrain.training.complaints import trainer_settings
+from unitrain.training.complaints import failed_init, trainer_settings
+from unitrain.training.settings_file import CLASS_SECTIONS, classless, dump_settings, read_settings
+
+__all__ = ["SECTIONS", "SettingsCLI", "check_classes", "known_settings", "read_settings"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_dumper(
+    "yaml", dump_settings
+)  # jsonargparse's own stumbles over an enum's member, as Timer has one for a default
 
 TrainerOf = Callable[["SettingsCLI", dict[str, Any]], Trainer]
 
@@ -90,6 +96,18 @@ class SettingsCLI(LightningCLI):
                 f"client: there is no setting `client.{min(unknown)}`; it has class_path and init_args"
             )
 
+    def instantiate_classes(self) -> None:
+        """Make model, data module and trainer; an error of a class's own `__init__` names section, class and line."""
+        try:
+            super().instantiate_classes()
+        except UnitrainError:
+            raise
+        except Exception as error:
+            where = failed_init(error, {name: self.config.get(name) for name in CLASS_SECTIONS})
+            if where is None:
+                raise
+            raise SettingsError(where) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return self._make_trainer(self, {**self._get(self.config_init, "trainer", default={}), **kwargs})
 
@@ -114,39 +132,6 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A settings file's content.
-
-    Raises:
-        SettingsError: it is missing, no YAML, or no mapping.
-    """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
-    except FileNotFoundError as error:
-        raise SettingsError(f"--config: there is no file {path}{_near_file(path)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config: {path} can't be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    return raw
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which of a key that stands twice would silently take the last."""
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                text = f"`{key.value}` stands twice in one mapping, expected once; remove one of the two"
-                raise yaml.composer.ComposerError(None, None, text, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
-        return node
-
-
 def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> None:
     """Import the model's and the data module's class, for an error that names what is missing.
 
@@ -161,19 +146,35 @@ def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> No
     trainer = raw.get("trainer")
     if trainer is not None and not isinstance(trainer, Mapping):  # jsonargparse says nothing of it
         raise SettingsError(f"trainer: expected a mapping of its arguments, got {trainer}")
-    for section in ("model", "data"):
+    top = {name.partition(".")[0] for name in known_settings()}
+    for key, value in raw.items():
+        if key not in top and not value:  # jsonargparse says nothing of an empty section
+            near = difflib.get_close_matches(str(key), top, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "`fit --help` lists them all"
+            raise SettingsError(f"there is no setting `{key}`; {hint}")
+    for section in CLASS_SECTIONS:
         value = raw.get(section)
         class_path = value.get("class_path") if isinstance(value, Mapping) else value
         for name, flag in zip(argv[::2], argv[1::2], strict=False):
             if name in (f"--{section}", f"--{section}.class_path"):
                 class_path = flag
+        if class_path is None and classless(raw, section):
+            raise SettingsError(
+                f"{section}: the section names no class, as in a config of LightningCLI(Model, Data); write its class as "
+                f"`class_path` and its keys below `init_args`, or add --{section}.class_path PACKAGE.CLASS"
+            )
         if isinstance(class_path, str):
             if "." not in class_path:
                 continue  # a class that is already imported: LightningCLI knows it by its name
             try:
-                import_class(class_path, root)
+                kind = import_class(class_path, root, functions=True)
             except SettingsError as error:
                 raise SettingsError(f"{section}: {error}") from error
+            if isinstance(kind, type) and is_of_other_lightning(kind):
+                raise SettingsError(
+                    f"{section}: {class_path} is of a second copy of Lightning, since `lightning` and `pytorch_lightning` "
+                    "were both imported before unitrain; import unitrain before them"
+                )
 
 
 def known_settings() -> list[str]:
@@ -226,9 +227,3 @@ def _check_argument(where: str, class_path: str, argument: str) -> None:
         near = difflib.get_close_matches(argument, parameters, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(parameters) or 'none'}"
         raise SettingsError(f"{where}: {name} has no argument {argument}; {hint}")
-
-
-def _near_file(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path()
-    found = sorted(str(p) for p in folder.glob("*.y*ml"))
-    return f"; there is {', '.join(found[:3])}" if found else ""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 
@@ -18,15 +18,20 @@ class RunStopping(EarlyStopping):
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         others = [c for c in trainer.callbacks if isinstance(c, EarlyStopping) and c is not self]  # type: ignore[attr-defined]
-        return bool(others) or bool(super()._should_skip_check(trainer))
+        unknown = self.monitor not in trainer.callback_metrics  # RunRecord says so
+        return bool(others) or unknown or bool(super()._should_skip_check(trainer))
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's, which knows its best one again where the run's folder was moved or renamed.
 
     It is a class of its own, so that a module's `configure_callbacks` does not take it away: without it nothing
-    could be resumed.
+    could be resumed. A validation that did not log the monitored metric saves nothing.
     """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
