@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("no model is served")
     for version in status.versions:
-        if "error" in (version.origin or {}):
+        if version.origin and "error" in version.origin:
             note(version.origin["error"])
     errors = {f"{v.model} {v.version}".strip(): v.error for v in status.versions} | {"Triton": status.error}
     told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]

@@ -121,26 +121,30 @@ class Fit:
             raise
         except BaseException as error:
             # Before the first epoch signals are Python's own; Lightning makes an exit of it.
-            stop = error.__context__ if isinstance(error, SystemExit) else error
-            if not isinstance(stop, KeyboardInterrupt):
+            cause = error.__context__ if isinstance(error, SystemExit) else error
+            if not isinstance(cause, KeyboardInterrupt):
                 self._fail(error)
                 raise
-            number = getattr(stop, "number", signal.SIGINT)
+            number = getattr(cause, "number", signal.SIGINT)
             status, reason, exit_code = "interrupted", signal.Signals(number).name, 128 + number
         finally:
             if on_interrupt is not None:
                 signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
-        if status == "interrupted" and self._is_empty(cli.trainer):
-            self._remove(cli.trainer)
-            self.console.say(f"stopped by {reason} before the first step: no run folder is left")
-        else:
-            self._close(status, reason)
-            say_profile(cli.trainer.profiler, self.console)  # type: ignore[attr-defined]
-            self.console.say(f"{status}: {reason}; {self.folder.path}")
-            last_word = self.publishing.last_word() if self.publishing and not process_rank() else None
-            if last_word is not None:
-                self.console.say(last_word)
+        self._end(cli.trainer, status, reason)
         return self._result(status, reason, exit_code)
+
+    def _end(self, trainer: Trainer, status: str, reason: str) -> None:
+        """Close the run and report how it ended; a run that was stopped before its first step is removed."""
+        if status == "interrupted" and self._is_empty(trainer):
+            self._remove(trainer)
+            self.console.say(f"stopped by {reason} before the first step: no run folder is left")
+            return
+        self._close(status, reason)
+        say_profile(trainer.profiler, self.console)  # type: ignore[attr-defined]
+        self.console.say(f"{status}: {reason}; {self.folder.path}")
+        last_word = self.publishing.last_word() if self.publishing and not process_rank() else None
+        if last_word is not None:
+            self.console.say(last_word)
 
     @property
     def folder(self) -> RunFolder:
