@@ -108,7 +108,11 @@ def test_the_manifests_fit_each_other_and_serve() -> None:
     grace = int(container["args"][container["args"].index("--grace") + 1])
     paused = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= grace + paused + 5
-    assert container["readinessProbe"]["grpc"]["port"] == container["startupProbe"]["grpc"]["port"] == ports["grpc"]
+    assert (
+        container["readinessProbe"]["grpc"]["port"]
+        == container["startupProbe"]["grpc"]["port"]
+        == ports["grpc"]
+    )
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")

@@ -20,8 +20,8 @@ from onnx_models import publish_model, save_graph
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
-from unitrain.serving.processes import cpu_s, start_of
 from unitrain.serving.health import Progress, hung_processes
+from unitrain.serving.processes import cpu_s, start_of
 from unitrain.tensors import Signature, TensorSpec
 
 WITHIN_S = 30.0
@@ -49,7 +49,9 @@ def test_a_stopped_process_of_a_model_is_ended_and_the_model_reloaded(triton: Tr
     publish_model(triton.repository, "other")
     triton.wait_for("linear", 1)
     triton.wait_for("other", 1)
-    stub = next(pid for pid in stubs(triton.triton_pid) if b"/linear/" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    stub = next(
+        pid for pid in stubs(triton.triton_pid) if b"/linear/" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     seen, began, group = len(triton.events), time.monotonic(), triton.triton_pid
     os.kill(stub, signal.SIGSTOP)
     unhealthy = triton.wait_for_event("unhealthy", 2 * WITHIN_S, after=seen)
@@ -91,7 +93,11 @@ def test_a_process_that_is_stopped_while_it_computes_is_ended(triton: TritonServ
 @pytest.fixture
 def processes() -> Iterator[dict[str, int]]:
     """One process that computes, one that waits and one that is stopped, by these words."""
-    code = {"busy": "while True: pass", "waiting": "import time; time.sleep(600)", "stopped": "while True: pass"}
+    code = {
+        "busy": "while True: pass",
+        "waiting": "import time; time.sleep(600)",
+        "stopped": "while True: pass",
+    }
     started = {name: subprocess.Popen([sys.executable, "-c", words]) for name, words in code.items()}
     started["stopped"].send_signal(signal.SIGSTOP)
     try:
@@ -200,7 +206,9 @@ def test_a_model_that_computes_or_waits_for_long_is_left_alone(triton_wheel: Pat
         seen, began = len(server.events), time.monotonic()
         values = {"spin": loops, "wait": int(LONG_S)}
         with ThreadPoolExecutor() as pool:
-            asked = {model: pool.submit(_ask_integer, server.url, model, value) for model, value in values.items()}
+            asked = {
+                model: pool.submit(_ask_integer, server.url, model, value) for model, value in values.items()
+            }
             for model, answer in asked.items():
                 assert answer.result(240) == values[model]
         assert time.monotonic() - began > LONG_S / 2

@@ -259,8 +259,13 @@ def test_a_native_triton_serves_http_where_it_is_asked_for(
         http = next(event["http"] for event in server.events if event["event"] == "ready")
         with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
             assert answer.status == 200
+        assert _raw_http(http, b"GET /v2/health/ready", b"").startswith(b"HTTP/1.1 200")
         for header in (b"", *(b"%b: %b\r\n" % (name, value) for name in _NAMES for value in _VALUES)):
-            for path in (b"POST /v2/repository/index", b"GET /v2/logging", b"GET /v2/systemsharedmemory/status"):
+            for path in (
+                b"POST /v2/repository/index",
+                b"GET /v2/logging",
+                b"GET /v2/systemsharedmemory/status",
+            ):
                 assert not _raw_http(http, path, header).startswith(b"HTTP/1.1 200")
         assert server_status(server.url).versions[0].state == "READY"
     finally:
@@ -274,7 +279,9 @@ _VALUES = (b"", b"\n", b"\r\n ", b"%0A", b"x\n\n", b"\n x")
 def _raw_http(url: str, line: bytes, header: bytes) -> bytes:
     host, _, port = url.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n" + header + b"\r\n")
+        connection.sendall(
+            line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n" + header + b"\r\n"
+        )
         with contextlib.suppress(OSError):  # it is closed, or more of the header is waited for
             return connection.recv(1024)
     return b""

@@ -15,7 +15,7 @@ CHECK_EVERY_S = 2.0
 CHECK_TIMEOUT_S = 4.0
 _UNANSWERED = 3
 """Checks in a row without an answer. Counted rather than timed: this process may have been suspended itself."""
-_UNANSWERED_UNSEEN = 5
+_UNANSWERED_UNSEEN = 4
 """The same for a Triton whose processes can't be looked at, since they are in a container."""
 _BUSY_SHARE = 0.02
 """Of one processor. A process that uses less while it does not answer is not computing."""
@@ -69,7 +69,9 @@ class HealthCheck:
                 continue
             unanswered += 1
             if not over.is_set() and self._is_hung(unanswered, progress):
-                self.problem = f"Triton has not answered for {time.monotonic() - began_s:.0f} s and does nothing"
+                self.problem = (
+                    f"Triton has not answered for {time.monotonic() - began_s:.0f} s and does nothing"
+                )
 
     def _is_hung(self, unanswered: int, progress: Progress) -> bool:
         if self._pid is None:

@@ -208,7 +208,9 @@ class TritonProcess:
         launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid())]
         if launch.distribution.container is None:
             launcher.append("--private-memory")
-        if launch.admin_path is not None:  # of a Triton that was killed, which would keep the next from binding it
+        if (
+            launch.admin_path is not None
+        ):  # of a Triton that was killed, which would keep the next from binding it
             launch.admin_path.unlink(missing_ok=True)
         if launch.end_command:
             launcher += ["--at-end", json.dumps(launch.end_command)]
