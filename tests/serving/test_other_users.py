@@ -15,7 +15,7 @@ from onnx_models import publish_model
 from triton_server import TritonServer
 
 from unitrain.client import Client
-from unitrain.serving import runtime
+from unitrain.serving import launch, runtime
 from unitrain.serving.admin import Admin, Refused, ServerGone
 
 NOBODY = 65534
@@ -49,7 +49,6 @@ def test_another_user_reaches_no_administration(triton: TritonServer) -> None:
     assert found["healthy"], "Kubernetes' gRPC probe is answered"
     assert (found["raw"], found["library"]) == ([], [])
     assert (found["admin"], found["folder"]) == ("PermissionError", False)
-    assert "key" not in found["command"]
     assert "restricted-protocol=shared-memory,model-repository,trace,logging:" in found["command"]
     assert shared_memory_of(triton.pid)
     assert not set(found["memory"]) & set(shared_memory_of(triton.pid))
@@ -162,3 +161,26 @@ def test_folders_of_killed_servers_are_swept(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in runtime.runtime_dir().iterdir()) == sorted(
         name.strip("_") for name in (fresh, alive)
     )
+
+
+def test_only_the_call_that_opens_a_file_to_everyone_does_nothing(tmp_path: Path) -> None:
+    """Other modes, and other ways to set one, are as ever for the programs that Triton starts."""
+    code = (
+        "import os, sys; os.umask(0o077)\n"
+        "for name, mode in (('open', 0o644), ('group', 0o640), ('program', 0o755)):\n"
+        "    handle = os.open(name, os.O_CREAT | os.O_RDWR, 0o600); os.fchmod(handle, mode)\n"
+        "os.close(os.open('path', os.O_CREAT, 0o600)); os.chmod('path', 0o644)\n"
+    )
+    launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid()), "--private-memory"]
+    ended = subprocess.run(
+        [*launcher, sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,  # what it started is ended by its group
+    )
+    assert ended.stderr == ""
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"open": 0o600, "group": 0o640, "program": 0o755, "path": 0o644}

@@ -57,7 +57,9 @@ def test_status_tells_versions_origins_counts_times_memory_and_last_errors(trito
         str(triton.repository),
         triton.pid,
     )
-    assert status["triton"] == "2.51.0"
+    assert (status["triton"], status["release"]) == ("2.51.0", "24.10")
+    assert "CVE-2026-47627" in status["advisories"]
+    assert "CVE-2025-23310" not in status["advisories"], "HTTP is on a socket of this user's alone"
     good = next(row for row in status["versions"] if row["version"] == "1")
     assert good["state"] == "READY"
     assert good["origin"]["run"] == "lines/first"
@@ -80,6 +82,7 @@ def test_status_is_a_table_for_a_person(triton: TritonServer) -> None:
     triton.wait_for_event("failed")
     shown = _status("--url", triton.url).stdout
     assert f"Triton 2.51.0 at {triton.url}" in shown
+    assert re.search(r"advisories +CVE-2026-47625, ", shown)
     assert re.search(r"linear +1 +READY +lines/first +40 +val_loss 0.25", shown)
     assert re.search(r"last errors\nlinear 2: .*model\.onnx", shown)
 
@@ -103,6 +106,7 @@ def test_a_strangers_server_tells_what_it_tells_everybody(triton: TritonServer, 
     assert [(v.model, v.version, v.state) for v in status.versions] == [("linear", "1", "READY")]
     assert status.versions[0].requests >= 1
     assert status.memory_bytes is None
+    assert "CVE-2025-23310" in status.advisories, "who knows how it is open"
 
 
 def test_prometheus_metrics_count_the_requests(triton: TritonServer) -> None:

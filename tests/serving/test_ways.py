@@ -259,6 +259,7 @@ def test_a_native_triton_serves_http_where_it_is_asked_for(
         http = next(event["http"] for event in server.events if event["event"] == "ready")
         with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
             assert answer.status == 200
+        assert _raw_http(http, b"GET /v2/health/ready", b"").startswith(b"HTTP/1.1 200")
         for header in (b"", *(b"%b: %b\r\n" % (name, value) for name in _NAMES for value in _VALUES)):
             for path in (
                 b"POST /v2/repository/index",

@@ -17,6 +17,8 @@ from unitrain.errors import ServingError
 from unitrain.serving.tls import Tls
 
 _SHORT_S = 2.0
+_REGION_S = 10.0
+"""A region that is not given back in time stays mapped until the next client."""
 _LOAD_S = 600.0
 """A large model on a slow disk takes minutes."""
 _OPTIONS = (
@@ -180,7 +182,7 @@ class Admin:
             Refused, ServerGone: as `load`.
         """
         body = {"key": key, "offset": 0, "byte_size": size_bytes}
-        self._http("POST", f"/v2/systemsharedmemory/region/{_quoted(name)}/register", body, _SHORT_S)
+        self._http("POST", f"/v2/systemsharedmemory/region/{_quoted(name)}/register", body, _REGION_S)
 
     def unregister_region(self, name: str) -> None:
         """Have the server let go of a shared-memory region.
@@ -188,7 +190,7 @@ class Admin:
         Raises:
             Refused, ServerGone: as `load`.
         """
-        self._http("POST", f"/v2/systemsharedmemory/region/{_quoted(name)}/unregister", {}, _SHORT_S)
+        self._http("POST", f"/v2/systemsharedmemory/region/{_quoted(name)}/unregister", {}, _REGION_S)
 
     def regions(self) -> list[str]:
         """Names of the shared-memory regions that clients have registered.
@@ -196,7 +198,7 @@ class Admin:
         Raises:
             Refused, ServerGone: as `load`.
         """
-        answer = self._http("GET", "/v2/systemsharedmemory/status", None, _SHORT_S)
+        answer = self._http("GET", "/v2/systemsharedmemory/status", None, _REGION_S)
         return [str(row.get("name", "")) for row in answer or []]
 
     def server_version(self) -> str:

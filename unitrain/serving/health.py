@@ -15,7 +15,7 @@ CHECK_EVERY_S = 2.0
 CHECK_TIMEOUT_S = 4.0
 _UNANSWERED = 3
 """Checks in a row without an answer. Counted rather than timed: this process may have been suspended itself."""
-_UNANSWERED_UNSEEN = 5
+_UNANSWERED_UNSEEN = 4
 """The same for a Triton whose processes can't be looked at, since they are in a container."""
 _BUSY_SHARE = 0.02
 """Of one processor. A process that uses less while it does not answer is not computing."""

@@ -211,7 +211,7 @@ class ModelKeeper:
         served.timeouts += 1
         # A backend that was allowed by name may wait for something without computing.
         idle = progress if not runs_code(self._config) and served.timeouts > 1 else None
-        version = served.request.model_version if served.request else ""
+        version = "" if served.request is None else served.request.model_version
         hung = hung_processes(self._running(version), idle)
         if not hung:
             return None
