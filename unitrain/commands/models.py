@@ -123,7 +123,7 @@ def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table
     from unitrain.terminal import note, say
 
-    served = _served(url) if url else None
+    served = None if url is None else _served(url)
     found = [_read(repository, model, n) for model in repository.models() for n in repository.versions(model)]
     versions = [version for version in found if version]
     if as_json:
