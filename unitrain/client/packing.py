@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from unitrain.client.connection import Connection
 from unitrain.client.intake import join
-from unitrain.client.model import ModelInfo
+from unitrain.client.model import MAX_PAYLOAD_BYTES, ModelInfo
 from unitrain.client.request import Request, StreamOptions
-from unitrain.client.wire import MAX_PAYLOAD_BYTES, Encoder, decode_response, payload_bytes
+from unitrain.client.wire import Encoder, decode_response, payload_bytes
 from unitrain.errors import ClientError, DataError, RequestError
 
 if TYPE_CHECKING:

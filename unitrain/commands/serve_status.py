@@ -69,8 +69,9 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("no model is served")
     for version in status.versions:
-        if "error" in (version.origin or {}):
-            note(version.origin["error"])
+        wrong = (version.origin or {}).get("error")
+        if wrong is not None:
+            note(wrong)
     errors = {f"{v.model} {v.version}".strip(): v.error for v in status.versions} | {"Triton": status.error}
     told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
     if told:

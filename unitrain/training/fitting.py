@@ -116,11 +116,11 @@ class Fit:
             raise
         except BaseException as error:
             # Before the first epoch signals are Python's own; Lightning makes an exit of it.
-            stop = error.__context__ if isinstance(error, SystemExit) else error
-            if not isinstance(stop, KeyboardInterrupt):
+            cause = error.__context__ if isinstance(error, SystemExit) else error
+            if not isinstance(cause, KeyboardInterrupt):
                 self._fail(error)
                 raise
-            number = getattr(stop, "number", signal.SIGINT)
+            number = getattr(cause, "number", signal.SIGINT)
             status, reason, exit_code = "interrupted", signal.Signals(number).name, 128 + number
         finally:
             if on_interrupt is not None:
