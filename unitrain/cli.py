@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 from unitrain import __version__
 from unitrain.durable import full_disk
 from unitrain.errors import Interrupted, UnitrainError
-from unitrain.terminal import accept_any_text, say, say_error
+from unitrain.terminal import accept_any_text, open_standard_streams, say, say_error
 
 _SIGNALS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
@@ -57,14 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 good, 1 failed, 2 wrong usage or settings, 128 + n ended by signal n.
     """
+    open_standard_streams()
     accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
+        with contextlib.suppress(OSError):  # a full disk, a reader that has gone
+            print(_help(), flush=True)
+        _drop_output()
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":
-        print(f"unitrain {__version__}")
+        say(f"unitrain {__version__}")
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -82,12 +86,14 @@ def _run(name: str, arguments: list[str]) -> int:
     received: list[int] = []
     try:
         with _signals_raise(received):
-            return _call(name, arguments)
+            try:
+                return _call(name, arguments)
+            finally:
+                sys.stdout.flush()  # here rather than as the interpreter ends, where nothing handles an error
     except KeyboardInterrupt as error:
         return _stopped(getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing to tell, and nothing more to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has gone (`| head`)
         return 141
     except UnitrainError as error:
         if debug:
@@ -100,12 +106,22 @@ def _run(name: str, arguments: list[str]) -> int:
         if received:  # an import that a signal cut short fails in its own ways
             return _stopped(received[0])
         say_error(_sentence(error))
-        return 1
+        _drop_output()
+        return 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1
 
 
 def _call(name: str, arguments: list[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(":")
     return int(getattr(import_module(module), function or "main")(arguments))
+
+
+def _drop_output() -> None:
+    """Forget what could not be written, which would be tried again as the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stopped(number: int) -> int:
@@ -118,6 +134,8 @@ def _sentence(error: Exception) -> str:
     full = full_disk(error)
     if full is not None:
         return f"the disk is full: {full}; free some space and try again"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     text = " ".join(str(error).split()) or "no message"
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
 

@@ -6,6 +6,7 @@ reorder the text: ESC is printed as `\x1b`, a newline as `\n`. JSON is printed a
 
 import contextlib
 import io
+import os
 import re
 import sys
 import unicodedata
@@ -45,6 +46,21 @@ def say_error(text: Any) -> None:
     line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
     with contextlib.suppress(OSError):
         say(f"error: {line}", to=sys.stderr)
+
+
+def open_standard_streams() -> None:
+    """Open the null device in the place of standard streams that are closed (`>&-`).
+
+    The next file that is opened would otherwise become standard output, and take what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if name == "stdin" else "w", closefd=False)  # noqa: SIM115 - open to the end
+            setattr(sys, name, stream)
 
 
 def accept_any_text() -> None:

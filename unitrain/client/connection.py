@@ -65,6 +65,10 @@ class Connection:
 
         asked = "" if version is None else str(version)
         try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a model's name is text in UTF-8, got {name!r}") from error
+        try:
             metadata = self.stub.ModelMetadata(
                 service_pb2.ModelMetadataRequest(name=name, version=asked), timeout=_ASK_TIMEOUT_S
             )

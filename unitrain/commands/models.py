@@ -143,7 +143,7 @@ def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table
     from unitrain.terminal import note, say
 
-    served = _served(url) if url else None
+    served = None if url is None else _served(url)
     versions = [version for model in repository.models() for version in _marked(repository, model)]
     if as_json:
         print_json([_as_json(version) | _served_json(version, served) for version in versions])

@@ -125,7 +125,9 @@ def _check(options: argparse.Namespace, io_options: dict[str, str]) -> None:
         if value is not None and value < least:
             raise UsageError(f"--{flag}: expected at least {least}, got {value}")
     if not 0 < options.timeout <= threading.TIMEOUT_MAX:
-        raise UsageError(f"--timeout: expected seconds above 0, got {options.timeout}")
+        raise UsageError(
+            f"--timeout: expected seconds above 0 and at most {threading.TIMEOUT_MAX:.0f}, got {options.timeout}"
+        )
     for flag, seconds in (("retry-for", options.retry_for), ("wait", options.wait)):
         if seconds is not None and not seconds >= 0:
             raise UsageError(f"--{flag}: expected seconds from 0, got {seconds}")

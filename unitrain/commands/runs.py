@@ -48,10 +48,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(experiments_dir: Path, experiment: str | None, *, as_json: bool) -> int:
     from unitrain.commands.tables import print_json, print_table
-    from unitrain.runs import list_runs
+    from unitrain.runs import check_experiment, list_runs
     from unitrain.terminal import note, say
 
-    runs = list_runs(experiments_dir, experiment)
+    runs = list_runs(experiments_dir, None if experiment is None else check_experiment(experiment))
     if as_json:
         print_json([_as_json(run) for run in runs])
     elif runs:
@@ -60,7 +60,7 @@ def _list(experiments_dir: Path, experiment: str | None, *, as_json: bool) -> in
             if run.status == "unreadable":
                 note(str(run.reason))
     else:
-        where = experiments_dir / experiment if experiment else experiments_dir
+        where = experiments_dir / experiment if experiment is not None else experiments_dir
         say(f"there is no run in {where}; `fit` makes them")
     return 0
 

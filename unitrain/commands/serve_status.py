@@ -37,6 +37,7 @@ def _parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0 where the server answers."""
     options = parse(_parser(), argv)
+    from unitrain.client.connection import check_url
     from unitrain.commands.tables import (
         print_fields,
         print_json,
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     from unitrain.serving.status import server_status
     from unitrain.terminal import note, say
 
-    status = server_status(options.url, options.model_repository)
+    status = server_status(check_url(options.url), options.model_repository)
     if options.json:
         print_json(asdict(status))
         return 0
@@ -70,8 +71,9 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("no model is served")
     for version in status.versions:
-        if version.origin and "error" in version.origin:
-            note(version.origin["error"])
+        wrong = (version.origin or {}).get("error")
+        if wrong is not None:
+            note(wrong)
     errors = {f"{v.model} {v.version}".strip(): v.error for v in status.versions} | {"Triton": status.error}
     told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
     if told:

@@ -113,6 +113,8 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         raise ServingError(
             f"there is no server at {url} ({error}); start one by `python -m unitrain serve`, or name its --url"
         ) from error
+    except ServingError as error:
+        raise ServingError(f"{url}: the server answers otherwise than Triton does: {error}") from error
     finally:
         admin.close()
     told = {(v.model, v.version) for v in versions}
