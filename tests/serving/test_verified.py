@@ -352,6 +352,8 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     signature = Signature((TensorSpec("x", "FP32", (3,)),), (TensorSpec("y", "FP32", ()),), batched=True)
     publish_model(triton.repository, "loss", signature=signature, fill=scalar)
     publish_model(triton.repository, "loss_proven", signature=signature, fill=scalar_with_samples)
+    whole = Signature(signature.inputs, signature.outputs, batched=False)
+    publish_model(triton.repository, "loss_whole", signature=whole, fill=scalar)
     publish_model(triton.repository.parent / "other", "many")
     config = triton.repository.parent / "other" / "many" / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 1\n", "count: 2000000000\n"))
@@ -361,6 +363,8 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     for name in ("loss", "loss_proven"):
         failed = triton.wait_for_event("failed", accept=lambda e, name=name: e["model"] == name)
         assert "the output y has no batch axis" in failed["reason"]
+    failed = triton.wait_for_event("failed", accept=lambda e: e["model"] == "loss_whole")
+    assert "config.pbtxt has the output y without any axis" in failed["reason"]
 
 
 def test_no_flipped_bit_is_served(triton: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
