@@ -179,7 +179,7 @@ def hashes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
     if manifest.get("golden_sha256") is not None:
         hashes[GOLDEN_NAME] = manifest["golden_sha256"]
     for name, value in hashes.items():
-        if not isinstance(value, str) or Path(name).name != name:
+        if not isinstance(value, str) or Path(name).name != name or name in ("", ".."):
             raise Contradiction(f"{folder / MANIFEST_NAME} can't be read as a manifest: no hash of {name!r}")
     return hashes
 
@@ -271,7 +271,7 @@ def _open(path: Path) -> io.BufferedReader:
 def _read(path: Path, limit: int) -> bytes:
     try:
         with _open(path) as file:
-            data = file.read(limit + 1)
+            data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise Contradiction(f"{path} can't be read: {error.strerror}") from error
     if len(data) > limit:
@@ -286,7 +286,7 @@ def _hashed(path: Path, keep_bytes: int) -> tuple[Identity, str, bytes | None]:
             identity = _identity(os.fstat(file.fileno()))
             if identity[2] > keep_bytes:
                 return identity, hashlib.file_digest(file, "sha256").hexdigest(), None
-            data = file.read(keep_bytes + 1)
+            data = file.read(identity[2] + 1)
     except OSError as error:
         raise Contradiction(f"{path} can't be read: {error.strerror}") from error
     if len(data) != identity[2]:
