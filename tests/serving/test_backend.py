@@ -131,9 +131,11 @@ def test_scalars_zero_sizes_and_models_without_a_batch_axis(triton: TritonServer
 
 def test_what_triton_says_of_a_configuration_is_told(triton: TritonServer) -> None:
     """Its answer says only that it failed; its log has the reason."""
-    signature = _signature({"x": ("FP32", (3,))}, {"y": ("FP32", ())}, batched=False)
-    publish_model(triton.repository, signature=signature)
-    assert "scalar tensors are not supported" in triton.wait_for_event("failed")["reason"]
+    publish_model(triton.repository.parent / "other")
+    config = triton.repository.parent / "other" / "linear" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size: 64", "max_batch_size: -1"))
+    config.parent.rename(triton.repository / "linear")
+    assert "must be non-negative" in triton.wait_for_event("failed")["reason"]
 
 
 def _with_weights_beside(path: Path) -> None:

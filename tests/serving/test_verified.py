@@ -253,6 +253,11 @@ def test_a_version_rolled_back_is_verified_and_served(
     np.testing.assert_array_equal(ask(triton.url, ROWS)[0], 2 * ROWS)
 
 
+def _same(path: Path) -> None:
+    words = (TensorProto.STRING, ["batch"])
+    save_graph(path, [helper.make_node("Identity", ["x"], ["y"])], {"x": words}, {"y": words})
+
+
 @pytest.fixture
 def native(tmp_path: Path, triton_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonServer]:
     """A `serve` on a `tritonserver` whose backend loads whatever it is given, as the native one does."""
@@ -299,14 +304,33 @@ def test_with_a_native_backend_a_version_is_tried_under_another_name_first(nativ
     assert set(load.answered) <= {1, 5}
     assert seen_models == {"linear"}
     reasons = [event["reason"] for event in native.events if event["event"] == "failed"]
+    words = Signature((TensorSpec("x", "BYTES", ()),), (TensorSpec("y", "BYTES", ()),), batched=True)
+    publish_model(
+        native.repository, "texts", signature=words, fill=_same, golden={"x": np.array(["a", "größe"])}
+    )
+    publish_model(
+        native.repository, "values", n=None, golden={"x": np.arange(9, dtype=np.float32)}, max_batch_size=4
+    )
+
+    def odd(path: Path) -> None:
+        linear_model(path)
+        np.savez(path.parent / "golden.npz", **{"inputs/x": np.float32(1), "outputs/y": np.float32(2)})
+        prove(path.parent, "odd", 1, linear_signature())
+
+    publish_model(native.repository, "odd", fill=odd)
+    for name in ("texts", "values"):
+        native.wait_for(name, 1)
+    assert (
+        "can't be verified" in native.wait_for_event("failed", accept=lambda e: e["model"] == "odd")["reason"]
+    )
     assert "model.onnx was changed" in reasons[0]
     assert "answered otherwise than published" in reasons[1]
     assert "its digest is not that" in reasons[2]
     assert "unitrain_candidate_" in native.log.read_text()
     status = server_status(native.url)
-    assert {row.model for row in status.versions} == {"linear"}
+    assert {row.model for row in status.versions} == {"linear", "odd", "texts", "values"}
     assert not list(runtime_dir().glob("*candidates/*"))
-    assert [p.name for p in native.repository.iterdir()] == ["linear"]
+    assert {p.name for p in native.repository.iterdir()} == {"linear", "odd", "texts", "values"}
 
 
 @pytest.mark.parametrize(
@@ -352,6 +376,8 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     signature = Signature((TensorSpec("x", "FP32", (3,)),), (TensorSpec("y", "FP32", ()),), batched=True)
     publish_model(triton.repository, "loss", signature=signature, fill=scalar)
     publish_model(triton.repository, "loss_proven", signature=signature, fill=scalar_with_samples)
+    whole = Signature(signature.inputs, signature.outputs, batched=False)
+    publish_model(triton.repository, "loss_whole", signature=whole, fill=scalar)
     publish_model(triton.repository.parent / "other", "many")
     config = triton.repository.parent / "other" / "many" / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 1\n", "count: 2000000000\n"))
@@ -361,6 +387,8 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     for name in ("loss", "loss_proven"):
         failed = triton.wait_for_event("failed", accept=lambda e, name=name: e["model"] == name)
         assert "the output y has no batch axis" in failed["reason"]
+    failed = triton.wait_for_event("failed", accept=lambda e: e["model"] == "loss_whole")
+    assert "config.pbtxt has the output y without any axis" in failed["reason"]
 
 
 def test_no_flipped_bit_is_served(triton: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ def _answers(
 ) -> dict[str, np.ndarray]:
     """The server's answers to all golden samples, in requests that it takes."""
     info = client.model(model, version)
-    if not info.signature.batched:
+    if not info.signature.batched or not all(array.ndim for array in inputs.values()):
         return client.predict(model, inputs, version=version, allow_nan=True).outputs
-    rows = max(map(len, inputs.values()))
+    rows = max(map(len, inputs.values()), default=1)
     parts = []
     for start in range(0, rows, info.max_batch_size):
         some = {name: array[start : start + info.max_batch_size] for name, array in inputs.items()}

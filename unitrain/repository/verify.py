@@ -81,7 +81,7 @@ def compare_golden(
     given = {output: answers[output] for output in outputs if output in answers}
     found = compare(outputs, given, tolerance, sides=("the golden samples", where))
     worst = max((figures["max_abs"] for figures in found.by_output.values()), default=0.0)
-    rows = len(next(iter(outputs.values()), ()))
+    rows = next((want.shape[0] for want in outputs.values() if want.ndim), 0)
     return Check(name, found.failure is None, found.failure or f"{rows} rows, largest difference {worst:.1e}")
 
 

@@ -18,11 +18,11 @@ from unitrain.errors import RepositoryError
 from unitrain.integrity import CheckedFiles, Contradiction, Golden, read_checked
 from unitrain.repository import comparison, write_config_text
 from unitrain.repository.layout import CANDIDATE_PREFIX, CONFIG_NAME
-from unitrain.serving.admin import Admin, Refused
+from unitrain.serving.admin import Admin, Refused, ServerGone
 from unitrain.serving.folder import override
 from unitrain.serving.probe import golden_requests, is_askable, outputs_of
 
-_ANSWER_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 600.0
 _UNLOADED_WITHIN_S = 10.0
 _LOOK_S = 0.01
 
@@ -53,6 +53,7 @@ class Candidates:
         )
         if backend in self.self_verifying:
             return None
+        failure = None
         try:
             files = read_checked(version_dir, in_memory_bytes=0)
             golden = None if files is None else files.golden()
@@ -61,12 +62,16 @@ class Candidates:
                 answers = self._ask(admin, config, f"{model}/{version}", golden)
                 sides = ("the golden samples", "this server")
                 failure = comparison.compare(golden[1], answers, tolerance, sides=sides).failure
-                if failure is not None:
-                    raise Contradiction(
-                        f"{version_dir}: the golden samples are answered otherwise than published: {failure}"
-                    )
-        except ValueError as error:
+        except (ServerGone, RepositoryError):
+            raise
+        except Contradiction as error:
             raise RepositoryError(str(error)) from error
+        except Exception as error:  # what lies there may be anybody's, and of any shape
+            raise RepositoryError(f"{version_dir} can't be verified: {error}") from error
+        if failure is not None:
+            raise RepositoryError(
+                f"{version_dir}: the golden samples are answered otherwise than published: {failure}"
+            )
         return files
 
     def _ask(self, admin: Admin, config: Any, place: str, golden: Golden) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ class ModelFolder:
         config = read_config(self._repository.config_path(self._name))
         check_config(config, self._allowed_backends)
         check_numbers(config)
+        _check_axes(config)
         config.name = config.name or self._name
         return config
 
@@ -80,6 +81,17 @@ class ModelFolder:
     def _file_name(self, config: Any) -> str:
         """What a version must hold; empty where only its backend knows."""
         return "" if runs_code(config) else config.default_model_filename or layout.MODEL_NAME
+
+
+def _check_axes(config: Any) -> None:
+    """Refuse a tensor without any axis, in clearer words than Triton's."""
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        for tensor in tensors:
+            if config.max_batch_size <= 0 and tensor.HasField("reshape") and not tensor.reshape.shape:
+                raise RepositoryError(
+                    f"config.pbtxt has the {kind} {tensor.name} without any axis, such as a loss, which Triton can't "
+                    "serve; leave it out of what forward takes and returns"
+                )
 
 
 def override(config: Any, versions: Iterable[int], generation: int) -> dict[str, Any]:

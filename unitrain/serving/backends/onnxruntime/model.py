@@ -94,7 +94,6 @@ class TritonPythonModel:
             if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
                 stub_strings.prepare()
             if files is not None:
-                files.check_unchanged()
                 _check_golden(self._session, files)
         except integrity.Contradiction as error:  # it names the file
             raise pb_utils.TritonModelException(_one_line(error)) from error
@@ -187,13 +186,20 @@ def _open_checked(files: Any, file_name: str, options: Any, providers: list[str]
     beside = {name: files.contents.get(name) for name in files.identities if name != file_name}
     kept = file_name in files.contents and None not in beside.values()
     if beside and (not kept or not hasattr(options, "add_external_initializers_from_files_in_memory")):
-        return ort.InferenceSession(files.folder / file_name, options, providers=providers)
+        return _open_by_path(files, file_name, options, providers)
     if beside:
         options.add_external_initializers_from_files_in_memory(
             list(beside), list(beside.values()), [len(data) for data in beside.values()]
         )
-    model = files.contents[file_name] if kept else files.folder / file_name
-    return ort.InferenceSession(model, options, providers=providers)
+    if not kept:
+        return _open_by_path(files, file_name, options, providers)
+    return ort.InferenceSession(files.contents[file_name], options, providers=providers)
+
+
+def _open_by_path(files: Any, file_name: str, options: Any, providers: list[str]) -> Any:
+    session = ort.InferenceSession(files.folder / file_name, options, providers=providers)
+    files.check_unchanged()
+    return session
 
 
 def _check_golden(session: Any, files: Any) -> None:
