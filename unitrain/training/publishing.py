@@ -303,7 +303,11 @@ class Publishing(EveryNValidations):
         self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._worker is not None:
+            self._worker.wait()
         self._show(trainer)
+        if self._candidate is not None:  # the disk may have refused what was due at this very step
+            self._acted_at = -1
         super().on_train_end(trainer, pl_module)
         self._finish()
         self._show(trainer)
