@@ -42,7 +42,7 @@ class BatchReport:
     failure: str | None = None
 
 
-def compare_batches(
+def compare_batches(  # noqa: C901 - one size after the other, and what each may show
     served: "ServedGraph",
     session: GraphSession | None,
     sample: Mapping[str, np.ndarray],

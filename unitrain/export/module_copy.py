@@ -179,7 +179,7 @@ class _Copier:
         self.memo[id(tensor)] = clone
         return clone
 
-    def value(self, value: Any, where: str) -> Any:
+    def value(self, value: Any, where: str) -> Any:  # noqa: C901, PLR0911, PLR0912 - a case each type
         """Copy one value.
 
         Raises:

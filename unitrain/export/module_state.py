@@ -211,7 +211,7 @@ class _Keys:
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []
 
-    def of(self, value: Any) -> Key:
+    def of(self, value: Any) -> Key:  # noqa: PLR0911 - a case each type
         kind = type(value)
         if kind in ATOMIC:
             return (kind, value if value == value else "nan")  # noqa: PLR0124
