@@ -71,7 +71,7 @@ class ServedGraph(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         trainer = state.pop("trainer")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for part in self.module.modules():
             if "_trainer" in vars(part):
                 vars(part)["_trainer"] = trainer
@@ -427,7 +427,7 @@ def _forward_fails(module: nn.Module, sample: Mapping[str, Any], error: Exceptio
 
 
 def _squeezed(
-    served: ServedGraph, sample: Tensors, two: Tensors, three: Tensors
+    served: ServedGraph, sample: Mapping[str, Tensor], two: Tensors, three: Tensors
 ) -> dict[str, tuple[int, ...]]:
     """The shape of a row by output, for outputs that have fewer axes where there is but one row: `squeeze()`."""
     try:
