@@ -56,6 +56,7 @@ def test_demo_fails_with_the_missed_target_and_leaves_nothing_running(project: P
     (run_dir,) = (project / "experiments" / "signals_clustering").iterdir()
     assert (run_dir / "signals.png").is_file()
     assert json.loads((run_dir / "run.json").read_text())["published"]
+    assert not (project / "triton_repo").exists()  # it has a repository of its own
 
 
 @pytest.mark.slow

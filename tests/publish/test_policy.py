@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pytorch_lightning import LightningModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unitrain
 from unitrain.cli import main
-from unitrain.errors import RepositoryError, SettingsError
+from unitrain.errors import PublishRefused, RepositoryError, SettingsError
 from unitrain.manifest import Manifest, read_manifest
+from unitrain.publish import Publisher, Request, Worker
 from unitrain.repository import Repository
 from unitrain.repository.answers import run_onnx
 from unitrain.repository.promote import promote
@@ -62,11 +65,28 @@ def record(result: RunResult) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which the weights were copied."""
+    steps: list[int] = []
+    capture = Publisher.capture
+
+    def counting(self: Publisher, module: LightningModule, **options: Any) -> Request:
+        steps.append(options["step"])
+        return capture(self, module, **options)
+
+    monkeypatch.setattr(Publisher, "capture", counting)
+    return steps
+
+
 @pytest.mark.parametrize("cadence", [1, 2, 100])
 def test_the_best_is_served_where_early_stopping_ends_the_training(
-    settings: Path, repository: Repository, cadence: int
+    settings: Path, repository: Repository, captured: list[int], cadence: int
 ) -> None:
-    """The best of validation 2 of 5 is the newest version, with the weights of that validation."""
+    """The best of validation 2 of 5 is the newest version, with the weights of that validation.
+
+    Weights are copied at the validations that improve the metric, and at no other.
+    """
     result = train(
         settings, [0.5, 0.2, 0.4, 0.3, 0.35, 0.1],
         **{"early_stopping.patience": 3, "publish.every_n_validations": cadence},
@@ -80,6 +100,32 @@ def test_the_best_is_served_where_early_stopping_ends_the_training(
     assert result.published == repository.versions("points")
     steps = [entry["step"] for entry in record(result)["published"]]
     assert steps == sorted(set(steps))  # no step twice
+    assert captured == [STEPS, 2 * STEPS]
+
+
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [(RepositoryError("no space left"), 2 * STEPS), (PublishRefused("parity", "off"), 3 * STEPS)],
+)
+def test_the_best_that_was_refused_is_tried_again_or_followed_by_the_next_best(
+    settings: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, error: Exception, step: int
+) -> None:
+    """What the disk refused is published at the end; what a gate refused leaves room for a later one."""
+    publish, publishing = Publisher.publish, list[int]()
+
+    def refusing(self: Publisher, request: Request) -> Manifest:
+        publishing.append(request.step)
+        if publishing == [2 * STEPS]:
+            raise error
+        return publish(self, request)
+
+    monkeypatch.setattr(Publisher, "publish", refusing)
+    wait = Worker.wait
+    monkeypatch.setattr(
+        Worker, "submit", lambda self, request, submit=Worker.submit: (submit(self, request), wait(self))
+    )
+    train(settings, [0.5, 0.2, 0.4], **{"publish.every_n_validations": 2})
+    assert [manifest.step for manifest in manifests(repository)] == [step]
 
 
 def test_every_publishes_the_weights_as_they_are(settings: Path, repository: Repository) -> None:
@@ -298,8 +344,10 @@ def test_resumed_run_publishes_the_best_that_was_lost(
     )  # fmt: skip
     assert only.metric is not None
     assert only.metric.value == pytest.approx(0.2)
+    saved = torch.load(lost.run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     served = weight(repository.version_dir("points", 1))
-    assert served == 2 * STEPS if not averaged else 2 * STEPS - 4 < served < 2 * STEPS
+    assert served == pytest.approx(float(saved["layer.weight"]), abs=1e-4)
+    assert (served == 2 * STEPS) is not averaged
 
 
 def test_resumed_run_publishes_no_step_twice(settings: Path, repository: Repository) -> None:

@@ -52,6 +52,7 @@ def check_run(project: Path) -> Path:
         project / "triton_repo"
     ).versions("points")
     assert len(record["published"]) == 1
+    assert record["data_fingerprint"] is not None  # of both processes' shares
     [snapshot] = (run_dir / "embeddings").iterdir()
     header, *lines = [line.split("\t") for line in (snapshot / "metadata.tsv").read_text().splitlines()]
     assert header == ["side", "sample"]

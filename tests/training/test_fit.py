@@ -195,7 +195,11 @@ def test_a_version_with_nan_weights_is_refused_and_training_goes_on(settings: Pa
         "early_stopping": None,
     }
     result = unitrain.fit(settings, overrides, quiet=True)
-    assert result.published == [1, 2]
+    assert result.published in (
+        [1],
+        [1, 2],
+    )  # the second waits for the worker, and a later one may take its place
+    assert Repository(project / "triton_repo").versions("points") == result.published
     refused = json.loads((result.run_dir / "run.json").read_text())["refused"]
     assert {entry["gate"] for entry in refused} == {"finite_weights"}
     assert "hold NaN" in refused[0]["reason"]

@@ -13,7 +13,7 @@ import re
 import tempfile
 import traceback
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from unitrain.errors import ExportError, HookError
 from unitrain.export.batch_sizes import compare_batches
@@ -53,14 +54,33 @@ class ServedGraph(nn.Module):
         self,
         module: LightningModule,
         names: Sequence[str],
-        left_out: Collection[str] = (),
         dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
     ) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
-        self.left_out = frozenset(left_out)
         self.dynamic_axes = dynamic_axes or getattr(module, "dynamic_axes", None) or {}
+        self.left_out: frozenset[str] = frozenset()
+        self.shapes: dict[
+            str, tuple[int, ...]
+        ] = {}  # of a row, for outputs of which forward squeezes one row
+
+    def of(self, module: LightningModule) -> "ServedGraph":
+        """The same function of another module of the kind."""
+        served = ServedGraph(module, self.names, self.dynamic_axes)
+        served.left_out, served.shapes = self.left_out, self.shapes
+        return served
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it; Lightning takes the trainer out of what is pickled, and forward may read the epoch."""
+        return self.__dict__ | {"trainer": vars(self.module).get("_trainer")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        trainer = state.pop("trainer")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for part in self.module.modules():
+            if "_trainer" in vars(part):
+                vars(part)["_trainer"] = trainer
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
@@ -72,7 +92,11 @@ class ServedGraph(nn.Module):
             if isinstance(outputs, Tensor):
                 outputs = {"output": outputs}
             named = flatten_outputs(self.module.postprocess(outputs))
-        return {name: tensor for name, tensor in named.items() if name not in self.left_out}
+        return {
+            name: tensor.reshape(-1, *self.shapes[name]) if name in self.shapes else tensor
+            for name, tensor in named.items()
+            if name not in self.left_out
+        }
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(*tensors).values())
@@ -117,11 +141,7 @@ class Template:
 
     def run(self, module: LightningModule, rows: int = LIVE_ROWS) -> dict[str, np.ndarray]:
         """The answers of a module to the first rows of the sample, on its own device."""
-        return _answers(
-            ServedGraph(module, self.served.names, self.served.left_out, self.served.dynamic_axes),
-            self.sample,
-            rows,
-        )
+        return _answers(self.served.of(module), self.sample, rows)
 
     def of_state(
         self, state: ModuleState, weights: Mapping[str, Tensor], export: Export | None = None
@@ -132,7 +152,7 @@ class Template:
             weights: what the copy gets; random ones are tried in their places.
             export: see `exported_anew`.
         """
-        served = ServedGraph(state.module, self.served.names, self.served.left_out, self.served.dynamic_axes)
+        served = self.served.of(state.module)
         load_weights(served.module, weights)
         proof = _Proof(self.sample, self.tolerance, self.signature.batched)
         graph, swappable = _export_and_prove(served, proof, self.opset, export or export_onnx)
@@ -195,6 +215,11 @@ def build_template(
                 f"{type(module).__name__}: {name} is bfloat16, which no request can hold; train with precision bf16-mixed, "
                 "or switch publishing off with --publish null"
             )
+    if any("FakeQuantize" in type(part).__name__ for part in module.modules()):
+        raise ExportError(
+            f"{type(module).__name__} can't be exported to ONNX: {_WAYS_OUT[_QUANTIZED]}, or switch publishing off with "
+            "--publish null"
+        )
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
         state = _state(module, arrays)
@@ -207,6 +232,9 @@ def build_template(
             served = ServedGraph(state.module, tuple(rows), dynamic_axes=dynamic_axes)
         signature = _signature(served, rows)
         proof = _Proof(arrays, tolerance, signature.batched, max_rows)
+        mixed = proof.compare(served, None)  # before an export, which takes longer
+        if mixed:
+            raise ExportError(f"{type(module).__name__}: {mixed}")
         graph, swappable = _export_and_prove(served, proof, opset, export_onnx)
     notes = []
     if losses:
@@ -250,10 +278,14 @@ class _Proof:
         with tempfile.TemporaryDirectory(prefix="unitrain-export-") as folder:
             path = Path(folder, "graph.onnx")
             graph.write(path, external=True)
-            return compare_batches(
-                served, GraphSession(path), self.sample, tolerance=self.tolerance, batched=self.batched,
-                max_rows=self.max_rows, limit_s=PREPARE_LIMIT_S,
-            ).failure  # fmt: skip
+            return self.compare(served, GraphSession(path))
+
+    def compare(self, served: ServedGraph, session: GraphSession | None) -> str | None:
+        """The first difference of a graph from torch, or of a row from itself in another batch."""
+        return compare_batches(
+            served, session, self.sample, tolerance=self.tolerance, batched=self.batched,
+            max_rows=self.max_rows, limit_s=PREPARE_LIMIT_S,
+        ).failure  # fmt: skip
 
 
 def _export_and_prove(
@@ -365,6 +397,7 @@ def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signatu
             "which no server can hand out by rows; return a tensor of shape [batch, ...], too"
         )
     first = {name: tensor for name, tensor in first.items() if name not in served.left_out}
+    served.shapes = _squeezed(served, sample, first, second)
     for name in served.names:
         if name in first:
             raise HookError(
@@ -399,6 +432,22 @@ def _forward_fails(module: nn.Module, sample: Mapping[str, Any], error: Exceptio
         f"{type(module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
         "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
     )
+
+
+def _squeezed(
+    served: ServedGraph, sample: Mapping[str, Tensor], two: Tensors, three: Tensors
+) -> dict[str, tuple[int, ...]]:
+    """The shape of a row by output, for outputs that have fewer axes where there is but one row: `squeeze()`."""
+    try:
+        with torch.no_grad():
+            one = served.named_outputs(*(tensor[:1] for tensor in sample.values()))
+    except Exception:  # noqa: BLE001 - the comparison of batch sizes says so
+        return {}
+    return {
+        name: tuple(tensor.shape[1:])
+        for name, tensor in two.items()
+        if name in one and one[name].dim() < tensor.dim() and tensor.shape[1:] == three[name].shape[1:]
+    }
 
 
 def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:
@@ -493,12 +542,13 @@ def _cause(error: BaseException) -> str:
 
 
 _PACKED = r"pack_padded_sequence|PackedSequence|pad_packed_sequence"
+_QUANTIZED = r"fused_moving_avg_obs|fake_quant"
 _WAYS_OUT = {
     r"DynamicCache|past_key_values|EncoderDecoderCache": "set use_cache=False in the transformer's configuration "
     "or call, so that it returns no cache",
     _PACKED: "run the recurrent layer on the padded sequences "
     "and mask its answers, or take the last valid step by gather, instead of packing",
-    r"fused_moving_avg_obs|fake_quant|FakeQuantize": "quantization-aware training has no form in ONNX here: train "
+    _QUANTIZED: "quantization-aware training has no form in ONNX here: train "
     "in floating point, and quantize the published graph with onnxruntime.quantization",
     r"[Ss]parse": "make the sparse tensor dense with to_dense(), in __init__ or in forward",
     r"GuardOnDataDependent|data-dependent|Could not guard|Could not extract specialized": "rewrite it without "
@@ -516,7 +566,8 @@ def _way_out(error: BaseException) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
         texts.append(f"{type(root).__name__}: {root}")
-    if "pack_padded_sequence" in "".join(traceback.format_exception(error)):
+    frames = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
+    if any(isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values()):
         return "it can't trace pack_padded_sequence: " + _WAYS_OUT[_PACKED]
     missing = re.search(r"No ONNX function found for <OpOverload\(op='(?:\w+\.)?(\w+)", "\n".join(texts))
     known = [advice for pattern, advice in _WAYS_OUT.items() if re.search(pattern, texts[-1])]

@@ -91,5 +91,8 @@ def _keep(folder: Path, manifest: Manifest) -> None:
 
 
 def _from_here(path: Path) -> str:
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working folder is gone
+        return str(path)
     return str(path) if relative.startswith("..") else relative

@@ -59,6 +59,11 @@ class Worker:
             self._waiting = request
             self._changed.notify_all()
 
+    def wait(self) -> None:
+        """Return once everything submitted is published or refused, and reported."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None and not self._working)
+
     def finish(self) -> None:
         """Return once everything submitted is published or refused, and end the thread."""
         with self._changed:
@@ -72,6 +77,7 @@ class Worker:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 request, self._waiting = self._waiting, None
+                self._working = request is not None
             if request is None:
                 return
             outcome = self._outcome(request)
@@ -83,6 +89,9 @@ class Worker:
                 served = self._publisher.check_served(outcome.manifest)
                 if served is not None:
                     self._tell(replace(outcome, served=served))
+            with self._changed:
+                self._working = False
+                self._changed.notify_all()
 
     def _tell(self, outcome: Outcome) -> None:
         try:

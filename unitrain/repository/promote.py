@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from unitrain.errors import RepositoryError
+from unitrain.manifest import FILE_NAME as MANIFEST_NAME
 from unitrain.manifest import Manifest, read_manifest
 from unitrain.repository.commit import check_signature
-from unitrain.repository.layout import HELD_BACK_NAME, MODEL_NAME
+from unitrain.repository.layout import GOLDEN_NAME, HELD_BACK_NAME, MODEL_NAME
 from unitrain.repository.ranking import compare_with_newest, measured, readable_manifest
 from unitrain.repository.repository import Repository
 from unitrain.repository.verify import verify_version
@@ -47,20 +48,27 @@ def promote(repository: Repository, model: str, run_dir: Path) -> Manifest:
 
 
 def _fill(repository: Repository, source: Path, version_dir: Path, number: int) -> Manifest:
-    """Copy the files of the version and verify the copies."""
+    """Copy the files that the manifest names, and verify the copies."""
     try:
-        shutil.copytree(source, version_dir, dirs_exist_ok=True)
-    except (shutil.Error, FileNotFoundError) as error:
-        raise RepositoryError(f"{source} was replaced by a newer one just now; try again") from error
+        shutil.copyfile(source / MANIFEST_NAME, version_dir / MANIFEST_NAME)
+        held = read_manifest(version_dir)
+        if held is None:
+            raise RepositoryError(f"{source} has no manifest, so it is not published")
+        golden = [GOLDEN_NAME] if held.golden_sha256 else []
+        for name in (MODEL_NAME, *golden, *held.files):
+            if Path(name).name != name:
+                raise RepositoryError(f"{source / MANIFEST_NAME} names {name!r}, which is no file beside it")
+            shutil.copyfile(source / name, version_dir / name)
+    except FileNotFoundError as error:
+        raise RepositoryError(
+            f"{error.filename} is missing: the files are damaged, or were replaced just now; try again"
+        ) from error
     for check in verify_version(version_dir):
         if check.passed is False:
             raise RepositoryError(
                 f"{source} is damaged, so it is not published: {check.name}: {check.detail}; `export --run` publishes "
                 "a checkpoint"
             )
-    held = read_manifest(version_dir)
-    if held is None:
-        raise RepositoryError(f"{source} has no manifest, so it is not published")
     check_signature(repository.config_path(held.model), held.signature)
     for version in repository.versions(held.model):
         other = readable_manifest(repository, held.model, version)

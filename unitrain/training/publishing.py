@@ -242,13 +242,34 @@ class Publishing(EveryNValidations):
         content = load_plain(path)
         if content["global_step"] != best["step"]:
             raise ValueError(f"{path.name} is of step {content['global_step']}")
-        average = self._ema.applied() if self._ema else contextlib.nullcontext()
-        with average, _weights_replaced(pl_module, content["state_dict"]):
+        with self._served_weights_replaced(pl_module, content["state_dict"]):
             request = self._capture(trainer, pl_module)
         if _state_digest(request) != best["state"]:
             raise ValueError("the module's state outside its weights has changed since")
         metric = Metric(*(best[key] for key in ("name", "value", "mode", "definition")))
         return replace(request, step=best["step"], epoch=int(content["epoch"]), metric=metric)
+
+    @contextlib.contextmanager
+    def _served_weights_replaced(
+        self, pl_module: LightningModule, weights: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """A block in which other weights are served: in the average's place, or in the module's without one."""
+
+        def load(values: Mapping[str, Any]) -> dict[str, Any]:
+            with contextlib.nullcontext() if self._ema is None else self._ema.applied():
+                held = {name: value.clone() for name, value in pl_module.state_dict().items()}
+                try:
+                    pl_module.load_state_dict(values)
+                except BaseException:
+                    pl_module.load_state_dict(held)  # what fitted was copied already
+                    raise
+            return held
+
+        held = load(weights)
+        try:
+            yield
+        finally:
+            load(held)
 
     def _capture(self, trainer: Trainer, pl_module: LightningModule) -> Request:
         """Copy what a version needs of the module as the training has it now."""
@@ -303,7 +324,11 @@ class Publishing(EveryNValidations):
         self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._worker is not None:
+            self._worker.wait()
         self._show(trainer)
+        if self._candidate is not None:  # the disk may have refused what was due at this very step
+            self._acted_at = -1
         super().on_train_end(trainer, pl_module)
         self._finish()
         self._show(trainer)
@@ -438,14 +463,3 @@ def _import_path(cls: type) -> str:
 def _state_digest(request: Request) -> str | None:
     """Hash of the state outside the weights that forward reads, to compare with that of a later process."""
     return None if request.state is None else hashlib.sha256(repr(request.state.key).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _weights_replaced(module: LightningModule, weights: Mapping[str, Any]) -> Iterator[None]:
-    """A block in which a module has other weights, copied into its own tensors."""
-    held = {name: value.clone() for name, value in module.state_dict().items()}
-    try:
-        module.load_state_dict(weights)
-        yield
-    finally:
-        module.load_state_dict(held)
