@@ -14,9 +14,10 @@ import select
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -27,6 +28,7 @@ from torch import Tensor
 import unitrain
 from corpus.case import Case
 from unitrain.errors import UsageError
+from unitrain.export.process import ExportProcess
 from unitrain.repository import read_config
 from unitrain.settings import Publish
 
@@ -60,6 +62,19 @@ class Verdict:
     def as_declared(self, must: str) -> bool:
         """Whether the verdict is one that the pattern accepts."""
         return self.kind in (GOOD if must == "either" else (must,))
+
+
+@contextlib.contextmanager
+def one_export_process() -> Iterator[None]:
+    """A block in which all trainings share one process for exporting, which takes seconds to start."""
+    shared, close = ExportProcess(), ExportProcess.close
+
+    def share(self: ExportProcess, _limit_s: float = 0.0) -> None:
+        self.__dict__ = vars(shared)
+
+    with mock.patch.multiple(ExportProcess, __init__=share, close=lambda self: None):
+        yield
+    close(shared)
 
 
 def judge(case: Case, folder: Path) -> Verdict:
