@@ -13,7 +13,7 @@ import re
 import tempfile
 import traceback
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from unitrain.errors import ExportError, HookError
 from unitrain.export.batch_sizes import compare_batches
@@ -49,11 +50,20 @@ PREFIX = "module."
 class ServedGraph(nn.Module):
     """What is served of a module, as one function of its inputs in order to its outputs in order."""
 
-    def __init__(self, module: LightningModule, names: Sequence[str], left_out: Collection[str] = ()) -> None:
+    def __init__(self, module: LightningModule, names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
-        self.left_out = frozenset(left_out)
+        self.left_out: frozenset[str] = frozenset()
+        self.shapes: dict[
+            str, tuple[int, ...]
+        ] = {}  # of a row, for outputs of which forward squeezes one row
+
+    def of(self, module: LightningModule) -> "ServedGraph":
+        """The same function of another module of the kind."""
+        served = ServedGraph(module, self.names)
+        served.left_out, served.shapes = self.left_out, self.shapes
+        return served
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
@@ -65,7 +75,11 @@ class ServedGraph(nn.Module):
             if isinstance(outputs, Tensor):
                 outputs = {"output": outputs}
             named = flatten_outputs(self.module.postprocess(outputs))
-        return {name: tensor for name, tensor in named.items() if name not in self.left_out}
+        return {
+            name: tensor.reshape(-1, *self.shapes[name]) if name in self.shapes else tensor
+            for name, tensor in named.items()
+            if name not in self.left_out
+        }
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(*tensors).values())
@@ -110,7 +124,7 @@ class Template:
 
     def run(self, module: LightningModule, rows: int = LIVE_ROWS) -> dict[str, np.ndarray]:
         """The answers of a module to the first rows of the sample, on its own device."""
-        return _answers(ServedGraph(module, self.served.names, self.served.left_out), self.sample, rows)
+        return _answers(self.served.of(module), self.sample, rows)
 
     def of_state(
         self, state: ModuleState, weights: Mapping[str, Tensor], export: Export | None = None
@@ -121,7 +135,7 @@ class Template:
             weights: what the copy gets; random ones are tried in their places.
             export: see `exported_anew`.
         """
-        served = ServedGraph(state.module, self.served.names, self.served.left_out)
+        served = self.served.of(state.module)
         load_weights(served.module, weights)
         proof = _Proof(self.sample, self.tolerance, self.signature.batched)
         graph, swappable = _export_and_prove(served, proof, self.opset, export or export_onnx)
@@ -194,6 +208,9 @@ def build_template(
             served = ServedGraph(state.module, tuple(rows))
         signature = _signature(served, rows)
         proof = _Proof(arrays, tolerance, signature.batched, max_rows)
+        mixed = proof.compare(served, None)  # before an export, which takes longer
+        if mixed:
+            raise ExportError(f"{type(module).__name__}: {mixed}")
         graph, swappable = _export_and_prove(served, proof, opset, export_onnx)
     notes = []
     if losses:
@@ -237,10 +254,14 @@ class _Proof:
         with tempfile.TemporaryDirectory(prefix="unitrain-export-") as folder:
             path = Path(folder, "graph.onnx")
             graph.write(path, external=True)
-            return compare_batches(
-                served, GraphSession(path), self.sample, tolerance=self.tolerance, batched=self.batched,
-                max_rows=self.max_rows, limit_s=PREPARE_LIMIT_S,
-            ).failure  # fmt: skip
+            return self.compare(served, GraphSession(path))
+
+    def compare(self, served: ServedGraph, session: GraphSession | None) -> str | None:
+        """The first difference of a graph from torch, or of a row from itself in another batch."""
+        return compare_batches(
+            served, session, self.sample, tolerance=self.tolerance, batched=self.batched,
+            max_rows=self.max_rows, limit_s=PREPARE_LIMIT_S,
+        ).failure  # fmt: skip
 
 
 def _export_and_prove(
@@ -352,6 +373,7 @@ def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signatu
             "which no server can hand out by rows; return a tensor of shape [batch, ...], too"
         )
     first = {name: tensor for name, tensor in first.items() if name not in served.left_out}
+    served.shapes = _squeezed(served, sample, first, second)
     for name in served.names:
         if name in first:
             raise HookError(
@@ -386,6 +408,22 @@ def _forward_fails(module: nn.Module, sample: Mapping[str, Any], error: Exceptio
         f"{type(module).__name__}.forward fails on a sample of {inputs}: {_cause(error)}; set "
         "example_input_array to inputs as forward takes them, or switch publishing off with --publish null"
     )
+
+
+def _squeezed(
+    served: ServedGraph, sample: Tensors, two: Tensors, three: Tensors
+) -> dict[str, tuple[int, ...]]:
+    """The shape of a row by output, for outputs that have fewer axes where there is but one row: `squeeze()`."""
+    try:
+        with torch.no_grad():
+            one = served.named_outputs(*(tensor[:1] for tensor in sample.values()))
+    except Exception:  # noqa: BLE001 - the comparison of batch sizes says so
+        return {}
+    return {
+        name: tuple(tensor.shape[1:])
+        for name, tensor in two.items()
+        if name in one and one[name].dim() < tensor.dim() and tensor.shape[1:] == three[name].shape[1:]
+    }
 
 
 def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:
@@ -505,7 +543,8 @@ def _way_out(error: BaseException) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
         texts.append(f"{type(root).__name__}: {root}")
-    if "pack_padded_sequence" in "".join(traceback.format_exception(error)):
+    frames = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
+    if any(isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values()):
         return "it can't trace pack_padded_sequence: " + _WAYS_OUT[_PACKED]
     missing = re.search(r"No ONNX function found for <OpOverload\(op='(?:\w+\.)?(\w+)", "\n".join(texts))
     known = [advice for pattern, advice in _WAYS_OUT.items() if re.search(pattern, texts[-1])]

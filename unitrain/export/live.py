@@ -46,8 +46,7 @@ def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
         for name in attributes.keys() - _SHARED:
             value = attributes[name]
             if isinstance(value, _KEPT):
-                if value:
-                    kept.append((value, value.copy()))
+                kept.append((value, value.copy()))
             elif isinstance(value, Tensor):
                 loose.append((value, value.detach().clone()))
     versions = [_version(tensor) for tensor in registered]
@@ -87,13 +86,11 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _restore(value: Any, saved: Any) -> None:
     """Give a list, dict or set its former content; most have it still."""
-    same = len(value) == len(saved)
-    if isinstance(value, dict):
-        same = same and all(map(is_, value.values(), saved.values())) and list(value) == list(saved)
-    elif isinstance(value, list):
-        same = same and all(map(is_, value, saved))
-    else:
+    if isinstance(value, set):
         same = value == saved
+    else:
+        pair = (value.values(), saved.values()) if isinstance(value, dict) else (value, saved)
+        same = len(value) == len(saved) and all(map(is_, *pair))
     if not same:
         value.clear()
         if isinstance(value, list):

@@ -1,0 +1,214 @@
+"""Batches of every size are answered as torch answers them, each row by itself, or the module is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from zoo import MLP
+
+from unitrain.errors import ExportError, HookError
+from unitrain.export.batch_sizes import distinct_rows
+from unitrain.export.graph import Template, build_template
+from unitrain.export.parity import Tolerance, run_onnx
+from unitrain.module import ServableModule
+
+
+def template(module, x: torch.Tensor | None = None, **further: torch.Tensor) -> Template:
+    sample = {"x": torch.randn(6, 4) if x is None else x, **further}
+    return build_template(module, sample, opset=20, tolerance=Tolerance(), max_rows=1024)
+
+
+class Branches(MLP):
+    def forward(self, x):
+        return self.net(x) * (2.0 if x.size(0) > 900 else 1.0)
+
+
+class SubtractsMean(MLP):
+    def forward(self, x):
+        return self.net(x) - x.mean(0)[:2]
+
+
+class Softmax(MLP):
+    def forward(self, x):
+        return {"share": self.net(x).softmax(0)}
+
+
+@pytest.mark.parametrize("kind", [Branches, SubtractsMean, Softmax])
+def test_module_that_depends_on_its_batch_is_refused(kind: type) -> None:
+    """A branch on the batch's size, and answers that depend on the other rows; one real row is enough to see it."""
+    words = (
+        r"a row's answer depends on the other rows of its batch: .* so forward must treat each row by itself"
+    )
+    with pytest.raises(ExportError, match=words):
+        template(kind())
+    with pytest.raises(ExportError, match=words):
+        template(kind(), torch.randn(1, 4))
+
+
+class Decides(MLP):
+    def forward(self, x):
+        return {"class": self.net(x).argmax(1), "length": x.norm(dim=1)}
+
+
+class Squeezes(MLP):
+    def forward(self, x):
+        return self.net(x)[:, :1].squeeze()
+
+
+@pytest.mark.parametrize("kind", [Decides, Squeezes, MLP])
+def test_outputs_of_one_value_a_row_pass(kind: type) -> None:
+    """`[rows]`, also where `squeeze()` takes the batch axis of a single row away."""
+    made = template(kind())
+    assert made.signature.batched
+    answers = run_onnx(made.graph.to_model(), {"x": np.ones((1, 4), np.float32)})
+    assert all(len(answer) == 1 for answer in answers.values())
+
+
+def test_rows_beyond_the_real_ones_are_the_same_at_every_size_and_all_different() -> None:
+    """Numbers are mixtures; integers are those of a real row."""
+    sample = {"x": np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32), "n": np.array([1, 5, 9])}
+    many, few = distinct_rows(sample, 50), distinct_rows(sample, 7)
+    assert all(np.array_equal(many[name][:7], few[name]) for name in sample)
+    assert len(np.unique(many["x"], axis=0)) == 50
+    assert set(many["n"]) == {1, 5, 9}
+
+
+class WithLoss(MLP):
+    """As Hugging Face's models: labels make a loss."""
+
+    def forward(self, x, mask=None, labels=None):
+        logits = self.net(x) if mask is None else self.net(x) * mask
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def test_labels_and_losses_are_not_served() -> None:
+    """A mask of ones, which changes nothing in this sample, is an input all the same."""
+    made = template(WithLoss(), mask=torch.ones(6, 2), labels=torch.tensor([0, 1, 0, 1, 1, 0]))
+    assert made.served.names == ("x", "mask")
+    assert [output.name for output in made.signature.outputs] == ["logits"]
+    assert made.notes == ("labels: not served as input, since only a loss depends on it",)
+
+
+class MeanToo(MLP):
+    def forward(self, x):
+        y = self.net(x)
+        return {"y": y, "loss": y.square().mean()}
+
+
+def test_output_that_is_one_number_is_left_out_and_alone_is_refused() -> None:
+    """Triton can't load it; the batch axis of the others stays."""
+    made = template(MeanToo())
+    assert made.notes == ("loss: not served as output, since it is one number a batch",)
+    assert str(made.signature) == "(x: FP32[4]) -> (y: FP32[2]), each with a leading batch axis"
+
+    class Only(MLP):
+        def forward(self, x):
+            return {"loss": self.net(x).mean()}
+
+    with pytest.raises(HookError, match="returns only loss, one number for a whole batch"):
+        template(Only())
+
+
+class Collides(ServableModule):
+    """Its names are those that the exporter gives to inner values."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.net = nn.Linear(7, 2)
+
+    def forward(self, val_0, cat):
+        y = self.net(torch.cat([val_0, self.embed(cat)], 1))
+        return {"linear": y, "embedding": torch.cond(y.sum() > 0, lambda y: y + 1, lambda y: y - 1, (y,))}
+
+
+def test_names_that_the_exporter_uses_are_served_under_their_own_name() -> None:
+    """Inner values give way; weights are swapped still, and inner graphs read the renamed values."""
+
+    class Plain(Collides):
+        def forward(self, val_0, cat):
+            y = self.net(torch.cat([val_0, self.embed(cat)], 1))
+            return {"linear": y, "embedding": torch.cat([y, y], 1)}
+
+    sample = {"val_0": torch.randn(6, 4), "cat": torch.tensor([0, 1, 2, 3, 4, 0])}
+    made = build_template(Plain(), sample, opset=20, tolerance=Tolerance())
+    assert made.swappable
+    assert [v.name for v in made.graph.structure.graph.input] == ["val_0", "cat"]
+    assert [v.name for v in made.graph.structure.graph.output] == ["linear", "embedding"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm],
+)
+def test_normed_weights_are_swapped(layer) -> None:
+    """Old hooks and new parametrizations; the trained graph answers as the module does."""
+
+    class Normed(MLP):
+        def __init__(self):
+            super().__init__()
+            self.net[0] = layer(self.net[0])
+
+    module = Normed().eval()
+    made = template(module)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1)
+        expected = module(x).numpy()
+    from unitrain.export.weights import weights_of
+
+    got = run_onnx(made.with_weights(weights_of(module)).to_model(), {"x": x.numpy()})["output"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+class MatrixExponential(MLP):
+    def forward(self, x):
+        return torch.matrix_exp(x[:, :2, None] * x[:, None, :2])
+
+
+class Packs(MLP):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(4, 2, batch_first=True)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.rnn(packed)[1][0]
+
+
+class Caches(MLP):
+    def forward(self, x):
+        class DynamicCache:
+            pass
+
+        return {"y": self.net(x), "past_key_values": DynamicCache()}
+
+
+class Sparse(MLP):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(4).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.adjacency, x.T).T
+
+
+REFUSED = {
+    MatrixExponential: "ONNX has no operator for torch's matrix_exp: write it with others",
+    Packs: "it can't trace pack_padded_sequence: run the recurrent layer on the padded sequences",
+    Caches: "set use_cache=False",
+    Sparse: r"make the sparse tensor dense with to_dense\(\)",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refusal_names_a_way_out(kind: type) -> None:
+    """And never advises against branches where there are none."""
+    sample = {"x": torch.randn(6, 4)}
+    if kind is Packs:
+        sample = {"x": torch.randn(6, 5, 4), "lengths": torch.tensor([5, 4, 3, 2, 1, 5])}
+    with pytest.raises((ExportError, HookError), match=REFUSED[kind]) as caught:
+        build_template(kind(), sample, opset=20, tolerance=Tolerance())
+    assert "branches" not in str(caught.value)
