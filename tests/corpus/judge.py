@@ -88,12 +88,19 @@ def judge(case: Case, folder: Path) -> Verdict:
     return dataclasses.replace(verdict, cpu_s=_cpu_s() - started)
 
 
-def train(case: Case, folder: Path, live: "LiveAnswers") -> unitrain.RunResult:
-    """The end of a pattern's training by `unitrain.fit`, which `live` looks on at."""
+def train(
+    case: Case, folder: Path, live: "LiveAnswers", repository: Path | None = None
+) -> unitrain.RunResult:
+    """The end of a pattern's training by `unitrain.fit`, which `live` looks on at.
+
+    Args:
+        repository: where versions go; default: the folder's own.
+    """
+    overrides = {} if repository is None else {"publish.repository": str(repository)}
     # What a pattern's own parts warn of is not judged.
     with warnings.catch_warnings(), contextlib.chdir(folder):
         warnings.simplefilter("ignore")
-        return unitrain.fit(settings_of(case), callbacks=[live], quiet=True)
+        return unitrain.fit(settings_of(case), overrides, callbacks=[live], quiet=True)
 
 
 def _judge(case: Case, folder: Path) -> Verdict:
