@@ -30,6 +30,7 @@ PATTERNS = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_server_answers_as_the_live_module(tmp_path: Path, triton: TritonServer) -> None:
     """One server for all of them: names, shapes, types and values, for one row and for several."""
     (tmp_path / "pyproject.toml").touch()
