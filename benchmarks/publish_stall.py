@@ -5,7 +5,9 @@
 Two sizes: about 10k parameters and 35 MB. In one process, interleaved, so that ratios hold on a busy machine:
 
 - copy: one copy of all weights;
-- call: what the training thread does for a publication (copy the weights, hand them to the worker);
+- call: what the training thread does for a publication (copy the weights, run the live module on four rows,
+  hand both to the worker);
+- forward: the live module on four rows, alone;
 - loop: how much longer some training steps take with a publication among them than without (the worker
   shares the cores and Python's lock with them);
 - version: from the call to a whole version on the disk;
@@ -24,8 +26,10 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from unitrain.export.live import untouched
+from unitrain.export.module_state import ModuleState
 from unitrain.export.weights import weights_of
-from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker
+from unitrain.publish import Lineage, Outcome, Publisher, Worker
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 
@@ -83,15 +87,18 @@ def measure(width: int, hidden: int, steps: int, repeats: int, folder: Path) -> 
         lineage=Lineage("benchmark/run", str(folder)),
     )
     worker = Worker(publisher, lambda outcome: outcomes.append((time.perf_counter(), outcome)))
-    figures: dict[str, list[float]] = {k: [] for k in ("copy", "call", "loop", "version", "to_onnx", "steps")}
+    names = ("copy", "forward", "call", "loop", "version", "to_onnx", "steps")
+    figures: dict[str, list[float]] = {k: [] for k in names}
 
     def publish(step: int) -> float:
-        worker.submit(Request(weights_of(module), "raw", step, 0))
+        worker.submit(publisher.capture(module, kind="raw", step=step, epoch=0))
         return time.perf_counter()
 
     for step in range(repeats + 1):  # the first is the warm-up
         alone_s = train(module, x, optimizer, steps)
         copy_s = timed(lambda: weights_of(module))
+        with torch.no_grad():
+            forward_s = timed(lambda: module(x[:4]))
         count = len(outcomes)
         called_s = time.perf_counter()
         returned_s = publish(step)
@@ -102,6 +109,7 @@ def measure(width: int, hidden: int, steps: int, repeats: int, folder: Path) -> 
             raise outcomes[-1][1].error
         if step:
             figures["copy"].append(copy_s * 1e3)
+            figures["forward"].append(forward_s * 1e3)
             figures["call"].append((returned_s - called_s) * 1e3)
             figures["loop"].append((returned_s - called_s + beside_s - alone_s) * 1e3)
             figures["steps"].append(alone_s * 1e3)
@@ -123,22 +131,54 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(
-        "| size | copy [ms] | call [ms] | call - copy [ms] | loop [ms] (steps alone) | version [ms] | to_onnx [ms] | to_onnx / call |"
+        "| size | copy [ms] | forward [ms] | call [ms] | call - copy - forward [ms] | loop [ms] (steps alone) | version [ms] | to_onnx [ms] | to_onnx / call |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, (width, hidden, steps) in SIZES.items():
         if options.size not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as folder:
             figures = measure(width, hidden, steps, options.repeats, Path(folder))
         m = {key: statistics.median(values) for key, values in figures.items()}
-        extra = statistics.median(a - b for a, b in zip(figures["call"], figures["copy"], strict=True))
+        extra = statistics.median(
+            call - copy - forward
+            for call, copy, forward in zip(figures["call"], figures["copy"], figures["forward"], strict=True)
+        )
         print(
-            f"| {name} | {m['copy']:.2f} | {m['call']:.2f} | {extra:.2f} | {m['loop']:.1f} ({m['steps']:.0f}) | "
+            f"| {name} | {m['copy']:.2f} | {m['forward']:.2f} | {m['call']:.2f} | {extra:.2f} | {m['loop']:.1f} ({m['steps']:.0f}) | "
             f"{m['version']:.0f} (max {max(figures['version']):.0f}) | {m['to_onnx']:.0f} | {m['to_onnx'] / m['call']:.0f} |",
             flush=True,
         )
+    walk_ms = many_submodules(options.repeats)
+    print(f"\nbeside copy and forward, CPU of the training thread, 403 submodules: {walk_ms:.1f} ms")
     return 0
+
+
+def many_submodules(repeats: int) -> float:
+    """Milliseconds of CPU that the walks over a module of 403 submodules take at each publication, at the least."""
+    blocks = (nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU()) for _ in range(100))
+    module = Submodules(nn.Sequential(*blocks))
+    state = ModuleState.of(module, lambda clone: clone(torch.ones(2, 2, 1, 1)))
+    weights = weights_of(module)
+    times_s = []
+    for _ in range(repeats + 1):
+        started_s = time.thread_time()
+        with untouched(module, weights):
+            pass
+        state.holds(module)
+        times_s.append(time.thread_time() - started_s)
+    return min(times_s) * 1e3
+
+
+class Submodules(LightningModule):
+    """Whatever it is given, as a LightningModule."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The live module answers for itself and stays as it was; copies have all that its forward reads."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,7 +98,7 @@ class Holds(Net):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
-        self.file = open(__file__)  # noqa: SIM115
+        self.file = Path(__file__).open()  # noqa: SIM115
         self.numbers = (i for i in range(3))
         self.loader = iter(torch.utils.data.DataLoader([1, 2]))
         self.generated = self.layer(X)
@@ -130,7 +131,7 @@ def test_attribute_that_forward_needs_and_no_copy_can_have_is_named() -> None:
     class Reads(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.file = open(__file__)  # noqa: SIM115
+            self.file = Path(__file__).open()  # noqa: SIM115
 
         def forward(self, x):
             return self.layer(x) * len(self.file.name)

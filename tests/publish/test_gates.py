@@ -69,7 +69,7 @@ def test_graph_with_other_weights_than_torch_is_refused(template: Template, tmp_
     weights = perturbed(weights_of(template.served.module), seed=5)
     template.with_weights(weights).write(tmp_path / "right.onnx")
     right = gates.loadable(tmp_path / "right.onnx")
-    options = {"batch_sizes": (1, 2, 9), "tolerance": Tolerance()}
+    options = {"max_rows": 9, "tolerance": Tolerance()}
     figures = gates.parity(template.served, right, template.sample, **options)
     assert figures["y"]["max_abs"] < 1e-5
     template.graph.write(tmp_path / "wrong.onnx")

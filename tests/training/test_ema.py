@@ -238,3 +238,63 @@ def test_tensors_that_the_module_replaces_are_followed(tmp_path: Any) -> None:
     assert torch.equal(average["centre"], steps.raw["centre"])
     assert not torch.equal(average["last.weight"], raw["last.weight"])
     assert all(torch.equal(module.state_dict()[name], average[name]) for name in average)
+
+
+def test_average_follows_a_layer_that_an_epoch_puts_in(tmp_path: Any) -> None:
+    """It begins with the layer's own weights, before their first step."""
+
+    class Grows(Net):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.last = nn.Linear(1, 1)
+                self.first_weight = self.last.weight.detach().clone()
+                self.optimizers().add_param_group({"params": self.last.parameters()})
+
+        def forward(self, x):
+            y = self.net(x)
+            return self.last(y) if hasattr(self, "last") else y
+
+    class Last(Callback):
+        def __init__(self):
+            self.weights: list[torch.Tensor] = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if hasattr(pl_module, "last"):
+                self.weights.append(pl_module.last.weight.detach().clone())
+
+    torch.manual_seed(0)
+    module, last = Grows(), Last()
+    trainer(tmp_path, last, EMA(0.9, warm_up=False)).fit(module, loader(), loader())
+    expected = reference(module.first_weight, last.weights, 0.9, warm_up=False)
+    torch.testing.assert_close(module.last.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_module_that_holds_a_tensor_with_a_history_is_averaged(tmp_path: Any) -> None:
+    """Lightning's copies the module, which torch refuses then."""
+
+    class Generates(Net):
+        def __init__(self):
+            super().__init__()
+            self.generated = self.net[0](torch.ones(1, 2))
+
+    torch.manual_seed(0)
+    module = Generates()
+    ema = EMA(0.9)
+    trainer(tmp_path, ema).fit(module, loader(), loader())
+    assert ema._updates == 12
+
+
+def test_applied_average_moves_no_values_and_gives_the_raw_weights_back(tmp_path: Any) -> None:
+    """Each tensor of the module lies where it lay before."""
+
+    class Asks(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            weight = pl_module.net[0].weight
+            raw, place = weight.detach().clone(), weight.data_ptr()
+            with ema.applied():
+                assert not torch.equal(weight, raw)
+            assert torch.equal(weight, raw)
+            assert weight.data_ptr() == place
+
+    ema = EMA(0.9)
+    trainer(tmp_path, Asks(), ema).fit(Net(), loader(), loader())

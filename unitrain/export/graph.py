@@ -65,6 +65,17 @@ class ServedGraph(nn.Module):
         served.left_out, served.shapes = self.left_out, self.shapes
         return served
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it; Lightning takes the trainer out of what is pickled, and forward may read the epoch."""
+        return self.__dict__ | {"trainer": vars(self.module).get("_trainer")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        trainer = state.pop("trainer")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for part in self.module.modules():
+            if "_trainer" in vars(part):
+                vars(part)["_trainer"] = trainer
+
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
         inputs = dict(zip(self.names, tensors, strict=True))
@@ -196,6 +207,11 @@ def build_template(
                 f"{type(module).__name__}: {name} is bfloat16, which no request can hold; train with precision bf16-mixed, "
                 "or switch publishing off with --publish null"
             )
+    if any("FakeQuantize" in type(part).__name__ for part in module.modules()):
+        raise ExportError(
+            f"{type(module).__name__} can't be exported to ONNX: {_WAYS_OUT[_QUANTIZED]}, or switch publishing off with "
+            "--publish null"
+        )
     arrays = {name: tensor.numpy() for name, tensor in rows.items()}
     with isolate_rng():
         state = _state(module, arrays)
@@ -411,7 +427,7 @@ def _forward_fails(module: nn.Module, sample: Mapping[str, Any], error: Exceptio
 
 
 def _squeezed(
-    served: ServedGraph, sample: Tensors, two: Tensors, three: Tensors
+    served: ServedGraph, sample: Mapping[str, Tensor], two: Tensors, three: Tensors
 ) -> dict[str, tuple[int, ...]]:
     """The shape of a row by output, for outputs that have fewer axes where there is but one row: `squeeze()`."""
     try:
@@ -520,12 +536,13 @@ def _cause(error: BaseException) -> str:
 
 
 _PACKED = r"pack_padded_sequence|PackedSequence|pad_packed_sequence"
+_QUANTIZED = r"fused_moving_avg_obs|fake_quant"
 _WAYS_OUT = {
     r"DynamicCache|past_key_values|EncoderDecoderCache": "set use_cache=False in the transformer's configuration "
     "or call, so that it returns no cache",
     _PACKED: "run the recurrent layer on the padded sequences "
     "and mask its answers, or take the last valid step by gather, instead of packing",
-    r"fused_moving_avg_obs|fake_quant|FakeQuantize": "quantization-aware training has no form in ONNX here: train "
+    _QUANTIZED: "quantization-aware training has no form in ONNX here: train "
     "in floating point, and quantize the published graph with onnxruntime.quantization",
     r"[Ss]parse": "make the sparse tensor dense with to_dense(), in __init__ or in forward",
     r"GuardOnDataDependent|data-dependent|Could not guard|Could not extract specialized": "rewrite it without "

@@ -32,7 +32,7 @@ def live_answers(module: LightningModule, run: Any, weights: Mapping[str, Tensor
 
 
 @contextlib.contextmanager
-def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:  # noqa: C901, PLR0912
     """A block in evaluation mode, after which flags, attributes, tensors and random state are those of before."""
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
     kept: list[tuple[Any, Any]] = []  # lists, dicts and sets, with what was in them

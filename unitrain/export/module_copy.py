@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -129,7 +129,8 @@ class _Copier:
         inside = {id(inner) for _, part in parts if isinstance(part, whole) for inner in part.modules()}
         own = [(name, part) for name, part in parts if id(part) not in inside]
         for _, part in own:
-            self.memo[id(part)] = type(part).__new__(type(part))
+            kind: Any = type(part)
+            self.memo[id(part)] = kind.__new__(kind)
         for wrapper in reversed(compiled):  # an inner one first
             original = vars(wrapper)["_modules"]["_orig_mod"]
             if id(original) in self.memo:
@@ -169,7 +170,7 @@ class _Copier:
     def _tensor(self, tensor: Tensor | None) -> Tensor | None:
         if tensor is None or id(tensor) in self.memo:
             return None if tensor is None else self.memo[id(tensor)]
-        if isinstance(tensor, UninitializedTensorMixin) or type(tensor) not in (Tensor, nn.Parameter):
+        if is_lazy(tensor) or type(tensor) not in (Tensor, nn.Parameter):
             clone = copy.deepcopy(tensor, self.memo)
         else:
             clone = tensor.detach().to("cpu", copy=True)
@@ -179,7 +180,7 @@ class _Copier:
         self.memo[id(tensor)] = clone
         return clone
 
-    def value(self, value: Any, where: str) -> Any:
+    def value(self, value: Any, where: str) -> Any:  # noqa: C901, PLR0911, PLR0912 - a case each type
         """Copy one value.
 
         Raises:

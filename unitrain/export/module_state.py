@@ -117,7 +117,7 @@ def _recorded(clone: nn.Module) -> Iterator[Callable[[], tuple[Reads, frozenset[
             object.__setattr__(part, "__class__", kind)
 
 
-def _watching(kind: type, read: dict[int, set[str]], written: dict[int, set[str]]) -> type:
+def _watching(kind: Any, read: dict[int, set[str]], written: dict[int, set[str]]) -> type:
     """A subclass that notes each attribute that is read, unless it was written before."""
 
     def getting(self: Any, name: str) -> Any:
@@ -130,7 +130,8 @@ def _watching(kind: type, read: dict[int, set[str]], written: dict[int, set[str]
         kind.__setattr__(self, name, value)
 
     content = {"__getattribute__": getting, "__setattr__": setting, "__module__": kind.__module__}
-    return type(kind)(kind.__name__, (kind,), content | {"__qualname__": kind.__qualname__})
+    watching: type = type(kind)(kind.__name__, (kind,), content | {"__qualname__": kind.__qualname__})
+    return watching
 
 
 def _state_names(part: nn.Module, names: set[str]) -> frozenset[str]:
@@ -182,7 +183,7 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str]) -> K
 def _structure(part: nn.Module, index: Mapping[int, int]) -> Key:
     """Class, hooks, and the tensors and parts by name."""
     own = vars(part)
-    key: list[Key] = [type(part)]
+    key: list[Any] = [type(part)]
     for kind in ("_parameters", "_buffers"):
         for name, tensor in own[kind].items():
             key += (name,) if tensor is None else (name, tensor.dtype, _shape(tensor))
@@ -211,7 +212,7 @@ class _Keys:
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []
 
-    def of(self, value: Any) -> Key:
+    def of(self, value: Any) -> Key:  # noqa: PLR0911 - a case each type
         kind = type(value)
         if kind in ATOMIC:
             return (kind, value if value == value else "nan")  # noqa: PLR0124

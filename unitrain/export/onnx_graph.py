@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -130,8 +130,8 @@ def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def _value_names(graph: onnx.GraphProto) -> Iterator[str]:
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        yield value.name
+    values: list[Any] = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    yield from (value.name for value in values)
     for node in graph.node:
         yield from (*node.input, *node.output)
         for inner in _inner_graphs(node):
@@ -139,7 +139,8 @@ def _value_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    named: list[Any] = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for value in named:
         value.name = names.get(value.name, value.name)
     for node in graph.node:
         for values in (node.input, node.output):

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from unitrain.export.weights import weights_of
 
@@ -208,9 +208,7 @@ class EMA(WeightAveraging):
         return {
             name: t
             for name, t in named.items()
-            if not isinstance(t, UninitializedTensorMixin)
-            and (t.is_floating_point() or t.is_complex())
-            and t.layout is torch.strided
+            if not is_lazy(t) and (t.is_floating_point() or t.is_complex()) and t.layout is torch.strided
         }
 
     def _pair(self, pl_module: LightningModule) -> None:

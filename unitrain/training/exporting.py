@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import SettingsError
+from unitrain.export.module_copy import FrozenTrainer
 from unitrain.manifest import Manifest, Metric
 from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
@@ -57,6 +58,8 @@ def export_run(
         )
     loaded = load_weights(rebuilt.module, path, weights)
     settings: Publish = rebuilt.cli.section("publish") or Publish()
+    # As in the training, for a forward that reads `self.current_epoch`.
+    vars(rebuilt.module)["_trainer"] = FrozenTrainer(current_epoch=loaded.epoch, global_step=loaded.step)
     batch = first_batch_of(rebuilt.module, rebuilt.datamodule)
     root = repository_dir or rebuilt.root / settings.repository
     publisher = Publisher.prepare(
