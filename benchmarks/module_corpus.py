@@ -20,8 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from corpus import load_all
-from corpus.case import CASES
-from corpus.judge import judge
+from corpus.case import CASES, Case
+from corpus.judge import Verdict, judge, one_export_process
+
+
+def judge_in_scratch(case: Case) -> Verdict:
+    """The verdict on a pattern, trained in a folder that is removed."""
+    with tempfile.TemporaryDirectory(prefix="unitrain-corpus-") as folder:
+        Path(folder, "pyproject.toml").touch()
+        return judge(case, Path(folder))
 
 
 def main() -> int:
@@ -39,9 +46,7 @@ def main() -> int:
     if not arguments.json:
         print("| group | pattern | must be | verdict | CPU [s] | detail |\n|---|---|---|---|---|---|")
     for case in cases:
-        with tempfile.TemporaryDirectory(prefix="unitrain-corpus-") as folder:
-            Path(folder, "pyproject.toml").touch()
-            verdict = judge(case, Path(folder))
+        verdict = judge_in_scratch(case)
         totals[verdict.kind] += 1
         as_declared = verdict.as_declared(case.must)
         unexpected += not as_declared
@@ -65,4 +70,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_export_process():
+        code = main()
+    sys.exit(code)

@@ -291,7 +291,7 @@ class EdgeIndexScatter(Small):
         return self.net(x + out)
 
 
-@case(layout=mapping, target=classes(2), x_num=floats(5), x_cat=ints(4, 3))
+@case(must="either", layout=mapping, target=classes(2), x_num=floats(5), x_cat=ints(4, 3))
 class FTTransformer(Classifier):
     def __init__(self):
         super().__init__(16, 2)

@@ -14,9 +14,10 @@ import select
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -27,6 +28,7 @@ from torch import Tensor
 import unitrain
 from corpus.case import Case
 from unitrain.errors import UsageError
+from unitrain.export.process import ExportProcess
 from unitrain.repository import read_config
 from unitrain.settings import Publish
 
@@ -62,6 +64,19 @@ class Verdict:
         return self.kind in (GOOD if must == "either" else (must,))
 
 
+@contextlib.contextmanager
+def one_export_process() -> Iterator[None]:
+    """A block in which all trainings share one process for exporting, which takes seconds to start."""
+    shared, close = ExportProcess(), ExportProcess.close
+
+    def share(self: ExportProcess, _limit_s: float = 0.0) -> None:
+        self.__dict__ = vars(shared)
+
+    with mock.patch.multiple(ExportProcess, __init__=share, close=lambda self: None):
+        yield
+    close(shared)
+
+
 def judge(case: Case, folder: Path) -> Verdict:
     """Train a pattern in a scratch folder, and compare everything that was published.
 
@@ -73,12 +88,19 @@ def judge(case: Case, folder: Path) -> Verdict:
     return dataclasses.replace(verdict, cpu_s=_cpu_s() - started)
 
 
-def train(case: Case, folder: Path, live: "LiveAnswers") -> unitrain.RunResult:
-    """The end of a pattern's training by `unitrain.fit`, which `live` looks on at."""
+def train(
+    case: Case, folder: Path, live: "LiveAnswers", repository: Path | None = None
+) -> unitrain.RunResult:
+    """The end of a pattern's training by `unitrain.fit`, which `live` looks on at.
+
+    Args:
+        repository: where versions go; default: the folder's own.
+    """
+    overrides = {} if repository is None else {"publish.repository": str(repository)}
     # What a pattern's own parts warn of is not judged.
     with warnings.catch_warnings(), contextlib.chdir(folder):
         warnings.simplefilter("ignore")
-        return unitrain.fit(settings_of(case), callbacks=[live], quiet=True)
+        return unitrain.fit(settings_of(case), overrides, callbacks=[live], quiet=True)
 
 
 def _judge(case: Case, folder: Path) -> Verdict:

@@ -120,7 +120,7 @@ class PositionalOnly(Small):
         return F.mse_loss(self(batch[0]), batch[1])
 
 
-@case()
+@case(must="either")
 class CachesByShape(Small):
     """A mask of [row, 1] that is kept for the next batch of that size."""
 

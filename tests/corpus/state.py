@@ -186,7 +186,7 @@ class LayersInSetup(Small):
         return self.head(self.net(x))
 
 
-@case()
+@case(must="either")
 class ReadsTheDataModule(Small):
     """Forward reads a statistic of the trainer's data module."""
 

@@ -4,6 +4,7 @@ The judge that says so is tested, too: it can fail.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 
 from corpus import load_all
 from corpus.case import CASES, Case, Small, pair, total
-from corpus.judge import LiveAnswers, compare_version, in_child, judge, step_of, train
+from corpus.judge import LiveAnswers, compare_version, in_child, judge, one_export_process, step_of, train
 from unitrain.errors import PublishRefused, UsageError
 from unitrain.publish import Publisher
 
@@ -34,6 +35,12 @@ def _params() -> list[Any]:
     others = [name for name in CASES if name not in ALWAYS]
     quick = ALWAYS | set(others[::6])
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in CASES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exporting() -> Iterator[None]:
+    with one_export_process():
+        yield
 
 
 @pytest.fixture

@@ -130,7 +130,8 @@ def _watching(kind: Any, read: dict[int, set[str]], written: dict[int, set[str]]
         kind.__setattr__(self, name, value)
 
     content = {"__getattribute__": getting, "__setattr__": setting, "__module__": kind.__module__}
-    return type(kind)(kind.__name__, (kind,), content | {"__qualname__": kind.__qualname__})
+    watching: type = type(kind)(kind.__name__, (kind,), content | {"__qualname__": kind.__qualname__})
+    return watching
 
 
 def _state_names(part: nn.Module, names: set[str]) -> frozenset[str]:
