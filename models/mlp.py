@@ -207,7 +207,9 @@ def standardised(values: Tensor, means: Tensor, stds: Tensor) -> Tensor:
         HookError: there are more or fewer columns than means.
     """
     if values.shape[1:] != means.shape:
-        raise HookError(f"expected {len(means)} columns a row, as means were given, got {list(values.shape[1:])}")
+        raise HookError(
+            f"expected {len(means)} columns a row, as means were given, got {list(values.shape[1:])}"
+        )
     return (values - means) / stds
 
 

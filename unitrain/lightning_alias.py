@@ -80,4 +80,3 @@ def _is_real(name: str) -> bool:
     """Whether a module is loaded under this name, as itself rather than as an alias."""
     module = sys.modules.get(name)
     return module is not None and module.__name__ == name
-

@@ -219,7 +219,9 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
         found = dict(zip(names, elements, strict=False))
     for name, value in found.items():
         if not isinstance(value, Tensor):
-            raise HookError(f"the batch's {name} must be a tensor to be an input, got {_way_out(name, value)}")
+            raise HookError(
+                f"the batch's {name} must be a tensor to be an input, got {_way_out(name, value)}"
+            )
     if not isinstance(module, ServableModule):
         _check_against_example(module, found)
     return found

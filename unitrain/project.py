@@ -52,7 +52,9 @@ def import_class(class_path: str, root: Path, *, functions: bool = False) -> Any
         kind = import_class(module_name, root)
         if callable(found := getattr(kind, name, None)):
             return _factory(found, class_path)
-        raise SettingsError(f"class path `{class_path}`: {method} has no method {name}{_near(name, dir(kind))}")
+        raise SettingsError(
+            f"class path `{class_path}`: {method} has no method {name}{_near(name, dir(kind))}"
+        )
     module = _import(module_name, class_path, root)
     found = getattr(module, name, None)
     if isinstance(found, type):

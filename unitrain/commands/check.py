@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> int:
     report = check(first, flags, over=over)
     if options.json:
         steps = [vars(step) for step in report.steps]
-        print_json(
-            {"good": report.good, "settings": str(first), "faults": report.faults, "dry_run": steps}
-        )
+        print_json({"good": report.good, "settings": str(first), "faults": report.faults, "dry_run": steps})
         return 0 if report.good else 2
     print_fields((step.name, step.text if step.passed else f"FAILED: {step.text}") for step in report.steps)
     for fault in report.faults:

@@ -14,7 +14,14 @@ from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 from unitrain.module import Tensors, batch_inputs, example_inputs, input_names
 
-__all__ = ["fingerprint", "first_batch", "isolate_rng", "nonfinite_values", "sample_inputs", "validation_batches"]
+__all__ = [
+    "fingerprint",
+    "first_batch",
+    "isolate_rng",
+    "nonfinite_values",
+    "sample_inputs",
+    "validation_batches",
+]
 
 
 def validation_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:

@@ -15,11 +15,25 @@ from unitrain.errors import HookError
 LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 """Losses that broadcast with a warning; torch's others refuse or take it for an error themselves."""
 ELEMENTWISE = frozenset(
-    "add sub subtract rsub mul multiply div divide true_divide pow eq ne lt le gt ge maximum minimum "
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __eq__ __ne__ "
-    "poisson_nll_loss kl_div".split()
+    ["add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "pow", "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__eq__", "__ne__", "poisson_nll_loss", "kl_div"]
 )  # fmt: skip
-CASTS = frozenset("to float double half bfloat16 long int type clone detach contiguous view reshape".split())
+CASTS = frozenset(
+    [
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "long",
+        "int",
+        "type",
+        "clone",
+        "detach",
+        "contiguous",
+        "view",
+        "reshape",
+    ]
+)
 """What leaves a column the column that it was."""
 _LIBRARIES = ("torch", "pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "unitrain")
 
@@ -111,7 +125,7 @@ class LossShapes(Callback):
     ) -> None:
         self._begin("validation", pl_module)
 
-    def on_validation_batch_end(
+    def on_validation_batch_end(  # noqa: PLR0917 - Lightning calls it with positions
         self,
         trainer: Trainer,
         pl_module: LightningModule,

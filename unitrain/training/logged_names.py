@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-_LIBRARIES = {"builtins", "torch", "pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "unitrain"}
+_LIBRARIES = {
+    "builtins",
+    "torch",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "lightning",
+    "torchmetrics",
+    "unitrain",
+}
 _NAMING = (ast.Constant, ast.JoinedStr)
 _SUFFIX = re.compile(r"(?:_step|_epoch)?(?:/dataloader_idx_\d+)?$")
 """What Lightning appends to a name."""
@@ -98,7 +106,11 @@ def _is_literal(call: ast.Call, method: str) -> bool:
     """Whether a call is none that logs, or names what it logs by literals."""
     if method not in ("log", "log_dict"):
         return True
-    first = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg in ("name", "dictionary")), None)
+    first = (
+        call.args[0]
+        if call.args
+        else next((k.value for k in call.keywords if k.arg in ("name", "dictionary")), None)
+    )
     if method == "log":
         return isinstance(first, _NAMING) or not _is_of_self(call)
     return isinstance(first, ast.Dict) and all(isinstance(key, _NAMING) for key in first.keys)

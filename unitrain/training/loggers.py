@@ -33,10 +33,14 @@ def loggers_of(given: Any, run_dir: Path, console: Console, purge_step: int | No
     theirs = [] if given in (None, True) else list(given) if isinstance(given, Sequence) else [given]
     names = ", ".join(type(logger).__name__ for logger in theirs)
     if any(isinstance(logger, TensorBoardLogger) for logger in theirs):
-        console.say(f"loggers: {names}; the settings' own TensorBoardLogger takes the place of the run folder's")
+        console.say(
+            f"loggers: {names}; the settings' own TensorBoardLogger takes the place of the run folder's"
+        )
         return theirs
     if theirs:
-        console.say(f"loggers: TensorBoard in the run folder, and {names}; trainer.logger=false turns all off")
+        console.say(
+            f"loggers: TensorBoard in the run folder, and {names}; trainer.logger=false turns all off"
+        )
     ours = TensorBoardLogger(
         run_dir.parent,
         name="",

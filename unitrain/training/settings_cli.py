@@ -15,15 +15,17 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from unitrain import settings as sections
 from unitrain.errors import SettingsError, UnitrainError
-from unitrain.project import import_class
 from unitrain.lightning_alias import is_of_other_lightning
+from unitrain.project import import_class
 from unitrain.training.complaints import failed_init, trainer_settings
 from unitrain.training.settings_file import CLASS_SECTIONS, classless, dump_settings, read_settings
 
 __all__ = ["SECTIONS", "SettingsCLI", "check_classes", "known_settings", "read_settings"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-set_dumper("yaml", dump_settings)  # jsonargparse's own stumbles over an enum's member, as Timer has one for a default
+set_dumper(
+    "yaml", dump_settings
+)  # jsonargparse's own stumbles over an enum's member, as Timer has one for a default
 
 TrainerOf = Callable[["SettingsCLI", dict[str, Any]], Trainer]
 
@@ -151,28 +153,31 @@ def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> No
             hint = f"did you mean `{near[0]}`?" if near else "`fit --help` lists them all"
             raise SettingsError(f"there is no setting `{key}`; {hint}")
     for section in CLASS_SECTIONS:
-        value = raw.get(section)
-        class_path = value.get("class_path") if isinstance(value, Mapping) else value
-        for name, flag in zip(argv[::2], argv[1::2], strict=False):
-            if name in (f"--{section}", f"--{section}.class_path"):
-                class_path = flag
-        if class_path is None and classless(raw, section):
-            raise SettingsError(
-                f"{section}: the section names no class, as in a config of LightningCLI(Model, Data); write its class as "
-                f"`class_path` and its keys below `init_args`, or add --{section}.class_path PACKAGE.CLASS"
-            )
-        if isinstance(class_path, str):
-            if "." not in class_path:
-                continue  # a class that is already imported: LightningCLI knows it by its name
-            try:
-                kind = import_class(class_path, root, functions=True)
-            except SettingsError as error:
-                raise SettingsError(f"{section}: {error}") from error
-            if isinstance(kind, type) and is_of_other_lightning(kind):
-                raise SettingsError(
-                    f"{section}: {class_path} is of a second copy of Lightning, since `lightning` and `pytorch_lightning` "
-                    "were both imported before unitrain; import unitrain before them"
-                )
+        _check_class(section, raw, argv, root)
+
+
+def _check_class(section: str, raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> None:
+    value = raw.get(section)
+    class_path = value.get("class_path") if isinstance(value, Mapping) else value
+    for name, flag in zip(argv[::2], argv[1::2], strict=False):
+        if name in (f"--{section}", f"--{section}.class_path"):
+            class_path = flag
+    if class_path is None and classless(raw, section):
+        raise SettingsError(
+            f"{section}: the section names no class, as in a config of LightningCLI(Model, Data); write its class as "
+            f"`class_path` and its keys below `init_args`, or add --{section}.class_path PACKAGE.CLASS"
+        )
+    if not isinstance(class_path, str) or "." not in class_path:
+        return  # a class that is already imported: LightningCLI knows it by its name
+    try:
+        kind = import_class(class_path, root, functions=True)
+    except SettingsError as error:
+        raise SettingsError(f"{section}: {error}") from error
+    if isinstance(kind, type) and is_of_other_lightning(kind):
+        raise SettingsError(
+            f"{section}: {class_path} is of a second copy of Lightning, since `lightning` and `pytorch_lightning` "
+            "were both imported before unitrain; import unitrain before them"
+        )
 
 
 def known_settings() -> list[str]:
