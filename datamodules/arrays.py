@@ -131,7 +131,9 @@ def _for_torch(array: NDArray[Any], where: str) -> NDArray[Any]:
         lost = np.argwhere(np.isinf(converted) & ~np.isinf(array))
         if len(lost):
             place = tuple(int(i) for i in lost[0])
-            raise DataError(f"{where}, row {place[0]}: expected numbers below 3e38 (float32), got {array[place]:.3g}")
+            raise DataError(
+                f"{where}, row {place[0]}: expected numbers below 3e38 (float32), got {array[place]:.3g}"
+            )
     return converted
 
 

@@ -251,7 +251,8 @@ def _finite(table: Rows, column: str, *, missing: bool = True) -> NDArray[np.flo
         single = values.astype(np.float32)  # what a batch holds
     wrong = np.flatnonzero(np.isinf(single) if missing else ~np.isfinite(single))
     if len(wrong):
-        raise table.wrong(int(wrong[0]), column, "a finite number below 3e38")
+        finite = np.isfinite(values[wrong[0]])
+        raise table.wrong(int(wrong[0]), column, "a number below 3e38" if finite else "a finite number")
     return values
 
 

@@ -9,7 +9,8 @@ from commands import unitrain
 
 from datamodules.arrays import InMemory
 from datamodules.tabular import CsvTable
-from unitrain.errors import DataError
+from models.mlp import MLP, MLPClassifier
+from unitrain.errors import DataError, HookError
 
 
 @pytest.fixture
@@ -84,9 +85,13 @@ def test_classes_are_learned_from_a_table(table: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        ("1,1\n2,1.0\n3,2\n4,2", {"target_is_category": True}, "expected one spelling of a class, as '1', got '1.0'"),
+        (
+            "1,1\n2,1.0\n3,2\n4,2",
+            {"target_is_category": True},
+            "expected one spelling of a class, as '1', got '1.0'",
+        ),
         ("1700000001,1\n1700000002,2\n1700000003,2\n1700000004,3", {}, "subtract an offset from the column"),
-        ("1e39,1\n2,1\n3,2\n4,2", {}, "expected a finite number below 3e38, got '1e39'"),
+        ("1e39,1\n2,1\n3,2\n4,2", {}, "expected a number below 3e38, got '1e39'"),
     ],
 )
 def test_what_a_table_would_lose_silently_is_refused(
