@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -148,12 +149,12 @@ class LossShapes(Callback):
         self._done.add(stage)
         if not _is_compiled(module):
             self._mode = BroadcastCheck(module)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self) -> None:
         mode, self._mode = self._mode, None
         if mode is not None:
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def _is_column(tensor: Tensor) -> bool:
@@ -171,7 +172,7 @@ def _is_compiled(module: LightningModule) -> bool:
 def _refusal(name: str, first: Tensor, second: Tensor) -> HookError:
     shapes = [list(tensor.shape) for tensor in (first, second)]
     try:
-        came_of = f" to {list(torch.broadcast_shapes(first.shape, second.shape))}"
+        came_of = f" to {list(torch.broadcast_tensors(first, second)[0].shape)}"
     except RuntimeError:
         came_of = ""
     return HookError(
@@ -182,10 +183,10 @@ def _refusal(name: str, first: Tensor, second: Tensor) -> HookError:
 
 def _place() -> str:
     """` at file:line` of the innermost code that is no library's."""
-    frame = sys._getframe(1)  # noqa: SLF001 - Python's way to the stack
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - Python's way to the stack
     while frame is not None:
         top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if top not in _LIBRARIES and "site-packages" not in Path(frame.f_code.co_filename).parts:
             return f" at {frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
