@@ -6,6 +6,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -172,8 +173,8 @@ def _is_compiled(module: LightningModule) -> bool:
 def _refusal(name: str, first: Tensor, second: Tensor) -> HookError:
     shapes = [list(tensor.shape) for tensor in (first, second)]
     try:
-        came_of = f" to {list(torch.broadcast_tensors(first, second)[0].shape)}"
-    except RuntimeError:
+        came_of = f" to {list(np.broadcast_shapes(first.shape, second.shape))}"
+    except ValueError:
         came_of = ""
     return HookError(
         f"{name}{_place()} broadcasts {shapes[0]} against {shapes[1]}{came_of}; give both one shape by squeeze or "
