@@ -119,7 +119,22 @@ def read_arrays(source: str | Arrays, names: Sequence[str] = ()) -> dict[str, ND
     if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{where}: expected arrays of one length above 0, got {told}")
-    return {name: array.astype(_dtype_for_torch(array.dtype), copy=False) for name, array in chosen.items()}
+    return {name: _for_torch(array, f"{where}, {name}") for name, array in chosen.items()}
+
+
+def _for_torch(array: NDArray[Any], where: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        converted = array.astype(_dtype_for_torch(array.dtype), copy=False)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1 and len(array) and (converted < 0).any():
+        raise DataError(f"{where}: expected integers below 2**63, got {array.max()}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4:  # noqa: PLR2004 - bytes of a float32
+        lost = np.argwhere(np.isinf(converted) & ~np.isinf(array))
+        if len(lost):
+            place = tuple(int(i) for i in lost[0])
+            raise DataError(
+                f"{where}, row {place[0]}: expected numbers below 3e38 (float32), got {array[place]:.3g}"
+            )
+    return converted
 
 
 def _dtype_for_torch(dtype: np.dtype[Any]) -> np.dtype[Any]:

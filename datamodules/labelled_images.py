@@ -35,7 +35,7 @@ class LabelledImages(LightningDataModule):
         max_scale: share by which it is made larger or smaller at most.
 
     Raises:
-        HookError: a label is no place in `class_names`.
+        HookError: a label is no place in `class_names`, or a channel never varies.
     """
 
     def __init__(
@@ -64,6 +64,12 @@ class LabelledImages(LightningDataModule):
         values = train[0].astype(np.float64)
         self.channel_means = [float(v) for v in values.mean((0, 2, 3))]
         self.channel_stds = [float(v) for v in values.std((0, 2, 3))]
+        if min(self.channel_stds) == 0:
+            channel = self.channel_stds.index(0.0)
+            raise HookError(
+                f"{type(self).__name__}: expected every channel of the training images to vary, but channel {channel} is "
+                f"{values[0, channel, 0, 0]:g} everywhere; leave it out"
+            )
 
     @property
     def n_channels(self) -> int:

@@ -16,6 +16,9 @@ from unitrain.loaders import ArrayLoader
 OTHER = "other"
 """The category of what training never saw, and of missing values."""
 
+_COARSEST = 0.05
+"""Share of a column's standard deviation that float32 may round off."""
+
 
 class CsvTable(LightningDataModule):
     """A table's rows as features and targets.
@@ -157,6 +160,11 @@ class Encoding:
         for name, column in values.items():
             if not np.isfinite(column).any():
                 raise DataError(f"{table.path}, column {name}: expected numbers, got missing values alone")
+            if np.spacing(np.float32(np.nanmax(np.abs(column)))) > _COARSEST * np.nanstd(column) > 0:
+                raise DataError(
+                    f"{table.path}, column {name}: expected numbers that float32 can tell apart, got values near "
+                    f"{np.nanmean(column):.6g} that differ by {np.nanstd(column):.3g}; subtract an offset from the column"
+                )
         return cls(
             {name: float(np.nanmedian(column)) for name, column in values.items()},
             {name: sorted(set(table.columns[name]) - MISSING) for name in categories},
@@ -194,7 +202,13 @@ class _Target:
         for row, cell in enumerate(table.columns[column]):
             if cell in MISSING:
                 raise table.wrong(row, column, "a target")
-        return cls(column, sorted(set(table.columns[column])) if is_category else [])
+        classes = sorted(set(table.columns[column])) if is_category else []
+        numbers: dict[float, str] = {}
+        for name in classes:
+            if is_number(name) and numbers.setdefault(float(name), name) != name:
+                row = table.columns[column].index(name)
+                raise table.wrong(row, column, f"one spelling of a class, as {numbers[float(name)]!r}")
+        return cls(column, classes)
 
     def encode(self, table: Rows) -> NDArray[Any]:
         if not self.classes:
@@ -237,7 +251,8 @@ def _finite(table: Rows, column: str, *, missing: bool = True) -> NDArray[np.flo
         single = values.astype(np.float32)  # what a batch holds
     wrong = np.flatnonzero(np.isinf(single) if missing else ~np.isfinite(single))
     if len(wrong):
-        raise table.wrong(int(wrong[0]), column, "a finite number below 3e38")
+        finite = np.isfinite(values[wrong[0]])
+        raise table.wrong(int(wrong[0]), column, "a number below 3e38" if finite else "a finite number")
     return values
 
 

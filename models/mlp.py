@@ -38,7 +38,7 @@ class MLP(ServableModule):
         weight_decay: AdamW's.
 
     Raises:
-        ValueError: means and standard deviations differ in number.
+        ValueError: means and standard deviations differ in number, or one of the latter is not above 0.
         HookError: in a step, features or targets of another shape.
     """
 
@@ -63,6 +63,8 @@ class MLP(ServableModule):
                 raise ValueError(
                     f"MLP: expected as many {name}_stds as {name}_means, got {len(stds)} and {len(means)}"
                 )
+            if min(stds, default=1.0) <= 0:
+                raise ValueError(f"MLP: expected {name}_stds above 0, got {min(stds)}")
         self.save_hyperparameters()
         self.feature_means: Tensor
         self.feature_stds: Tensor
@@ -150,6 +152,8 @@ class MLPClassifier(ServableModule):
                 f"MLPClassifier: expected as many feature_stds as feature_means, got {len(feature_stds)} and "
                 f"{len(feature_means)}"
             )
+        if min(feature_stds, default=1.0) <= 0:
+            raise ValueError(f"MLPClassifier: expected feature_stds above 0, got {min(feature_stds)}")
         if len(class_names) < 2:  # noqa: PLR2004 - two classes
             raise ValueError(
                 f"MLPClassifier: expected the names of two classes at least, got {', '.join(class_names) or 'none'}; a "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, R2Score
 
+from unitrain.errors import HookError
 from unitrain.figures import reconstructions
 from unitrain.module import ServableModule, Tensors, batch_targets
 
@@ -37,6 +38,7 @@ class SignalsAutoencoder(ServableModule):
 
     Raises:
         ValueError: n_steps is no multiple of 4.
+        HookError: in a step, signals of another number of channels.
     """
 
     def __init__(
@@ -79,7 +81,13 @@ class SignalsAutoencoder(ServableModule):
         )  # fmt: skip
 
     def preprocess(self, inputs: Tensors) -> Tensors:
-        return {"signals": (inputs["signals"] - self.means) / self.stds}
+        signals = inputs["signals"]
+        if signals.shape[1] != len(self.means):
+            raise HookError(
+                f"SignalsAutoencoder: expected signals of {len(self.means)} channels, got {list(signals.shape)}; link "
+                "n_channels, channel_means and channel_stds to the data"
+            )
+        return {"signals": (signals - self.means) / self.stds}
 
     def forward(self, signals: Tensor) -> Tensors:
         code = self.encoder(signals)

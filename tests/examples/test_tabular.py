@@ -9,7 +9,8 @@ from commands import unitrain
 
 from datamodules.arrays import InMemory
 from datamodules.tabular import CsvTable
-from unitrain.errors import DataError
+from models.mlp import MLP, MLPClassifier
+from unitrain.errors import DataError, HookError
 
 
 @pytest.fixture
@@ -58,6 +59,49 @@ def test_a_category_may_be_the_target(table: Path) -> None:
     batch = next(iter(data.train_dataloader()))
     assert data.class_names == ["a", "b"]
     assert torch.equal(batch["target"], (batch["features"][:, 0] / 2 % 2).long())
+
+
+def test_classes_are_learned_from_a_table(table: Path) -> None:
+    """MLPClassifier takes a categorical target; MLP refuses it, with the way out, rather than broadcast it."""
+    data = CsvTable(str(table), "kind", numbers=["y"], target_is_category=True, batch_size=8)
+    statistics = {"feature_means": data.feature_means, "feature_stds": data.feature_stds}
+    classifier = MLPClassifier(**statistics, class_names=data.class_names)
+    batch = next(iter(data.train_dataloader()))
+    inputs = classifier.preprocess({"features": batch["features"]})
+    outputs = classifier(**inputs)
+    expected = torch.nn.functional.cross_entropy(outputs["logits"], batch["target"])
+    assert torch.equal(classifier.loss(inputs, outputs, batch), expected)
+    served = classifier.postprocess(outputs)
+    assert torch.allclose(served["probabilities"].sum(1), torch.ones(8))
+    regression = MLP(**statistics)
+    with pytest.raises(HookError, match=r"targets of shape \[8, 1\], got \[8\]; .*MLPClassifier"):
+        regression.loss(inputs, regression(**inputs), batch)
+    with pytest.raises(HookError, match="takes classes"):
+        classifier.loss(inputs, outputs, {"target": batch["target"][:, None].float()})
+    with pytest.raises(ValueError, match="feature_stds above 0"):
+        MLP(feature_means=[0.0], feature_stds=[0.0])
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (
+            "1,1\n2,1.0\n3,2\n4,2",
+            {"target_is_category": True},
+            "expected one spelling of a class, as '1', got '1.0'",
+        ),
+        ("1700000001,1\n1700000002,2\n1700000003,2\n1700000004,3", {}, "subtract an offset from the column"),
+        ("1e39,1\n2,1\n3,2\n4,2", {}, "expected a number below 3e38, got '1e39'"),
+    ],
+)
+def test_what_a_table_would_lose_silently_is_refused(
+    content: str, options: dict[str, bool], words: str, tmp_path: Path
+) -> None:
+    """Two spellings of a class, differences below float32's, and values above it."""
+    path = tmp_path / "odd.csv"
+    path.write_text(f"x,y\n{content}\n")
+    with pytest.raises(DataError, match=words):
+        CsvTable(str(path), "y", numbers=["x"], validation_share=0.25, **options)
 
 
 def test_parts_of_a_table_are_disjoint_and_complete(table: Path) -> None:

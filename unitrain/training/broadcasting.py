@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -125,7 +127,7 @@ class LossShapes(Callback):
     ) -> None:
         self._begin("validation", pl_module)
 
-    def on_validation_batch_end(
+    def on_validation_batch_end(  # noqa: PLR0917 - Lightning calls it with positions
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -148,12 +150,12 @@ class LossShapes(Callback):
         self._done.add(stage)
         if not _is_compiled(module):
             self._mode = BroadcastCheck(module)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self) -> None:
         mode, self._mode = self._mode, None
         if mode is not None:
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def _is_column(tensor: Tensor) -> bool:
@@ -171,8 +173,8 @@ def _is_compiled(module: LightningModule) -> bool:
 def _refusal(name: str, first: Tensor, second: Tensor) -> HookError:
     shapes = [list(tensor.shape) for tensor in (first, second)]
     try:
-        came_of = f" to {list(torch.broadcast_shapes(first.shape, second.shape))}"
-    except RuntimeError:
+        came_of = f" to {list(np.broadcast_shapes(first.shape, second.shape))}"
+    except ValueError:
         came_of = ""
     return HookError(
         f"{name}{_place()} broadcasts {shapes[0]} against {shapes[1]}{came_of}; give both one shape by squeeze or "
@@ -182,10 +184,10 @@ def _refusal(name: str, first: Tensor, second: Tensor) -> HookError:
 
 def _place() -> str:
     """` at file:line` of the innermost code that is no library's."""
-    frame = sys._getframe(1)  # noqa: SLF001 - Python's way to the stack
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - Python's way to the stack
     while frame is not None:
         top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if top not in _LIBRARIES and "site-packages" not in Path(frame.f_code.co_filename).parts:
             return f" at {frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""

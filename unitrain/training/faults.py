@@ -201,8 +201,12 @@ def _remove(mapping: Any, name: str) -> bool:
         del mapping[name]
         return True
     parts = name.split(".")
-    heads = (".".join(parts[:i]) for i in range(1, len(parts)))
-    return any(_remove(mapping.get(head), name[len(head) + 1 :]) for head in heads)
+    for head in (".".join(parts[:i]) for i in range(1, len(parts))):
+        if _remove(mapping.get(head), name[len(head) + 1 :]):
+            if not mapping[head]:
+                del mapping[head]
+            return True
+    return False
 
 
 class _Parsed(Exception):  # noqa: N818 - the way out of a constructor that would go on

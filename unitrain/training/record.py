@@ -68,7 +68,8 @@ class RunRecord(Callback):
     def _check_at_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a metric that the sanity check did not log, where its names are all that there can be."""
         metric, logged = self._monitor.metric, trainer.callback_metrics
-        if not self._required or metric in logged or metric.startswith("train"):
+        several = len(trainer.num_sanity_val_batches) > 1  # whose names are not there yet
+        if several or not logged or not self._required or metric in logged or metric.startswith("train"):
             return
         names = LoggedNames.of(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
         if names.complete and not names.may_hold(metric):

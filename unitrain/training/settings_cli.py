@@ -153,28 +153,31 @@ def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> No
             hint = f"did you mean `{near[0]}`?" if near else "`fit --help` lists them all"
             raise SettingsError(f"there is no setting `{key}`; {hint}")
     for section in CLASS_SECTIONS:
-        value = raw.get(section)
-        class_path = value.get("class_path") if isinstance(value, Mapping) else value
-        for name, flag in zip(argv[::2], argv[1::2], strict=False):
-            if name in (f"--{section}", f"--{section}.class_path"):
-                class_path = flag
-        if class_path is None and classless(raw, section):
-            raise SettingsError(
-                f"{section}: the section names no class, as in a config of LightningCLI(Model, Data); write its class as "
-                f"`class_path` and its keys below `init_args`, or add --{section}.class_path PACKAGE.CLASS"
-            )
-        if isinstance(class_path, str):
-            if "." not in class_path:
-                continue  # a class that is already imported: LightningCLI knows it by its name
-            try:
-                kind = import_class(class_path, root, functions=True)
-            except SettingsError as error:
-                raise SettingsError(f"{section}: {error}") from error
-            if isinstance(kind, type) and is_of_other_lightning(kind):
-                raise SettingsError(
-                    f"{section}: {class_path} is of a second copy of Lightning, since `lightning` and `pytorch_lightning` "
-                    "were both imported before unitrain; import unitrain before them"
-                )
+        _check_class(section, raw, argv, root)
+
+
+def _check_class(section: str, raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> None:
+    value = raw.get(section)
+    class_path = value.get("class_path") if isinstance(value, Mapping) else value
+    for name, flag in zip(argv[::2], argv[1::2], strict=False):
+        if name in (f"--{section}", f"--{section}.class_path"):
+            class_path = flag
+    if class_path is None and classless(raw, section):
+        raise SettingsError(
+            f"{section}: the section names no class, as in a config of LightningCLI(Model, Data); write its class as "
+            f"`class_path` and its keys below `init_args`, or add --{section}.class_path PACKAGE.CLASS"
+        )
+    if not isinstance(class_path, str) or "." not in class_path:
+        return  # a class that is already imported: LightningCLI knows it by its name
+    try:
+        kind = import_class(class_path, root, functions=True)
+    except SettingsError as error:
+        raise SettingsError(f"{section}: {error}") from error
+    if isinstance(kind, type) and is_of_other_lightning(kind):
+        raise SettingsError(
+            f"{section}: {class_path} is of a second copy of Lightning, since `lightning` and `pytorch_lightning` "
+            "were both imported before unitrain; import unitrain before them"
+        )
 
 
 def known_settings() -> list[str]:

@@ -1,6 +1,6 @@
 """Modules as Lightning's documentation writes them, by `import lightning as L`, and a factory of one."""
 
-import lightning as L
+import lightning as L  # noqa: N812
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only

@@ -4,7 +4,7 @@ import torch
 from models.shapes import Right
 from pytorch_lightning import LightningModule
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 
 class KeepsOutputs(Right):

@@ -3,7 +3,7 @@
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 
