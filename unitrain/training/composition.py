@@ -16,7 +16,6 @@ from unitrain.training.embeddings import EmbeddingSnapshots
 from unitrain.training.endings import Endings
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
-from unitrain.training.seeding import StepSeeding
 from unitrain.training.stopping import RunCheckpoint, RunStopping
 from unitrain.training.summaries import TensorBoardSummaries
 
@@ -40,7 +39,6 @@ def compose(
     model_name: str,
     lineage: Lineage,
     console: Console,
-    seed: int | None,
 ) -> Stack:
     """All callbacks of a training.
 
@@ -51,7 +49,6 @@ def compose(
         section: gives a section of the settings by its name, None where it is off.
         theirs: `trainer.callbacks`.
         trainer_arguments: the progress bar's switch in it is set to what the callbacks say.
-        seed: of every step's random numbers; None: they are not seeded.
     """
     monitor, stopping, publish = section("monitor"), section("early_stopping"), section("publish")
     ema = EMA(**vars(section("ema"))) if section("ema") else None
@@ -64,7 +61,7 @@ def compose(
         checkpoints = False
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
-    ours: list[Callback] = [record] if seed is None else [StepSeeding(seed), record]
+    ours: list[Callback] = [record]
     if section("summaries"):
         ours.append(
             TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
@@ -91,10 +88,7 @@ def compose(
         ours.append(ema)
     ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=checkpoints))
     if checkpoints:
-        ours += [
-            _checkpoint(run, "best", monitor.metric, monitor.mode),
-            _checkpoint(run, "last", None, "min"),
-        ]
+        ours.append(_best_checkpoint(run, monitor.metric, monitor.mode))
     return Stack([*theirs, *ours], record, publishing)
 
 
@@ -111,15 +105,14 @@ def _bar(
     return [shown]
 
 
-def _checkpoint(run: RunFolder, name: str, monitor: str | None, mode: str) -> ModelCheckpoint:
+def _best_checkpoint(run: RunFolder, monitor: str, mode: str) -> ModelCheckpoint:
     return RunCheckpoint(
         dirpath=run.checkpoints_dir,
-        filename=name,
+        filename="best",
         monitor=monitor,
         mode=mode,
         save_top_k=1,
-        # The best is found in validation; the last is what a run goes on from: whole epochs.
-        save_on_train_epoch_end=monitor is None,
+        save_on_train_epoch_end=False,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
