@@ -347,31 +347,32 @@ class OwnGenerators:
     began with.
 
     Args:
-        owner: a data set or a sampler.
+        owner: a data set, a sampler, or parts of a module.
+        apart: kinds of parts that are not looked into.
     """
 
-    def __init__(self, owner: Any) -> None:
-        self._owner = owner
-        self._found = own_generators(owner)
+    def __init__(self, owner: Any, apart: tuple[type, ...] = ()) -> None:
+        self._owner, self._apart = owner, apart
+        self._found = own_generators(owner, apart)
         self._epoch: int | None = None
         self.salt = salt_of(self._found)
 
     def seed(self, keys: tuple[int, ...], epoch: int) -> None:
         """Seed each of them by the keys; an object may have made further ones, so each epoch looks again."""
         if epoch != self._epoch:
-            self._epoch, self._found = epoch, own_generators(self._owner)
+            self._epoch, self._found = epoch, own_generators(self._owner, self._apart)
         for place, generator in enumerate(self._found):
             reseed(generator, mixed_seed((*keys, self.salt, place)))
 
 
-def own_generators(owner: Any) -> list[Generator]:
+def own_generators(owner: Any, apart: tuple[type, ...] = ()) -> list[Generator]:
     """The generators in an object's attributes, in a fixed order; torch's, numpy's and Python's global ones left out."""
     found: list[Generator] = []
     seen: set[int] = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}  # type: ignore[attr-defined]  # noqa: SLF001
     waiting: list[tuple[Any, int]] = [(owner, 0)]
     while waiting and len(seen) < MOST_PARTS:
         part, depth = waiting.pop(0)
-        if id(part) in seen or isinstance(part, _WITHOUT_GENERATORS):
+        if id(part) in seen or isinstance(part, _WITHOUT_GENERATORS + apart):
             continue
         seen.add(id(part))
         if isinstance(part, Generator):

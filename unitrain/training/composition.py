@@ -55,9 +55,9 @@ def compose(
     if any(isinstance(callback, EarlyStopping) for callback in theirs):
         console.say("early stopping: the settings' own callback takes the place of the section's")
         stopping = None
-    checkpoints = trainer_arguments.get("enable_checkpointing") is not False
+    resumable = checkpoints = trainer_arguments.get("enable_checkpointing") is not False
     if any(isinstance(callback, Checkpoint) for callback in theirs):
-        console.say("checkpoints: the settings' own callback takes the place of best.ckpt and last.ckpt")
+        console.say("checkpoints: the settings' own callback takes the place of best.ckpt; last.ckpt is kept to resume from")
         checkpoints = False
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
@@ -86,7 +86,7 @@ def compose(
     ours += _bar(theirs, trainer_arguments, console, monitor.metric)
     if ema:
         ours.append(ema)
-    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=checkpoints))
+    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=resumable))
     if checkpoints:
         ours.append(_best_checkpoint(run, monitor.metric, monitor.mode))
     return Stack([*theirs, *ours], record, publishing)

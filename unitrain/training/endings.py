@@ -16,6 +16,7 @@ from torch import Tensor
 from unitrain.errors import UnitrainError
 from unitrain.runs import RunFolder
 from unitrain.training.console import Console
+from unitrain.training.exactness import inexact_reasons
 from unitrain.training.loops import Boundary
 from unitrain.training.replay import is_stateful
 
@@ -62,6 +63,7 @@ class Endings(Callback):
         self._resumable = resumable_in_an_epoch(trainer)
         loop: Any = trainer.fit_loop
         loop.on_boundary = functools.partial(self.on_boundary, trainer)
+        self._state_exactness(trainer, pl_module)
         if self._received is not None and self._checkpoints and loop.resumed is None:
             loop.save(self._last_path, "epoch")
         self._stop_where_asked()
@@ -105,6 +107,22 @@ class Endings(Callback):
             loop.save(self._last_path, kind)
         if stops:
             raise SignalStop(stops)
+
+    def _state_exactness(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write into run.json from where the run resumes, and whether exactly; print what is not."""
+        loop: Any = trainer.fit_loop
+        reasons = inexact_reasons(
+            trainer, pl_module, seeded=loop.clock.seed is not None, checkpoints=self._checkpoints
+        )
+        earlier = [entry["inexact"] for entry in self._run.record().get("resumed", ()) if entry.get("inexact")]
+        reasons += list(dict.fromkeys(reason for entry in earlier for reason in entry))
+        if trainer.is_global_zero:
+            self._run.update(
+                resumes_from="mid-epoch" if self._resumable else "epoch end",
+                exact_resume={"exact": not reasons, "reasons": reasons},
+            )
+            for reason in reasons:
+                self._console.say(f"resuming is not exact: {reason}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():

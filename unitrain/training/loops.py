@@ -130,6 +130,9 @@ class ResumableFitLoop(_FitLoop):
         self.clock.at(*step)
 
     def on_run_start(self) -> None:
+        self.clock.watch(self.trainer, self.trainer.lightning_module)
+        if self.clock.own is not None and self.resumed is not None:
+            self.clock.own.salt = self.resumed["salt"]
         self.clock.at(EPOCH, self.epoch_progress.current.processed, 0)
         super().on_run_start()
 
@@ -140,7 +143,7 @@ class ResumableFitLoop(_FitLoop):
         if not self.mid_epoch:
             super().on_advance_start()
             return
-        for loader in self._combined_loader.flattened if self._combined_loader else ():
+        for loader in self._loaders():
             _set_sampler_epoch(loader, epoch)
         self._repeat_epoch_start()
 
@@ -155,13 +158,14 @@ class ResumableFitLoop(_FitLoop):
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         ahead = len(getattr(self._data_fetcher, "batches", ()))
-        for loader in self._combined_loader.flattened if self._combined_loader else ():
+        for loader in self._loaders():
             if isinstance(loader, Replayed | ResumableLoader):
                 loader.ahead = ahead
         state: dict[str, Any] = super().on_save_checkpoint()
         if self._boundary is not None:
             module = self.trainer.lightning_module
-            state[KEY] = {"boundary": self._boundary} | capture(
+            salt = self.clock.own.salt if self.clock.own is not None else 0
+            state[KEY] = {"boundary": self._boundary, "salt": salt} | capture(
                 self.trainer, module, mid_epoch=self._boundary != "epoch"
             )
         return state
@@ -179,8 +183,10 @@ class ResumableFitLoop(_FitLoop):
             self._late_states = True
 
     def _only_replayed(self) -> bool:
-        loader = self._combined_loader
-        return loader is not None and all(isinstance(x, Replayed | ResumableLoader) for x in loader.flattened)
+        return all(isinstance(loader, Replayed | ResumableLoader) for loader in self._loaders())
+
+    def _loaders(self) -> list[Any]:
+        return [] if self._combined_loader is None else list(self._combined_loader.flattened)
 
     def begin_iteration(self, data_fetcher: _DataFetcher) -> None:
         """Begin the loaders' iteration again where they were given a position after it had begun."""

@@ -6,7 +6,6 @@ sampler keep for themselves. A resumed run draws the same order, skips what was 
 the rest.
 """
 
-import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -65,8 +64,7 @@ def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
     if isinstance(loader, ResumableLoader | Replayed) or is_stateful(loader):
         return loader
     if isinstance(loader, DataLoader) and _is_plain(type(loader)):
-        clone = copy.copy(loader)
-        object.__setattr__(clone, "__class__", _replayed_class(type(loader)))
+        clone = _like(loader, _replayed_class(type(loader)))
         clone.begin(clock, place)
         return clone
     return ReplayedIterable(loader, clock, place)
@@ -75,6 +73,13 @@ def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
 def is_stateful(loader: Any) -> bool:
     """Whether a loader keeps its own position."""
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def _like(loader: Any, kind: type) -> Any:
+    """An object of another class with the loader's attributes."""
+    made = object.__new__(kind)
+    made.__dict__.update(loader.__dict__)
+    return made
 
 
 def _is_plain(kind: type) -> bool:
@@ -145,6 +150,11 @@ class ReplayedIterable(Replayed):
         self._own = OwnGenerators(loader)
         self.begin(clock, place)
 
+    @property
+    def kind(self) -> str:
+        """Its class's name."""
+        return type(self._loader).__name__
+
     def __len__(self) -> int:
         return len(self._loader)
 
@@ -203,8 +213,7 @@ class ReplayedDataLoader(Replayed):
         own = self.__dict__
         if own["_inner"] is None:
             salt = own["_salts"][0] if own["_salts"] else own["_data_own"]
-            inner: Any = copy.copy(self)
-            object.__setattr__(inner, "__class__", type(self).__bases__[1])
+            inner = _like(self, type(self).__bases__[1])
             for name in ("_clock", "_place", "_round", "_pass", "_resume", "_given", "_inner", "_salts", "_data_own"):
                 inner.__dict__.pop(name, None)
             kind = _SeededStream if isinstance(own["dataset"], IterableDataset) else _SeededSamples

@@ -1,10 +1,15 @@
 """Random numbers that are a function of seed, epoch and batch, so that a resumed run draws the same."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from unitrain.loaders import OwnGenerators
 
 TRAIN, VALIDATE, EPOCH, SANITY, REQUEST = 1, 2, 3, 4, 5
 
@@ -22,11 +27,28 @@ class Clock:
         self.seed = seed
         self.round: tuple[int, ...] = (TRAIN, 0)
         self.step: tuple[int, ...] = (TRAIN, 0, 0)
+        self.own: OwnGenerators | None = None
+
+    def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed from now on what module and callbacks keep for themselves, too: `self.rng = np.random.default_rng(0)`."""
+        base = vars(LightningModule())
+        parts: list[Any] = [
+            {name: value for name, value in vars(part).items() if name not in base} for part in pl_module.modules()
+        ]
+        parts += [
+            vars(callback)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if not type(callback).__module__.startswith(("pytorch_lightning.", "lightning.", "unitrain."))
+        ]
+        apart = (Trainer, LightningDataModule, nn.Module, DataLoader)
+        self.own = OwnGenerators(parts, apart)
 
     def at(self, *step: int) -> None:
-        """Seed torch, numpy and Python for a step."""
+        """Seed for a step: torch, numpy, Python, and the module's own generators."""
         self.step = step
         self.reseed()
+        if self.own is not None and self.seed is not None:
+            self.own.seed((self.seed, *step), epoch=step[1])
 
     def reseed(self) -> None:
         """Seed for the same step again, after something else was drawn in between."""

@@ -38,3 +38,4 @@ class RunCheckpoint(ModelCheckpoint):
         }
         best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+        self.current_score = state_dict.get("current_score")  # Lightning saves it and does not load it
