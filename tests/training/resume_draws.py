@@ -237,9 +237,9 @@ def _differences(whole: Path, interrupted: Path) -> list[str]:
     for key in ("status", "reason", "metrics", "best", "epoch", "step"):
         if not _same(a.get(key), b.get(key)):
             found.append(f"run.json: {key}: {a.get(key)} against {b.get(key)}")
-    versions = [sorted({entry["step"] for entry in record.get("published", [])}) for record in (a, b)]
+    versions = [max((entry["step"] for entry in record.get("published", [])), default=None) for record in (a, b)]
     if versions[0] != versions[1]:
-        found.append(f"published steps {versions[0]} against {versions[1]}")
+        found.append(f"last published step {versions[0]} against {versions[1]}")
     a, b = _scalars(whole), _scalars(interrupted)
     found += [
         f"TensorBoard: {tag}: {_first_difference(a.get(tag, []), b.get(tag, []))}"

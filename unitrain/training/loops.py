@@ -15,6 +15,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.fit_loop import _FitLoop
+from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from pytorch_lightning.trainer import call
@@ -83,7 +84,8 @@ class ResumableFitLoop(_FitLoop):
         if self.resumed is None:
             super().run()
             return
-        self.restarting = False  # Lightning's own way to restart, from the middle of things
+        # Lightning's own way to restart is from the middle of things; its fit loop's setter may keep to it.
+        _Loop.restarting.fset(self, False)  # type: ignore[attr-defined]
         for loop in (self, self.epoch_loop, self.epoch_loop.val_loop):
             loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
         self.setup_data()
@@ -125,6 +127,7 @@ class ResumableFitLoop(_FitLoop):
         if self._combined_loader is not None and not self._should_reload_train_dl:
             return
         step = self.clock.step
+        self.clock.loaders = 0
         self.clock.at(REQUEST, 0)  # what draws while loaders are made draws the same in a resumed run
         super().setup_data()
         self.clock.at(*step)
@@ -178,6 +181,9 @@ class ResumableFitLoop(_FitLoop):
     def _load_loaders(self) -> None:
         states, self._combined_loader_states_to_load = self._combined_loader_states_to_load, []
         loader = self._combined_loader
+        for each in self._loaders():
+            if isinstance(each, Replayed):
+                each.forget()
         if states and loader is not None and (self.mid_epoch or not self._only_replayed()):
             loader._load_state_dicts(states)
             self._late_states = True
@@ -262,7 +268,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             return  # the epoch's end is next
         if self.done:
             self._fit.ends_within_an_epoch()
-        else:
+        elif not self._should_accumulate():  # what is logged within a step has the step's number
             self._fit.on_boundary("batch", self.val_loop.runs > before)
 
 
@@ -281,3 +287,7 @@ class ResumableValidation(_EvaluationLoop):
         self.clock.at(*self.clock.round)
         self.runs += not trainer.sanity_checking
         return super().run()
+
+    def setup_data(self) -> None:
+        self.clock.loaders = 0
+        super().setup_data()

@@ -47,10 +47,10 @@ def replay_loaders(trainer: Trainer, clock: Clock) -> None:
     if clock.seed is None:
         return
     process: Callable[[Any], Any] = trainer.strategy.process_dataloader
-    places = itertools.count()
 
     def processed(loader: Any) -> Any:
-        return replayed(process(loader), clock, next(places))
+        clock.loaders += 1
+        return replayed(process(loader), clock, clock.loaders)
 
     trainer.strategy.process_dataloader = processed  # type: ignore[method-assign]
 
@@ -118,6 +118,10 @@ class Replayed:
             own["_given"].append((own["_pass"], position))
             self._clock.reseed()  # fetching may have drawn in this process
             yield batch
+
+    def forget(self) -> None:
+        """Let the next iteration be the round's first, though another had begun."""
+        self.__dict__["_round"] = None
 
     def batches(self, keys: tuple[int, ...], start: int) -> Iterator[Any]:
         """This round's batches from the `start`-th on."""

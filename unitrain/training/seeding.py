@@ -21,12 +21,14 @@ class Clock:
         seed: `seed_everything`; None where `step_seeding` is off: nothing is seeded.
         round: pass over a loader's data: (TRAIN, epoch), or (VALIDATE, epoch, optimizer step).
         step: what the training process's own random numbers are a function of.
+        loaders: those of a stage that have been set up, which tells their random numbers apart.
     """
 
     def __init__(self, seed: int | None) -> None:
         self.seed = seed
         self.round: tuple[int, ...] = (TRAIN, 0)
         self.step: tuple[int, ...] = (TRAIN, 0, 0)
+        self.loaders = 0
         self.own: OwnGenerators | None = None
 
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
