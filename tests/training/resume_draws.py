@@ -123,7 +123,7 @@ def drawn(seed: int, number: int) -> Draw:
                 "noise": rng.choice(["none", "transfer", "numpy", "python", "own"]),
                 "hooks": maybe(0.3),
                 "metrics": maybe(0.4),
-                "max_steps": 24,
+                "max_steps": 60,
             },
         },
         "data": {

@@ -30,8 +30,8 @@ from unitrain.training.seeding import EPOCH, REQUEST, SANITY, TRAIN, VALIDATE, C
 KEY = "unitrain"
 """Its entry in the state of Lightning's fit loop."""
 
-Boundary = Literal["batch", "epoch", "cut"]
-"""Between two batches, between two epochs, or after a training that ended within an epoch."""
+Boundary = Literal["batch", "epoch"]
+"""Between two batches, or between two epochs."""
 
 
 def install_loops(trainer: Trainer, seed: int | None, *, stops_again: bool) -> "ResumableFitLoop":
@@ -67,7 +67,6 @@ class ResumableFitLoop(_FitLoop):
         self._stops_again = stops_again
         self._boundary: Boundary | None = None
         self._late_states = False
-        self._was_cut = False
 
     def save(self, path: Any, boundary: Boundary) -> None:
         """Write a checkpoint that a run resumes from exactly; what was logged before it is on the disk first."""
@@ -99,8 +98,6 @@ class ResumableFitLoop(_FitLoop):
             return
         self.reset()
         self.on_run_start()
-        if self.resumed["boundary"] == "cut" and self.done:
-            self._run_epoch()  # nothing is left of it but its end
         while not self.done:
             try:
                 self._run_epoch()
@@ -152,8 +149,7 @@ class ResumableFitLoop(_FitLoop):
 
     def on_advance_end(self) -> None:
         super().on_advance_end()
-        if not self._was_cut:
-            self.on_boundary("epoch", False)
+        self.on_boundary("epoch", False)
 
     def load_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
         super().load_state_dict(state_dict, prefix)
@@ -168,15 +164,11 @@ class ResumableFitLoop(_FitLoop):
         if self._boundary is not None:
             module = self.trainer.lightning_module
             salt = self.clock.own.salt if self.clock.own is not None else 0
-            state[KEY] = {"boundary": self._boundary, "salt": salt} | capture(
+            cut = self._boundary == "epoch" and not self.epoch_loop._num_ready_batches_reached()
+            state[KEY] = {"boundary": self._boundary, "salt": salt, "cut_short": cut} | capture(
                 self.trainer, module, mid_epoch=self._boundary != "epoch"
             )
         return state
-
-    def ends_within_an_epoch(self) -> None:
-        """Between two batches of which there is no second: the epoch is to be continued if the run is extended."""
-        self._was_cut = True
-        self.on_boundary("cut", True)
 
     def _load_loaders(self) -> None:
         states, self._combined_loader_states_to_load = self._combined_loader_states_to_load, []
@@ -264,11 +256,8 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         before = self.val_loop.runs
         super().on_advance_end(data_fetcher)
         self.clock.round = (TRAIN, self._fit.epoch_progress.current.processed)
-        if self._num_ready_batches_reached():
-            return  # the epoch's end is next
-        if self.done:
-            self._fit.ends_within_an_epoch()
-        elif not self._should_accumulate():  # what is logged within a step has the step's number
+        # At an epoch's end the fit loop is next. What is logged within an accumulated step has that step's number.
+        if not self.done and not self._should_accumulate():
             self._fit.on_boundary("batch", self.val_loop.runs > before)
 
 

@@ -138,6 +138,8 @@ def _inexact(
             f"resumed from {point.checkpoint.name} at step {point.step}, which was written within a validation: "
             "callbacks after it and schedulers that follow a metric miss that validation"
         )
+    if point.cut_short and point.finished:
+        reasons.append("the run had ended within an epoch, and continues with the next one")
     if before.get("threads") not in (None, now["threads"]):
         reasons.append(f"resumed with {now['threads']} threads after {before['threads']}")
     if changed:

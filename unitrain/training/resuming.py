@@ -29,6 +29,7 @@ class ResumePoint:
         epoch: whole epochs done.
         logged_step: where the curves of TensorBoard go on.
         clean: it was written between two batches or epochs, so that nothing was pending.
+        cut_short: the training had ended within an epoch.
     """
 
     run_dir: Path
@@ -39,6 +40,7 @@ class ResumePoint:
     epoch: int
     logged_step: int
     clean: bool
+    cut_short: bool
 
 
 def find_resume_point(
@@ -116,6 +118,7 @@ def _point(summary: RunSummary, checkpoint: Path, content: Mapping[str, Any]) ->
         int(loop["epoch_progress"]["current"]["processed"]),
         _logged_step(loop),
         "unitrain" in loop["state_dict"],
+        bool(loop["state_dict"].get("unitrain", {}).get("cut_short")),
     )
 
 
