@@ -6,8 +6,12 @@ torchdata's StatefulDataLoader keeps the state of its generators instead, which 
 number of workers.
 """
 
+import functools
+import itertools
 import os
 import random
+import types
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +26,15 @@ from unitrain.errors import HookError
 Transform = Callable[[Any, torch.Generator], Any]
 Planned = tuple[tuple[int, ...], list[int]]
 """What the random numbers of a batch are a function of, and its samples."""
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+MOST_PARTS, DEEPEST_PART, WIDEST_PART = 4096, 6, 256
+"""How far generators are looked for in a data set: objects in all, nesting, and items of one list."""
+_WITHOUT_GENERATORS = (
+    str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, Tensor, type, types.ModuleType,
+    types.FunctionType, types.BuiltinFunctionType,
+)  # fmt: skip
 
 GATHERED_BYTES = 1 << 17
 """Rows are put in order for several batches at once, which makes a batch cheaper; as many as a cache holds."""
@@ -80,6 +93,7 @@ class ResumableLoader:
         self.epoch = 0
         self._position = 0  # batches of this epoch already given
         self._start = 0  # where the next iteration begins
+        self.ahead = 0  # batches that were given, but wait to be used: they are no part of the position
 
     @property
     def sampler(self) -> "ResumableLoader":
@@ -105,7 +119,7 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The position, for a checkpoint."""
-        return {"epoch": self.epoch, "position": self._position}
+        return {"epoch": self.epoch, "position": max(0, self._position - self.ahead)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a position; at an epoch's end the next iteration begins a new one."""
@@ -225,9 +239,9 @@ class DatasetLoader(ResumableLoader):
     """Batches of a map-style data set, fetched sample by sample, by worker processes if wanted.
 
     Before each batch is fetched, torch's, numpy's and Python's random numbers are seeded by (seed, epoch,
-    batch): augmentation is the same whatever the number of workers, and after a resume in mid-epoch. The
-    generators of the training process are left as they were; one that the data set keeps for itself is its
-    own affair.
+    batch), and so are generators that the data set keeps in its attributes: augmentation is the same
+    whatever the number of workers, and after a resume in mid-epoch. The generators of the training process
+    are left as they were.
 
     Args:
         dataset: has `__getitem__` and `__len__`.
@@ -297,6 +311,7 @@ class _SeededDataset:
         self._dataset = dataset
         self._in_worker = in_worker
         self._bits = np.random.MT19937()  # numpy's global generator while a batch is fetched
+        self._own = OwnGenerators(dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -319,8 +334,98 @@ class _SeededDataset:
 
     def _fetch(self, keys: tuple[int, ...], indices: list[int]) -> list[Any]:
         _seed_all(*keys)
-        whole = getattr(self._dataset, "__getitems__", None)  # some of torch's data sets have it
-        return list(whole(indices)) if whole else [self._dataset[index] for index in indices]
+        self._own.seed(keys, epoch=keys[1])
+        return fetch_samples(self._dataset, indices)
+
+
+def fetch_samples(dataset: MapDataset, indices: list[int]) -> list[Any]:
+    """The samples of a batch, by the data set's own `__getitems__` if it has one."""
+    whole = getattr(dataset, "__getitems__", None)  # some of torch's data sets have it
+    return list(whole(indices)) if whole else [dataset[index] for index in indices]
+
+
+class OwnGenerators:
+    """The random generators that an object keeps for itself, in its attributes and those of its parts.
+
+    Seeding them before each batch makes what they draw a function of seed, epoch and batch, as for the
+    global generators. Two objects whose generators began differently draw differently: `salt` is what they
+    began with.
+
+    Args:
+        owner: a data set, a sampler, or parts of a module.
+        apart: kinds of parts that are not looked into.
+    """
+
+    def __init__(self, owner: Any, apart: tuple[type, ...] = ()) -> None:
+        self._owner, self._apart = owner, apart
+        self._found = own_generators(owner, apart)
+        self._epoch: int | None = None
+        self.salt = salt_of(self._found)
+
+    def seed(self, keys: tuple[int, ...], epoch: int) -> None:
+        """Seed each of them by the keys; an object may have made further ones, so each epoch looks again."""
+        if epoch != self._epoch:
+            self._epoch, self._found = epoch, own_generators(self._owner, self._apart)
+        for place, generator in enumerate(self._found):
+            reseed(generator, mixed_seed((*keys, self.salt, place)))
+
+
+def own_generators(owner: Any, apart: tuple[type, ...] = ()) -> list[Generator]:
+    """The generators in an object's attributes, in a fixed order; torch's, numpy's and Python's global ones left out."""
+    found: list[Generator] = []
+    seen: set[int] = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}  # type: ignore[attr-defined]  # noqa: SLF001
+    waiting: list[tuple[Any, int]] = [(owner, 0)]
+    while waiting and len(seen) < MOST_PARTS:
+        part, depth = waiting.pop(0)
+        if id(part) in seen or isinstance(part, _WITHOUT_GENERATORS + apart):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Generator):
+            found.append(part)
+        elif depth < DEEPEST_PART:
+            waiting += [(inner, depth + 1) for inner in _parts(part)]
+    return found
+
+
+def _parts(part: Any) -> list[Any]:
+    if isinstance(part, dict):
+        inner = list(itertools.islice(part.values(), WIDEST_PART))
+    elif isinstance(part, list | tuple):
+        inner = list(part[:WIDEST_PART])
+    else:
+        inner = [getattr(part, "__self__", None), *getattr(part, "__dict__", {}).values()]
+        if isinstance(part, functools.partial):
+            inner += [part.func, *part.args, *part.keywords.values()]
+    return inner
+
+
+def reseed(generator: Generator, seed: int) -> None:
+    """Put a generator of torch, numpy or Python where a seed of 63 bits puts it."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        bits = generator.bit_generator
+        bits.state = type(bits)(seed).state
+    else:
+        generator.seed(seed % 2**32)
+
+
+def salt_of(generators: list[Generator]) -> int:
+    """A number that tells apart generators by what they were seeded with."""
+    return zlib.crc32(b"".join(map(_began_with, generators)))
+
+
+def _began_with(generator: Generator) -> bytes:
+    if isinstance(generator, torch.Generator):
+        return str(generator.initial_seed()).encode()
+    if isinstance(generator, np.random.Generator):
+        entropy = getattr(generator.bit_generator.seed_seq, "entropy", None)
+        # The system's own entropy, 128 bits, is another one in each process: nothing to tell apart by.
+        return str(entropy if isinstance(entropy, int) and entropy < 1 << 64 else None).encode()
+    state = (
+        generator.getstate() if isinstance(generator, random.Random) else generator.get_state()[1].tolist()
+    )
+    return str(state).encode()
 
 
 def seeded_generator(*keys: int) -> torch.Generator:

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m unitrain fit --config F [--json] [--SETTING VALUE ...]
        python -m unitrain fit --resume RUN [--SETTING VALUE ...]
+       python -m unitrain fit --config F --resume auto [--SETTING VALUE ...]
 
 Train by a settings file, and publish versions of the model while doing so.
 
   --config F             the settings file, unitrain's own or a LightningCLI's; given several times, a later one
                          overrides what an earlier one says
-  --resume RUN           go on with a run in its own folder: a folder, a name, or `last`, the newest
-                         unfinished one (of --config's experiment, if given)
+  --resume RUN           continue a run in its own folder: a folder, a name, or `last`, the newest
+                         unfinished one that has a checkpoint (of --config's experiment, if given)
+  --resume auto          the same as `last` if there is such a run, else start a new one
   --init-from RUN        begin a new run with another's weights: its best checkpoint's, else its last
   --init-weights KIND    of these the averaged ones (ema, the default) or the raw ones
   --SECTION.NAME VALUE   any setting, in the place of the file's: --trainer.max_epochs 40, --publish null
@@ -77,8 +79,17 @@ def _resume(own: dict[str, str], rest: list[str], *, quiet: bool, trust: bool) -
     from unitrain.training.console import Console
     from unitrain.training.flags import absolute
     from unitrain.training.settings_file import read_merged
-    from unitrain.training.starting import resume_by_flags
+    from unitrain.training.starting import resume_by_flags, resume_or_start
 
+    if own["resume"] == "auto":
+        if "config" not in own:
+            raise UsageError(
+                "fit: --resume auto needs --config F, to start a new run if there is none to resume"
+            )
+        paths = [Path(text) for text in own["config"].splitlines()]
+        return resume_or_start(
+            paths[0], read_merged(paths), rest, over=paths[1:], trust=trust, console=Console(quiet=quiet)
+        )
     experiment, root, folder = None, project_root(Path.cwd()), "experiments"
     if "config" in own:
         paths = [Path(text) for text in own["config"].splitlines()]

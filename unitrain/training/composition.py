@@ -18,7 +18,6 @@ from unitrain.training.endings import Endings
 from unitrain.training.fingerprint import DataFingerprint
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
-from unitrain.training.seeding import StepSeeding
 from unitrain.training.stopping import RunCheckpoint, RunStopping
 from unitrain.training.summaries import TensorBoardSummaries
 
@@ -42,7 +41,6 @@ def compose(
     model_name: str,
     lineage: Lineage,
     console: Console,
-    seed: int | None,
 ) -> Stack:
     """All callbacks of a training.
 
@@ -53,22 +51,22 @@ def compose(
         section: gives a section of the settings by its name, None where it is off.
         theirs: `trainer.callbacks`.
         trainer_arguments: the progress bar's switch in it is set to what the callbacks say.
-        seed: of every step's random numbers; None: they are not seeded.
     """
     monitor, stopping, publish = section("monitor"), section("early_stopping"), section("publish")
     ema = EMA(**vars(section("ema"))) if section("ema") else None
     if any(isinstance(callback, EarlyStopping) for callback in theirs):
         console.say("early stopping: the settings' own callback takes the place of the section's")
         stopping = None
-    checkpoints = trainer_arguments.get("enable_checkpointing") is not False
+    resumable = checkpoints = trainer_arguments.get("enable_checkpointing") is not False
     if any(isinstance(callback, Checkpoint) for callback in theirs):
-        console.say("checkpoints: the settings' own callback takes the place of best.ckpt and last.ckpt")
+        console.say(
+            "checkpoints: the settings' own callback takes the place of best.ckpt; last.ckpt is kept to resume from"
+        )
         checkpoints = False
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
     fingerprint = DataFingerprint(run, console)
-    ours: list[Callback] = [record] if seed is None else [StepSeeding(seed), record]
-    ours += [fingerprint, LossShapes()]
+    ours: list[Callback] = [record, fingerprint, LossShapes()]
     if section("summaries"):
         ours.append(
             TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
@@ -94,12 +92,9 @@ def compose(
     ours += _bar(theirs, trainer_arguments, console, monitor.metric)
     if ema:
         ours.append(ema)
-    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=checkpoints))
+    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=resumable))
     if checkpoints:
-        ours += [
-            _checkpoint(run, "best", monitor.metric, monitor.mode),
-            _checkpoint(run, "last", None, "min"),
-        ]
+        ours.append(_best_checkpoint(run, monitor.metric, monitor.mode))
     return Stack([*theirs, *ours], record, publishing)
 
 
@@ -116,15 +111,14 @@ def _bar(
     return [shown]
 
 
-def _checkpoint(run: RunFolder, name: str, monitor: str | None, mode: str) -> ModelCheckpoint:
+def _best_checkpoint(run: RunFolder, monitor: str, mode: str) -> ModelCheckpoint:
     return RunCheckpoint(
         dirpath=run.checkpoints_dir,
-        filename=name,
+        filename="best",
         monitor=monitor,
         mode=mode,
         save_top_k=1,
-        # The best is found in validation; the last is what a run goes on from: whole epochs.
-        save_on_train_epoch_end=monitor is None,
+        save_on_train_epoch_end=False,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )

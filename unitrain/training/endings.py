@@ -1,5 +1,6 @@
 """How a training ends early: by a signal, at a batch after which it can go on, or by a loss that is no number."""
 
+import functools
 import math
 import os
 import signal
@@ -16,6 +17,9 @@ from unitrain.errors import UnitrainError
 from unitrain.runs import RunFolder
 from unitrain.training.batches import nonfinite_values
 from unitrain.training.console import Console
+from unitrain.training.exactness import inexact_reasons
+from unitrain.training.loops import Boundary
+from unitrain.training.replay import is_stateful
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, an orderly end, and the warning of a batch system (SLURM's --signal=USR1@60) that time is up."""
@@ -39,13 +43,10 @@ class NonFiniteLossError(UnitrainError):
 
 
 class Endings(Callback):
-    """Stops on signals with a checkpoint to go on from, and on a loss that is no number.
+    """Stops on signals with a checkpoint to resume from, and on a loss that is no number.
 
-    The first signal lets the batch in hand end, writes `last.ckpt` and stops; the second ends the process at
-    once. It comes after the average and before the checkpoints: what it saves is complete.
-
-    In the middle of an epoch a checkpoint is written only where the training loader can go on from there;
-    otherwise the last epoch's end is what a resumed run begins with.
+    `last.ckpt` is written after each epoch, after each validation within one, and on the first signal, once
+    the batch in hand has ended. A second signal ends the process at once.
     """
 
     def __init__(self, run: RunFolder, last_path: Path, console: Console, *, checkpoints: bool) -> None:
@@ -54,15 +55,18 @@ class Endings(Callback):
         self._console = console
         self._checkpoints = checkpoints
         self._received: int | None = None
+        self._agreed = 0
         self._previous: dict[int, Any] = {}
         self._resumable = False
         self._bad = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumable = resumable_in_an_epoch(trainer)
-        how = "mid-epoch" if self._resumable else "epoch end"
-        if trainer.is_global_zero:
-            self._run.update(resumes_from=how)
+        loop: Any = trainer.fit_loop
+        loop.on_boundary = functools.partial(self.on_boundary, trainer)
+        self._state_exactness(trainer, pl_module)
+        if self._received is not None and self._checkpoints and loop.resumed is None:
+            loop.save(self._last_path, "epoch")
         self._stop_where_asked()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,17 +101,37 @@ class Endings(Callback):
                 f"the loss of {type(pl_module).__name__} is NaN or infinite at epoch {trainer.current_epoch}, step "
                 f"{trainer.global_step}; {remedy}"
             )
-        if self._received is None:
-            return
-        due = trainer.val_check_batch or 0
-        batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-        validates = trainer.is_last_batch or (due and (batches + 1) % due == 0)
-        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches
-        if self._resumable and (validates or accumulates):
-            return  # it is neither the end of a step nor of a validation: the next one is
-        if self._resumable and self._checkpoints:
-            trainer.save_checkpoint(self._last_path)
-        self._stop_where_asked()
+
+    def on_boundary(self, trainer: Trainer, kind: Boundary, validated: bool) -> None:
+        """Write what a run resumes from, and stop if a signal said so; between two batches or epochs.
+
+        A signal to one process of several counts once all have agreed on it, after the next batch.
+        """
+        stops = self._agreed if trainer.world_size > 1 else self._received
+        due = kind == "epoch" or validated or stops
+        if due and self._checkpoints and (kind == "epoch" or self._resumable):
+            loop: Any = trainer.fit_loop
+            loop.save(self._last_path, kind)
+        if stops:
+            raise SignalStop(stops)
+
+    def _state_exactness(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write into run.json from where the run resumes, and whether exactly; print what is not."""
+        loop: Any = trainer.fit_loop
+        reasons = inexact_reasons(
+            trainer, pl_module, seeded=loop.clock.seed is not None, checkpoints=self._checkpoints
+        )
+        earlier = [
+            entry["inexact"] for entry in self._run.record().get("resumed", ()) if entry.get("inexact")
+        ]
+        reasons += list(dict.fromkeys(reason for entry in earlier for reason in entry))
+        if trainer.is_global_zero:
+            self._run.update(
+                resumes_from="mid-epoch" if self._resumable else "epoch end",
+                exact_resume={"exact": not reasons, "reasons": reasons},
+            )
+            for reason in reasons:
+                self._console.say(f"resuming is not exact: {reason}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
@@ -151,13 +175,14 @@ class Endings(Callback):
             said = torch.tensor(word, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
             word = int(said)
-        if 0 < word < _LOSS and self._received is None:
-            self._received = word
+        if 0 < word < _LOSS:
+            self._agreed = word
+            self._received = self._received or word
         return word
 
 
 def resumable_in_an_epoch(trainer: Trainer) -> bool:
-    """Whether every training loader keeps its position, so that a run can go on in the middle of an epoch."""
+    """Whether every training loader keeps its position, so that a run can resume in the middle of an epoch."""
     loaders = trainer.fit_loop._combined_loader  # noqa: SLF001 - Lightning has no public name for it
     flat = [] if loaders is None else loaders.flattened
-    return bool(flat) and all(hasattr(x, "state_dict") and hasattr(x, "load_state_dict") for x in flat)
+    return bool(flat) and all(map(is_stateful, flat))

@@ -20,8 +20,9 @@ from unitrain.training.rebuild import (
     load_weights,
     rebuild,
 )
+from unitrain.training.replay import replay_loaders
 from unitrain.training.resuming import read_checkpoint
-from unitrain.training.seeding import StepSeeding
+from unitrain.training.seeding import VALIDATE, Clock, ValidationSeeding
 from unitrain.training.silence import quiet_lightning
 
 Stage = Literal["validate", "test"]
@@ -129,7 +130,10 @@ def _take_progress(trainer: Trainer, content: Mapping[str, Any], seed: int | Non
     whole = done["epoch_progress"] | {"current": progress}
     fit_loop.load_state_dict(done | {"epoch_progress": whole})
     if seed is not None:
-        trainer.callbacks.append(StepSeeding(int(seed)))  # type: ignore[attr-defined]
+        clock = Clock(int(seed))
+        clock.round = (VALIDATE, trainer.current_epoch, trainer.global_step)
+        replay_loaders(trainer, clock)
+        trainer.callbacks.append(ValidationSeeding(clock))  # type: ignore[attr-defined]
 
 
 def _tell_differences(parts: Rebuilt, console: Console) -> None:

@@ -31,12 +31,14 @@ from unitrain.training.console import Console
 from unitrain.training.endings import SignalStop
 from unitrain.training.flags import absolute
 from unitrain.training.loggers import check_trainer, loggers_of, profiler_into, say_profile
+from unitrain.training.loops import install_loops
 from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
 from unitrain.training.processes import process_rank
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord, UnloggedMetricError
 from unitrain.training.result import RunResult, checkpoint_if_there
 from unitrain.training.resuming import ResumePoint, take_weights
+from unitrain.training.seeding import ValidationSeeding
 from unitrain.training.settings_cli import SettingsCLI, check_classes, known_settings
 from unitrain.training.settings_file import config_word, with_class_flags
 
@@ -232,7 +234,6 @@ class Fit:
             model_name=model_name,
             lineage=lineage_of(run, resolved),
             console=self.console,
-            seed=int(cli.config.seed_everything) if cli.config.step_seeding else None,
         )
         self.record, self.publishing = stack.record, stack.publishing
         arguments["callbacks"] = stack.callbacks
@@ -246,7 +247,13 @@ class Fit:
         arguments["plugins"] = plugins
         arguments["default_root_dir"] = arguments.get("default_root_dir") or run.path
         arguments["enable_model_summary"] = bool(arguments.get("enable_model_summary"))
-        return Trainer(**arguments)
+        trainer = Trainer(**arguments)
+        seed = int(cli.config.seed_everything) if cli.config.step_seeding else None
+        loop = install_loops(
+            trainer, seed, stops_again=not (self.resume_point and self.resume_point.finished)
+        )
+        trainer.callbacks.insert(0, ValidationSeeding(loop.clock))  # type: ignore[attr-defined]
+        return trainer
 
     @contextlib.contextmanager
     def _writers_reported(self) -> Iterator[None]:

@@ -116,8 +116,10 @@ def continue_run(point: ResumePoint, resolved: str, argv: Sequence[str], console
     run.append(
         "resumed",
         {"step": point.step, "epoch": point.epoch, "checkpoint": point.checkpoint.name, "argv": list(argv)}
-        | {"changed_sources": changed, **now},
+        | {"changed_sources": changed, "inexact": _inexact(point, before, now, changed), **now},
     )
+    for leftover in run.checkpoints_dir.glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     run.update(status="starting", reason=None, ended_at=None)
     try:
         write_text(run.settings_path, resolved)
@@ -126,6 +128,25 @@ def continue_run(point: ResumePoint, resolved: str, argv: Sequence[str], console
         raise RunError(f"{run.settings_path} can't be written: {error.strerror}") from error
     console.say(f"resumes from {point.checkpoint.name}: epoch {point.epoch}, step {point.step}")
     return run
+
+
+def _inexact(
+    point: ResumePoint, before: dict[str, Any], now: dict[str, Any], changed: Sequence[str]
+) -> list[str]:
+    """Reasons why this resume may end differently from an uninterrupted run."""
+    reasons = []
+    if not point.clean:
+        reasons.append(
+            f"resumed from {point.checkpoint.name} at step {point.step}, which was written within a validation: "
+            "callbacks after it and schedulers that follow a metric miss that validation"
+        )
+    if point.cut_short and point.finished:
+        reasons.append("the run had ended within an epoch, and continues with the next one")
+    if before.get("threads") not in (None, now["threads"]):
+        reasons.append(f"resumed with {now['threads']} threads after {before['threads']}")
+    if changed:
+        reasons.append(f"resumed with changed sources: {', '.join(changed)}")
+    return reasons
 
 
 def lineage_of(run: RunFolder, resolved: str) -> Lineage:

@@ -1,7 +1,7 @@
 """What a run goes on from: its folder, its newest sound checkpoint, its sources as they were."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import nn
 
 from unitrain.errors import RunError, SettingsError, UsageError
 from unitrain.project import project_root
-from unitrain.runs import find_run, list_runs, read_summary
+from unitrain.runs import RunSummary, find_run, list_runs, read_summary
 from unitrain.training.checkpoint import load_plain
 from unitrain.training.console import Console
 from unitrain.training.settings_cli import read_settings
@@ -31,6 +31,8 @@ class ResumePoint:
         step: optimizer steps done.
         epoch: whole epochs done.
         logged_step: where the curves of TensorBoard go on.
+        clean: it was written between two batches or epochs, so that nothing was pending.
+        cut_short: the training had ended within an epoch.
     """
 
     run_dir: Path
@@ -40,6 +42,8 @@ class ResumePoint:
     step: int
     epoch: int
     logged_step: int
+    clean: bool
+    cut_short: bool
 
 
 def find_resume_point(
@@ -51,32 +55,58 @@ def find_resume_point(
     trust: bool = False,
     project: Path | None = None,
 ) -> ResumePoint:
-    """The run that a person means by `--resume`, and the checkpoint to go on from.
+    """The run that a user means by `--resume`, and the checkpoint to resume from.
 
     Args:
-        text: a folder, a run's name, or `last`: the newest unfinished run.
+        text: a folder, a run's name, or `last`: the newest unfinished run that has a checkpoint.
         experiments_dir: where names are looked for.
         experiment: for `last`, look at that experiment only.
-        console: told which run it is, and which checkpoints were passed over.
+        console: told which run it is, and which checkpoints were skipped.
         trust: accept any project root that the run names.
         project: the user's project; default: the working folder's.
 
     Raises:
-        RunError: there is no such run, or it has no checkpoint that is whole.
+        RunError: there is no such run, or it has no complete checkpoint.
     """
-    if text == "last":
-        runs = list_runs(experiments_dir, experiment)
-        unfinished = [run for run in runs if run.unfinished]
-        if not runs:
-            of = f" of {experiment}" if experiment else ""
-            raise RunError(
-                f"--resume last: there is no run{of} in {experiments_dir}; start one without --resume"
-            )
-        summary = (unfinished or runs)[-1]
-        console.say(f"--resume last is {summary.path}")
-    else:
-        summary = read_summary(find_run(text, experiments_dir))
+    if text != "last":
+        return point_of(read_summary(find_run(text, experiments_dir)), console, trust=trust, project=project)
+    runs = list_runs(experiments_dir, experiment)
+    if not runs:
+        of = f" of {experiment}" if experiment else ""
+        raise RunError(f"--resume last: there is no run{of} in {experiments_dir}; start one without --resume")
+    unfinished = [run for run in runs if run.unfinished]
+    point = newest_point(unfinished, console, trust=trust, project=project)
+    if point is None:
+        point = point_of((unfinished or runs)[-1], console, trust=trust, project=project)
+    console.say(f"--resume last is {point.run_dir}")
+    return point
+
+
+def newest_point(
+    runs: Sequence[RunSummary], console: Console, *, trust: bool = False, project: Path | None = None
+) -> ResumePoint | None:
+    """Where the newest of these runs that has a complete checkpoint resumes; None if none has."""
+    for run in reversed(runs):
+        try:
+            return point_of(run, console, trust=trust, project=project)
+        except RunError as error:
+            console.warn(f"skipped: {error}")
+    return None
+
+
+def point_of(
+    summary: RunSummary, console: Console, *, trust: bool = False, project: Path | None = None
+) -> ResumePoint:
+    """Where a run resumes.
+
+    Raises:
+        RunError: it has no complete checkpoint, or no settings.
+    """
     path = summary.path
+    if not (path / "settings.yaml").is_file():
+        raise RunError(
+            f"{path} has no settings.yaml, so it can't be resumed; start a new run without --resume"
+        )
     for name in ("last", "best"):
         checkpoint = path / "checkpoints" / f"{name}.ckpt"
         if not checkpoint.is_file():
@@ -87,19 +117,34 @@ def find_resume_point(
         except RunError as error:
             fault = str(error)
         if fault is None:
-            done = int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-            return ResumePoint(
-                path,
-                checkpoint,
-                trusted_root(path, summary.record, trust=trust, project=project),
-                summary.status in ("finished", "stopped"),
-                int(content["global_step"]),
-                done,
-                _logged_step(content["loops"]["fit_loop"]),
-            )
+            try:
+                content = read_checkpoint(checkpoint)
+                return _point(
+                    summary,
+                    checkpoint,
+                    content,
+                    trusted_root(path, summary.record, trust=trust, project=project),
+                )
+            except (RunError, KeyError, TypeError, ValueError) as error:
+                fault = str(error) if isinstance(error, RunError) else "it is no checkpoint of a training"
         console.warn(f"{checkpoint} is damaged ({fault}); looking for an earlier one")
     raise RunError(
-        f"{path} has no whole checkpoint, so there is nothing to resume; start a new run without --resume"
+        f"{path} has no complete checkpoint, so there is nothing to resume; start a new run without --resume"
+    )
+
+
+def _point(summary: RunSummary, checkpoint: Path, content: Mapping[str, Any], root: Path) -> ResumePoint:
+    loop = content["loops"]["fit_loop"]
+    return ResumePoint(
+        summary.path,
+        checkpoint,
+        root,
+        summary.status in ("finished", "stopped"),
+        int(content["global_step"]),
+        int(loop["epoch_progress"]["current"]["processed"]),
+        _logged_step(loop),
+        "unitrain" in loop["state_dict"],
+        bool(loop["state_dict"].get("unitrain", {}).get("cut_short")),
     )
 
 

@@ -5,61 +5,77 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
 
-_TRAIN, _VALIDATE, _EPOCH = 1, 2, 3
+from unitrain.loaders import OwnGenerators
+
+TRAIN, VALIDATE, EPOCH, SANITY, REQUEST = 1, 2, 3, 4, 5
 
 
-class StepSeeding(Callback):
-    """Seeds torch before every batch and validation, and Python and numpy too before every epoch.
+class Clock:
+    """The point that a training has reached, as the seed of all that is drawn there.
 
-    Lightning saves no state of random generators, and a loader that shuffles draws from them. With this a
-    run that goes on after a failure has the dropout and the order that it would have had. `step_seeding:
-    false` switches it off; resuming is then no longer exact for models that draw.
+    Attributes:
+        seed: `seed_everything`; None where `step_seeding` is off: nothing is seeded.
+        round: pass over a loader's data: (TRAIN, epoch), or (VALIDATE, epoch, optimizer step).
+        step: what the training process's own random numbers are a function of.
+        loaders: those of a stage that have been set up, which tells their random numbers apart.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | None) -> None:
         self.seed = seed
-        self._epoch = 0
-        self._fresh = True
+        self.round: tuple[int, ...] = (TRAIN, 0)
+        self.step: tuple[int, ...] = (TRAIN, 0, 0)
+        self.loaders = 0
+        self.own: OwnGenerators | None = None
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._epoch = int(checkpoint["epoch"])
-        progress = (
-            checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-        )
-        self._epoch = int(progress.get("processed", self._epoch))
+    def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed from now on what module and callbacks keep for themselves, too: `self.rng = np.random.default_rng(0)`."""
+        base = vars(LightningModule())
+        parts: list[Any] = [
+            {name: value for name, value in vars(part).items() if name not in base}
+            for part in pl_module.modules()
+        ]
+        parts += [
+            vars(callback)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if not type(callback).__module__.startswith(("pytorch_lightning.", "lightning.", "unitrain."))
+        ]
+        apart = (Trainer, LightningDataModule, nn.Module, DataLoader)
+        self.own = OwnGenerators(parts, apart)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first epoch's loader begins to draw before that epoch does."""
-        self._fresh = True
-        self._seed_epoch(self._epoch)
+    def at(self, *step: int) -> None:
+        """Seed for a step: torch, numpy, Python, and the module's own generators."""
+        self.step = step
+        self.reseed()
+        if self.own is not None and self.seed is not None:
+            self.own.seed((self.seed, *step), epoch=step[1])
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._fresh:
-            self._seed_epoch(trainer.current_epoch)
-        self._fresh = False
+    def reseed(self) -> None:
+        """Seed for the same step again, after something else was drawn in between."""
+        if self.seed is not None:
+            seed_process(self.seed, *self.step)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        _seed_torch(self._mix(_TRAIN, trainer.current_epoch, batch_idx))
+
+def seed_process(*keys: int) -> None:
+    """Seed torch, numpy and Python by the keys; Python's hash of integers is the same in every process."""
+    seed = hash(keys) & (2**63 - 1)
+    _seed_torch(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that people's code draws from
+
+
+class ValidationSeeding(Callback):
+    """Seeds each validation, in fit and of a checkpoint, so that both draw the same."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            _seed_torch(self._mix(_VALIDATE, trainer.current_epoch, trainer.global_step))
-
-    def _seed_epoch(self, epoch: int) -> None:
-        seed = self._mix(_EPOCH, epoch, 0)
-        _seed_torch(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that people's data sets draw from
-
-    def _mix(self, *keys: int) -> int:
-        """A seed of 63 bits; Python's hash of integers is the same in every process."""
-        return hash((self.seed, *keys)) & (2**63 - 1)
+        kind = SANITY if trainer.sanity_checking else VALIDATE
+        self.clock.at(kind, trainer.current_epoch, trainer.global_step)
 
 
 def _seed_torch(seed: int) -> None:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from pytorch_lightning import Callback
 
 from unitrain.errors import SettingsError
-from unitrain.runs import read_summary
+from unitrain.project import project_root
+from unitrain.runs import list_runs, read_summary
 from unitrain.training.console import Console
 from unitrain.training.fitting import Fit
-from unitrain.training.flags import as_flags, plain
+from unitrain.training.flags import absolute, as_flags, plain
 from unitrain.training.processes import process_rank
 from unitrain.training.result import RunResult, checkpoint_if_there
-from unitrain.training.resuming import find_resume_point
+from unitrain.training.resuming import ResumePoint, find_resume_point, newest_point
 from unitrain.training.settings_cli import read_settings
 
 RESUMED_RUN = "UNITRAIN_RESUMED_RUN"
@@ -27,6 +28,7 @@ def fit(
     *,
     init_from: str | Path | None = None,
     init_weights: Literal["ema", "raw"] = "ema",
+    resume: Literal["auto"] | None = None,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> RunResult:
@@ -38,6 +40,8 @@ def fit(
             `{"model.init_args.hidden": 32, "publish": None}`.
         init_from: a run, whose best weights (else its last) the new one begins with.
         init_weights: its averaged or its raw ones.
+        resume: "auto" resumes the experiment's newest unfinished run that has a complete checkpoint, with
+            `overrides` as changes, and starts a new run where there is none.
         callbacks: Lightning's, for this call beside those of the settings: to look on from a search, say. The
             run's settings can't hold them, so a resumed run does without.
         quiet: tell nothing but warnings, and show no progress bar.
@@ -57,6 +61,10 @@ def fit(
     raw = plain(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
     start = None if init_from is None else (str(init_from), init_weights)
     flags = as_flags(overrides or {})
+    if resume == "auto":
+        return resume_or_start(
+            path, raw, flags, callbacks=callbacks, console=Console(quiet=quiet), start_from=start
+        )
     return Fit(path, raw, flags, start_from=start, callbacks=callbacks, quiet=quiet).run()
 
 
@@ -109,6 +117,84 @@ def resume_by_flags(
                 "--resume last: processes started one by one may not agree on it; name the run's folder"
             )
     point = find_resume_point(text, experiments_dir, experiment, console, trust=trust, project=project)
+    return _resume_at(point, argv, console)
+
+
+def resume_or_start(
+    path: Path | None,
+    raw: Mapping[str, Any],
+    argv: Sequence[str],
+    *,
+    console: Console,
+    over: Sequence[Path] = (),
+    callbacks: Sequence[Callback] = (),
+    trust: bool = False,
+    start_from: tuple[str, str] | None = None,
+) -> RunResult:
+    """Resume the experiment's newest unfinished run that has a complete checkpoint, else start a new one.
+
+    A job that a scheduler starts again after every failure never gets stuck: a run that was killed before its
+    first checkpoint, or whose files are damaged, is skipped, with a warning.
+
+    Args:
+        path: the settings file; None where the settings came from Python.
+        raw: its content.
+        argv: further settings, as flags; they change those of a run that is resumed.
+        over: further settings files, merged into `raw` already.
+        trust: accept any project root that a run names.
+        start_from: for a new run only: another run, and which of its weights to begin with.
+    """
+    experiments_dir, experiment, changed = place_of(path, raw, argv)
+    project = project_root(path.absolute().parent if path else Path.cwd())
+    if process_rank():
+        known = os.environ.get(RESUMED_RUN)
+        if known is None:
+            raise SettingsError(
+                "--resume auto: processes started one by one may not agree on it; name the run's folder"
+            )
+        point = (
+            find_resume_point(known, experiments_dir, experiment, console, trust=trust, project=project)
+            if known
+            else None
+        )
+    else:
+        unfinished = [run for run in list_runs(experiments_dir, experiment) if run.unfinished]
+        point = newest_point(unfinished, console, trust=trust, project=project)
+    if point is not None:
+        console.say(f"--resume auto is {point.run_dir}")
+        return _resume_at(point, changed, console, callbacks)
+    console.say(f"--resume auto: no unfinished run of {experiment} has a checkpoint; starting a new run")
+    os.environ[RESUMED_RUN] = ""
+    return Fit(
+        path,
+        dict(raw),
+        argv,
+        start_from=start_from,
+        over=over,
+        callbacks=callbacks,
+        quiet=console.quiet,
+    ).run()
+
+
+def place_of(path: Path | None, raw: Mapping[str, Any], argv: Sequence[str]) -> tuple[Path, str, list[str]]:
+    """The folder of experiments and the experiment of some settings, and the flags that are left."""
+    experiment = str(raw.get("experiment") or (path.absolute().parent.name if path else "experiment"))
+    folder = str(raw.get("experiments_dir") or "experiments")
+    changed = []
+    for pair in absolute(argv):
+        if pair[0] == "--experiments_dir" and len(pair) > 1:
+            folder = pair[1]
+        elif pair[0] == "--experiment" and len(pair) > 1:
+            experiment = pair[1]
+        else:
+            changed += pair
+    root = project_root(path.absolute().parent if path else Path.cwd())
+    return root / folder, experiment, changed
+
+
+def _resume_at(
+    point: ResumePoint, argv: Sequence[str], console: Console, callbacks: Sequence[Callback] = ()
+) -> RunResult:
     os.environ[RESUMED_RUN] = str(point.run_dir)
     if point.finished and not argv:
         summary = read_summary(point.run_dir)
@@ -126,4 +212,6 @@ def resume_by_flags(
             published=summary.published,
         )
     path = point.run_dir / "settings.yaml"
-    return Fit(path, read_settings(path), argv, resume_point=point, quiet=console.quiet).run()
+    return Fit(
+        path, read_settings(path), argv, resume_point=point, callbacks=callbacks, quiet=console.quiet
+    ).run()

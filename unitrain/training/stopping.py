@@ -5,6 +5,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 
 class RunStopping(EarlyStopping):
@@ -15,6 +16,12 @@ class RunStopping(EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience, "stopping_reason_message": None})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say again why, in a run that was interrupted after it had been stopped."""
+        if trainer.should_stop and self.wait_count >= self.patience:
+            self.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
+            self.stopping_reason_message = f"{self.monitor} did not improve"
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         others = [c for c in trainer.callbacks if isinstance(c, EarlyStopping) and c is not self]  # type: ignore[attr-defined]
@@ -43,3 +50,4 @@ class RunCheckpoint(ModelCheckpoint):
         }
         best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+        self.current_score = state_dict.get("current_score")  # Lightning saves it and does not load it
