@@ -84,3 +84,18 @@ def test_waiting_ends_in_a_timeout_that_names_the_holder(tmp_path: Path) -> None
     path = tmp_path / "lock"
     with locked(path, 0), pytest.raises(TimeoutError, match=f"held by {os.getpid()}@"), locked(path, 0.05):
         pass
+
+
+def test_a_fork_while_a_lock_is_closed_never_closes_its_number_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forked child closes the locks that are held; by then the number may be another file's."""
+    lock = FileLock(tmp_path / "lock")
+    assert lock.acquire()
+    held_at_close = []
+    close = os.close
+    monkeypatch.setattr(
+        "unitrain.lock.os.close", lambda number: (close(number), held_at_close.append(lock.held))
+    )
+    lock.release()
+    assert held_at_close == [False]

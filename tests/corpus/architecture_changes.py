@@ -177,7 +177,7 @@ class SubmoduleByObject(Small):
         self.frozen.weight.data.mul_(2.0)
 
 
-@case()
+@case(must="late")
 class ForwardIsReplaced(Small):
     """`self.forward = ...` after a warm-up, as forum posts suggest."""
 
@@ -201,7 +201,7 @@ class FusedInValidation(Small):
         self.net[1].reset_running_stats()
 
 
-@case(must="either")
+@case(must="late")
 class GrowsByClass(Small):
     """Class-incremental: the head gains a row each epoch."""
 

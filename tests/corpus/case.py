@@ -23,7 +23,8 @@ class Case:
 
     Attributes:
         inputs: served inputs by name, each with its draw.
-        must: `equal` or `refused` where only that verdict is right, `either` where both are.
+        must: `equal` or `refused` where only that verdict is right, `either` where both are; `late` where what
+            the training does to the module can't be known before it, so that a late refusal is right, too.
         layout: one sample of the data set, from its inputs and its target.
         target: targets [row, ...] from the inputs.
         collate: samples to a batch.
@@ -36,7 +37,7 @@ class Case:
     name: str
     module: type[pl.LightningModule]
     inputs: Mapping[str, Draw]
-    must: Literal["equal", "refused", "either"]
+    must: Literal["equal", "refused", "either", "late"]
     layout: Callable[[dict[str, Any], Tensor], Any]
     target: Callable[[dict[str, Any]], Tensor]
     collate: Callable[[list[Any]], Any]
@@ -122,7 +123,7 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 def case(
     name: str | None = None,
     *,
-    must: Literal["equal", "refused", "either"] = "equal",
+    must: Literal["equal", "refused", "either", "late"] = "equal",
     layout: Callable[..., Any] = pair,
     target: Callable[..., Tensor] = total,
     collate: Callable[..., Any] = default_collate,

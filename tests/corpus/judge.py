@@ -61,7 +61,7 @@ class Verdict:
 
     def as_declared(self, must: str) -> bool:
         """Whether the verdict is one that the pattern accepts."""
-        return self.kind in (GOOD if must == "either" else (must,))
+        return self.kind in {"either": GOOD, "late": (*GOOD, "refused late")}.get(must, (must,))
 
 
 @contextlib.contextmanager

@@ -247,7 +247,7 @@ class ShufflesAndUnshuffles(Small):
         return self.net(x[order])[order.argsort()]
 
 
-@case(must="either")
+@case(must="late")
 class OutputsByEpoch(Small):
     """A further output from the second epoch on."""
 
