@@ -16,7 +16,7 @@ from unitrain.errors import RepositoryError
 from unitrain.integrity import MOST_GOLDEN_BYTES
 from unitrain.repository import read_config
 from unitrain.repository.answers import Tolerance
-from unitrain.repository.comparison import compare
+from unitrain.repository.tolerance import compare
 from unitrain.repository.verify import check_golden, read_golden
 from unitrain.serving.probe import probe_request
 from unitrain.tensors import Signature, TensorSpec

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from onnx_models import linear_signature, prove, save_graph
 
 from unitrain import integrity
-from unitrain.repository import comparison
+from unitrain.repository import tolerance
 from unitrain.serving import backends_folder
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -29,7 +29,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     utils.TritonModelException = RuntimeError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     monkeypatch.setitem(sys.modules, "integrity", integrity)
-    monkeypatch.setitem(sys.modules, "comparison", comparison)
+    monkeypatch.setitem(sys.modules, "tolerance", tolerance)
     monkeypatch.syspath_prepend(str(Path(backends_folder.__file__).parent / "backends" / "onnxruntime"))
     yield importlib.import_module("model")
     for name in ("model", "stub_strings"):

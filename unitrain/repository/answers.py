@@ -9,7 +9,7 @@ import numpy as np
 
 from unitrain.errors import ExportError
 from unitrain.integrity import feeds
-from unitrain.repository.comparison import Arrays, Difference, Tolerance, compare
+from unitrain.repository.tolerance import Arrays, Difference, Tolerance, compare
 
 if TYPE_CHECKING:
     import onnx

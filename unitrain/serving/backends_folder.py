@@ -11,12 +11,12 @@ from pathlib import Path
 
 from unitrain import integrity
 from unitrain.errors import ServingError
-from unitrain.repository import comparison
+from unitrain.repository import tolerance
 from unitrain.serving import install
 from unitrain.serving.processes import command_lines
 
 _OWN = Path(__file__).parent / "backends"
-_SHARED = (Path(integrity.__file__), Path(comparison.__file__))
+_SHARED = (Path(integrity.__file__), Path(tolerance.__file__))
 """Modules of unitrain that the backend needs, which import nothing of it."""
 _STUB = "triton_python_backend_stub"
 _UNUSED_S = 24 * 3600.0

@@ -16,8 +16,9 @@ import numpy as np
 
 from unitrain.errors import RepositoryError
 from unitrain.integrity import CheckedFiles, Contradiction, Golden, read_checked
-from unitrain.repository import comparison, write_config_text
+from unitrain.repository import write_config_text
 from unitrain.repository.layout import CANDIDATE_PREFIX, CONFIG_NAME
+from unitrain.repository.tolerance import Tolerance, compare
 from unitrain.serving.admin import Admin, Refused, ServerGone
 from unitrain.serving.folder import override
 from unitrain.serving.probe import golden_requests, is_askable, outputs_of
@@ -58,10 +59,10 @@ class Candidates:
             files = read_checked(version_dir, in_memory_bytes=0)
             golden = None if files is None else files.golden()
             if files is not None and golden is not None and is_askable(config):
-                tolerance = comparison.Tolerance.from_json(files.manifest.get("tolerance"))
+                allowed = Tolerance.from_json(files.manifest.get("tolerance"))
                 answers = self._ask(admin, config, f"{model}/{version}", golden)
                 sides = ("the golden samples", "this server")
-                failure = comparison.compare(golden[1], answers, tolerance, sides=sides).failure
+                failure = compare(golden[1], answers, allowed, sides=sides).failure
         except (ServerGone, RepositoryError):
             raise
         except Contradiction as error:

@@ -9,7 +9,7 @@ makes of arrays 0 bytes. Numbers go by DLPack therefore, and strings as `stub_st
 A version that has a manifest is loaded only where its files are what the manifest says and its golden samples
 are answered as published; the session is opened from the very bytes that were hashed.
 
-This file is copied into a backends folder, with `integrity.py` and `comparison.py` beside it, and runs inside
+This file is copied into a backends folder, with `integrity.py` and `tolerance.py` beside it, and runs inside
 Triton's Python stub, so it imports nothing of unitrain.
 """
 
@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import comparison
 import integrity
 import numpy as np
 import onnxruntime as ort
 import stub_strings
+import tolerance
 import triton_python_backend_utils as pb_utils
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -212,10 +212,10 @@ def _check_golden(session: Any, files: Any) -> None:
         answers = session.run(list(outputs), integrity.feeds(inputs))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ValueError(f"the golden samples are not answered: {_one_line(error)}") from error
-    difference = comparison.compare(
+    difference = tolerance.compare(
         outputs,
         dict(zip(outputs, answers, strict=True)),
-        comparison.Tolerance.from_json(files.manifest.get("tolerance")),
+        tolerance.Tolerance.from_json(files.manifest.get("tolerance")),
         sides=("the golden samples", "this server"),
     )
     if difference.failure is not None:
