@@ -23,9 +23,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="file events to kill at, spread over the run")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each run")
-    parser.add_argument("--work", type=Path, help="where ckpt-chaos keeps its runs; default: a new temporary folder")
+    parser.add_argument(
+        "--work", type=Path, help="where ckpt-chaos keeps its runs; default: a new temporary folder"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--hash", type=Path, help="print the hash of the run's end below this folder, and nothing else")
+    parser.add_argument(
+        "--hash", type=Path, help="print the hash of the run's end below this folder, and nothing else"
+    )
     options = parser.parse_args()
     if options.hash is not None:
         print(hash_of(options.hash))
@@ -40,7 +44,16 @@ def main() -> int:
         str(options.epochs),
     ]  # fmt: skip
     judge = f"{sys.executable} {Path(__file__).resolve()} --hash {{out}}"
-    chaos = [sys.executable, "-m", "ckpt_chaos", "run", "--work", str(work), "--max-points", str(options.kills)]
+    chaos = [
+        sys.executable,
+        "-m",
+        "ckpt_chaos",
+        "run",
+        "--work",
+        str(work),
+        "--max-points",
+        str(options.kills),
+    ]
     chaos += ["--jobs", str(options.jobs), "--result-cmd", judge, "--", *fit]
     return subprocess.run(chaos, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode
 

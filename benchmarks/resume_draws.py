@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "training"))
 
-from resume_draws import check, describe, drawn, warm_up  # noqa: E402
+from resume_draws import check, describe, drawn, warm_up
 
 
 def main() -> int:
@@ -40,7 +40,11 @@ def main() -> int:
         line = one(options.seed, number, keep=options.only is not None)
         done[number] = line
         text = json.dumps(line)
-        shown = line if options.only is not None else {k: line[k] for k in ("number", "verdict", "interruptions", "cpu_s")}
+        shown = (
+            line
+            if options.only is not None
+            else {k: line[k] for k in ("number", "verdict", "interruptions", "cpu_s")}
+        )
         print(json.dumps(shown), flush=True)
         for difference in line["differences"][:8]:
             print(f"    {difference[-1500:]}", flush=True)

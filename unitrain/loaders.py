@@ -417,7 +417,9 @@ def _began_with(generator: Generator) -> bytes:
         entropy = getattr(generator.bit_generator.seed_seq, "entropy", None)
         # The system's own entropy, 128 bits, is another one in each process: nothing to tell apart by.
         return str(entropy if isinstance(entropy, int) and entropy < 1 << 64 else None).encode()
-    state = generator.getstate() if isinstance(generator, random.Random) else generator.get_state()[1].tolist()
+    state = (
+        generator.getstate() if isinstance(generator, random.Random) else generator.get_state()[1].tolist()
+    )
     return str(state).encode()
 
 

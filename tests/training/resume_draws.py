@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 import traceback
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Verdict:
 
 def drawn(seed: int, number: int) -> Draw:
     """A draw by its number."""
-    rng = random.Random(f"{seed}:{number}")  # noqa: S311 - settings, not secrets
+    rng = random.Random(f"{seed}:{number}")
 
     def maybe(share: float) -> bool:
         return rng.random() < share
@@ -135,7 +136,9 @@ def drawn(seed: int, number: int) -> Draw:
                 "prefetch": rng.choice([1, 2, 4]),
                 "source": rng.choice(["none", "random", "numpy", "torch", "generator", "all", "all"]),
                 "shuffle": maybe(0.8),
-                "sampler": rng.choice(["none", "none", "replacement", "weighted", "own_torch", "own_numpy", "python"]),
+                "sampler": rng.choice(
+                    ["none", "none", "replacement", "weighted", "own_torch", "own_numpy", "python"]
+                ),
                 "noisy_validation": maybe(0.3),
             },
         },
@@ -149,7 +152,9 @@ def drawn(seed: int, number: int) -> Draw:
     interruptions = []
     for _ in range(rng.choice([1, 1, 1, 2])):
         event = rng.choice([*EVENTS, "batch_end", "batch_end", "batch_start", "validation"])
-        most = {"batch_start": 18, "backward": 14, "batch_end": 18, "validation": 8, "saving": 4}.get(event, 3)
+        most = {"batch_start": 18, "backward": 14, "batch_end": 18, "validation": 8, "saving": 4}.get(
+            event, 3
+        )
         once = event in ("setup", "fit_start", "train_start", "train_end")
         how = signal.SIGTERM if maybe(0.6) and event not in ("setup",) else signal.SIGKILL
         interruptions.append((event, 1 if once else rng.randint(1, most), int(how)))
@@ -162,9 +167,17 @@ def warm_up(folder: Path) -> None:
     here = Path.cwd()
     os.chdir(folder)
     try:
-        unitrain.fit(settings, {"trainer.max_epochs": 1, "publish": None, "data.init_args.workers": 0}, quiet=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _train(settings)
     finally:
         os.chdir(here)
+
+
+def _train(settings: Path) -> None:
+    unitrain.fit(
+        settings, {"trainer.max_epochs": 1, "publish": None, "data.init_args.workers": 0}, quiet=True
+    )
 
 
 def _project(draw: Draw, root: Path) -> Path:
@@ -202,8 +215,12 @@ def _runs(draw: Draw, root: Path, interruptions: list[tuple[str, int, int]]) -> 
         time.sleep(1.0 - time.time() % 1.0)
     else:
         raise AssertionError(f"never ended:\n{(root / 'log.txt').read_text()[-4000:]}")
-    runs = sorted((root / "experiments" / draw.settings["experiment"]).iterdir(), key=lambda p: p.stat().st_ctime)
-    ended = [run for run in runs if json.loads((run / "run.json").read_text())["status"] in ("finished", "stopped")]
+    runs = sorted(
+        (root / "experiments" / draw.settings["experiment"]).iterdir(), key=lambda p: p.stat().st_ctime
+    )
+    ended = [
+        run for run in runs if json.loads((run / "run.json").read_text())["status"] in ("finished", "stopped")
+    ]
     return ended[-1]
 
 
@@ -220,6 +237,7 @@ def _in_a_process(settings: Path, root: Path, interruption: str) -> int:
         os.dup2(log, 2)
         os.environ["UNITRAIN_INTERRUPT"] = interruption
         os.chdir(root)
+        warnings.simplefilter("default")  # Lightning's, about what is drawn
         print(f"--- {interruption or 'without interruption'}", flush=True)
         code = unitrain.fit(settings, resume="auto").exit_code
     except BaseException:  # noqa: BLE001 - it is told by the exit code
@@ -237,7 +255,9 @@ def _differences(whole: Path, interrupted: Path) -> list[str]:
     for key in ("status", "reason", "metrics", "best", "epoch", "step"):
         if not _same(a.get(key), b.get(key)):
             found.append(f"run.json: {key}: {a.get(key)} against {b.get(key)}")
-    versions = [max((entry["step"] for entry in record.get("published", [])), default=None) for record in (a, b)]
+    versions = [
+        max((entry["step"] for entry in record.get("published", [])), default=None) for record in (a, b)
+    ]
     if versions[0] != versions[1]:
         found.append(f"last published step {versions[0]} against {versions[1]}")
     a, b = _scalars(whole), _scalars(interrupted)

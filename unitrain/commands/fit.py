@@ -77,7 +77,9 @@ def _resume(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult"
 
     if own["resume"] == "auto":
         if "config" not in own:
-            raise UsageError("fit: --resume auto needs --config F, to start a new run if there is none to resume")
+            raise UsageError(
+                "fit: --resume auto needs --config F, to start a new run if there is none to resume"
+            )
         config = Path(own["config"])
         return resume_or_start(config, read_settings(config), rest, console=Console(quiet=quiet))
     experiment, root, folder = None, project_root(Path.cwd()), "experiments"

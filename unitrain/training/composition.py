@@ -57,7 +57,9 @@ def compose(
         stopping = None
     resumable = checkpoints = trainer_arguments.get("enable_checkpointing") is not False
     if any(isinstance(callback, Checkpoint) for callback in theirs):
-        console.say("checkpoints: the settings' own callback takes the place of best.ckpt; last.ckpt is kept to resume from")
+        console.say(
+            "checkpoints: the settings' own callback takes the place of best.ckpt; last.ckpt is kept to resume from"
+        )
         checkpoints = False
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None

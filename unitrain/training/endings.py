@@ -114,7 +114,9 @@ class Endings(Callback):
         reasons = inexact_reasons(
             trainer, pl_module, seeded=loop.clock.seed is not None, checkpoints=self._checkpoints
         )
-        earlier = [entry["inexact"] for entry in self._run.record().get("resumed", ()) if entry.get("inexact")]
+        earlier = [
+            entry["inexact"] for entry in self._run.record().get("resumed", ()) if entry.get("inexact")
+        ]
         reasons += list(dict.fromkeys(reason for entry in earlier for reason in entry))
         if trainer.is_global_zero:
             self._run.update(

@@ -20,8 +20,8 @@ from unitrain.training.rebuild import (
     load_weights,
     rebuild,
 )
-from unitrain.training.resuming import read_checkpoint
 from unitrain.training.replay import replay_loaders
+from unitrain.training.resuming import read_checkpoint
 from unitrain.training.seeding import VALIDATE, Clock, ValidationSeeding
 from unitrain.training.silence import quiet_lightning
 

@@ -17,7 +17,9 @@ _BY_KIND: dict[type, str] = {
 """Callbacks of Lightning's that can't be resumed exactly, and the reason."""
 
 
-def inexact_reasons(trainer: Trainer, pl_module: LightningModule, *, seeded: bool, checkpoints: bool) -> list[str]:
+def inexact_reasons(
+    trainer: Trainer, pl_module: LightningModule, *, seeded: bool, checkpoints: bool
+) -> list[str]:
     """Reasons why a resumed run may end differently, on the same machine with the same code; none if it is exact.
 
     Args:
@@ -32,7 +34,9 @@ def inexact_reasons(trainer: Trainer, pl_module: LightningModule, *, seeded: boo
     reasons += _of_loaders("training", _flat(trainer.fit_loop._combined_loader))  # noqa: SLF001 - it has no public name
     reasons += _of_loaders("validation", _flat(trainer.fit_loop.epoch_loop.val_loop._combined_loader))  # noqa: SLF001
     if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):  # noqa: SLF001
-        reasons.append("training_step takes dataloader_iter: the batches that it fetches ahead are not counted")
+        reasons.append(
+            "training_step takes dataloader_iter: the batches that it fetches ahead are not counted"
+        )
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         reasons.append("trainer.val_check_interval counts seconds: validations come at other steps")
     if (trainer.reload_dataloaders_every_n_epochs or 0) > 1:
@@ -43,7 +47,9 @@ def inexact_reasons(trainer: Trainer, pl_module: LightningModule, *, seeded: boo
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         reasons += [reason for kind, reason in _BY_KIND.items() if isinstance(callback, kind)]
     if pl_module.device.type != "cpu" and trainer._accelerator_connector.deterministic is not True:  # noqa: SLF001
-        reasons.append(f"operations on {pl_module.device.type} may be nondeterministic: set trainer.deterministic: true")
+        reasons.append(
+            f"operations on {pl_module.device.type} may be nondeterministic: set trainer.deterministic: true"
+        )
     return reasons
 
 
@@ -56,7 +62,9 @@ def _of_loaders(stage: str, loaders: Iterable[Any]) -> list[str]:
                 "the epoch and on seeded random generators alone"
             )
         elif not isinstance(loader, Replayed | ResumableLoader):
-            reasons.append(f"the {stage} loader {type(loader).__name__} restores its position by its own state")
+            reasons.append(
+                f"the {stage} loader {type(loader).__name__} restores its position by its own state"
+            )
     return reasons
 
 

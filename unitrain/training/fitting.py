@@ -30,8 +30,8 @@ from unitrain.training.composition import compose
 from unitrain.training.console import Console
 from unitrain.training.endings import SignalStop
 from unitrain.training.flags import absolute
-from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
 from unitrain.training.loops import install_loops
+from unitrain.training.opening import FollowersFolder, begin_run, continue_run, lineage_of
 from unitrain.training.processes import process_rank
 from unitrain.training.publishing import Publishing
 from unitrain.training.record import RunRecord
@@ -231,7 +231,9 @@ class Fit:
         arguments["enable_model_summary"] = bool(arguments.get("enable_model_summary"))
         trainer = Trainer(**arguments)
         seed = int(cli.config.seed_everything) if cli.config.step_seeding else None
-        loop = install_loops(trainer, seed, stops_again=not (self.resume_point and self.resume_point.finished))
+        loop = install_loops(
+            trainer, seed, stops_again=not (self.resume_point and self.resume_point.finished)
+        )
         trainer.callbacks.insert(0, ValidationSeeding(loop.clock))  # type: ignore[attr-defined]
         return trainer
 

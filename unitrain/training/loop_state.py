@@ -82,7 +82,9 @@ def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
     states = {}
     for name, metric, leader in _metrics_of(module):
         if leader.update_called or metric.update_called:
-            kept = {key: _copied(value) for key, value in leader.metric_state.items() if key in metric._defaults}  # noqa: SLF001
+            kept = {
+                key: _copied(value) for key, value in leader.metric_state.items() if key in metric._defaults
+            }
             states[name] = {"updates": leader._update_count, "state": kept}  # noqa: SLF001
     return states
 

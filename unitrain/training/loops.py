@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
+from lightning_fabric.utilities.data import _set_sampler_epoch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
@@ -17,7 +18,6 @@ from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning_fabric.utilities.data import _set_sampler_epoch
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -58,7 +58,13 @@ class ResumableFitLoop(_FitLoop):
     """
 
     def __init__(
-        self, trainer: Trainer, min_epochs: int | None, max_epochs: int | None, clock: Clock, *, stops_again: bool
+        self,
+        trainer: Trainer,
+        min_epochs: int | None,
+        max_epochs: int | None,
+        clock: Clock,
+        *,
+        stops_again: bool,
     ) -> None:
         super().__init__(trainer, min_epochs, max_epochs)
         self.clock = clock
@@ -265,7 +271,9 @@ class ResumableValidation(_EvaluationLoop):
     """A validation during a training, whose loaders draw by epoch and step."""
 
     def __init__(self, trainer: Trainer, clock: Clock) -> None:
-        super().__init__(trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False)
+        super().__init__(
+            trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
+        )
         self.clock = clock
         self.runs = 0
 

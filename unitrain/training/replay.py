@@ -32,7 +32,13 @@ from unitrain.training.seeding import Clock, seed_process
 _ORDER, _FETCH = 1, 2
 _DRAWN_AT_ONCE = 64
 """Batches whose samples are drawn together, where the sampler is torch's own and can't depend on the training."""
-_TORCHS_OWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+_TORCHS_OWN = (
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    DistributedSampler,
+)
 
 
 class Planned(NamedTuple):
@@ -131,7 +137,12 @@ class Replayed:
         """The position, for a checkpoint."""
         given = self.__dict__["_given"]
         done, position = given[-1 - min(self.ahead, len(given) - 1)]
-        return {"round": list(self.__dict__["_round"] or ()), "pass": done, "position": position, "salts": self.salts()}
+        return {
+            "round": list(self.__dict__["_round"] or ()),
+            "pass": done,
+            "position": position,
+            "salts": self.salts(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position; in another round the position is without a meaning."""
@@ -218,7 +229,17 @@ class ReplayedDataLoader(Replayed):
         if own["_inner"] is None:
             salt = own["_salts"][0] if own["_salts"] else own["_data_own"]
             inner = _like(self, type(self).__bases__[1])
-            for name in ("_clock", "_place", "_round", "_pass", "_resume", "_given", "_inner", "_salts", "_data_own"):
+            for name in (
+                "_clock",
+                "_place",
+                "_round",
+                "_pass",
+                "_resume",
+                "_given",
+                "_inner",
+                "_salts",
+                "_data_own",
+            ):
                 inner.__dict__.pop(name, None)
             kind = _SeededStream if isinstance(own["dataset"], IterableDataset) else _SeededSamples
             data = kind(own["dataset"], salt)

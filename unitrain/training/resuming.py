@@ -89,7 +89,9 @@ def point_of(summary: RunSummary, console: Console) -> ResumePoint:
     """
     path = summary.path
     if not (path / "settings.yaml").is_file():
-        raise RunError(f"{path} has no settings.yaml, so it can't be resumed; start a new run without --resume")
+        raise RunError(
+            f"{path} has no settings.yaml, so it can't be resumed; start a new run without --resume"
+        )
     for name in ("last", "best"):
         checkpoint = path / "checkpoints" / f"{name}.ckpt"
         if not checkpoint.is_file():

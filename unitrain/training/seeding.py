@@ -35,7 +35,8 @@ class Clock:
         """Seed from now on what module and callbacks keep for themselves, too: `self.rng = np.random.default_rng(0)`."""
         base = vars(LightningModule())
         parts: list[Any] = [
-            {name: value for name, value in vars(part).items() if name not in base} for part in pl_module.modules()
+            {name: value for name, value in vars(part).items() if name not in base}
+            for part in pl_module.modules()
         ]
         parts += [
             vars(callback)

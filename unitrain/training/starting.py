@@ -62,7 +62,9 @@ def fit(
     start = None if init_from is None else (str(init_from), init_weights)
     flags = as_flags(overrides or {})
     if resume == "auto":
-        return resume_or_start(path, raw, flags, callbacks=callbacks, console=Console(quiet=quiet), start_from=start)
+        return resume_or_start(
+            path, raw, flags, callbacks=callbacks, console=Console(quiet=quiet), start_from=start
+        )
     return Fit(path, raw, flags, start_from=start, callbacks=callbacks, quiet=quiet).run()
 
 
@@ -144,9 +146,7 @@ def resume_or_start(
     return Fit(path, dict(raw), argv, start_from=start_from, callbacks=callbacks, quiet=console.quiet).run()
 
 
-def place_of(
-    path: Path | None, raw: Mapping[str, Any], argv: Sequence[str]
-) -> tuple[Path, str, list[str]]:
+def place_of(path: Path | None, raw: Mapping[str, Any], argv: Sequence[str]) -> tuple[Path, str, list[str]]:
     """The folder of experiments and the experiment of some settings, and the flags that are left."""
     experiment = str(raw.get("experiment") or (path.absolute().parent.name if path else "experiment"))
     folder = str(raw.get("experiments_dir") or "experiments")

@@ -25,7 +25,7 @@ class Samples:
     def __init__(self, data: dict[str, np.ndarray], source: str) -> None:
         self.data, self.source = data, source
         self.generator = np.random.default_rng(11)
-        self.drawn = random.Random(5)  # noqa: S311
+        self.drawn = random.Random(5)
 
     def __len__(self) -> int:
         return len(self.data["x"])
@@ -33,7 +33,7 @@ class Samples:
     def noise(self) -> float:
         draws = {
             "none": lambda: 0.0,
-            "random": lambda: random.random(),  # noqa: S311
+            "random": lambda: random.random(),
             "numpy": lambda: float(np.random.normal()),  # noqa: NPY002
             "torch": lambda: float(torch.randn(())),
             "generator": lambda: float(self.generator.normal()) + self.drawn.random(),
@@ -101,7 +101,9 @@ class DrawnData(LightningDataModule):
 
     def options(self) -> dict:
         kept = self.hparams
-        extra = {"persistent_workers": kept.persistent, "prefetch_factor": kept.prefetch} if kept.workers else {}
+        extra = (
+            {"persistent_workers": kept.persistent, "prefetch_factor": kept.prefetch} if kept.workers else {}
+        )
         return {"num_workers": kept.workers, **extra}
 
     def train_dataloader(self):

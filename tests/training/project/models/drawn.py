@@ -30,7 +30,9 @@ class Drawn(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        drop = {"none": nn.Identity, "plain": lambda: nn.Dropout(0.2), "2d": lambda: nn.Dropout2d(0.2)}[dropout]()
+        drop = {"none": nn.Identity, "plain": lambda: nn.Dropout(0.2), "2d": lambda: nn.Dropout2d(0.2)}[
+            dropout
+        ]()
         self.features = nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), drop, nn.AdaptiveAvgPool2d(2)
         )
@@ -80,7 +82,9 @@ class Drawn(LightningModule):
                 optimizer.step()
             schedulers = self.lr_schedulers()
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-                if scheduler is not None and not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                if scheduler is not None and not isinstance(
+                    scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau
+                ):
                     scheduler.step()
             return None
         return loss
@@ -112,7 +116,9 @@ class Drawn(LightningModule):
             "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
         }
         optimizers = [kinds[self.hparams.optimizer](group) for group in groups]
-        total = int(self.trainer.estimated_stepping_batches) if self.hparams.estimated else self.hparams.max_steps
+        total = (
+            int(self.trainer.estimated_stepping_batches) if self.hparams.estimated else self.hparams.max_steps
+        )
         lr = torch.optim.lr_scheduler
         made = {
             "none": lambda o: None,
