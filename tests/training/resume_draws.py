@@ -3,6 +3,8 @@
 Every training is a process of its own, forked from this one, which has imported torch and Lightning once.
 """
 
+# ruff: noqa: C901, PLR0912, PLR0124
+
 import json
 import os
 import random
@@ -118,7 +120,7 @@ def drawn(seed: int, number: int) -> Draw:
                 "dropout": rng.choice(["none", "plain", "2d"]),
                 "optimizer": rng.choice(["nesterov", "adam", "adamw"]),
                 "scheduler": scheduler,
-                "estimated": estimated and not (trainer["max_epochs"] == -1),
+                "estimated": estimated and trainer["max_epochs"] != -1,
                 "manual": manual,
                 "optimizers": rng.choice([1, 2]) if manual else 1,
                 "noise": rng.choice(["none", "transfer", "numpy", "python", "own"]),
@@ -156,7 +158,7 @@ def drawn(seed: int, number: int) -> Draw:
             event, 3
         )
         once = event in ("setup", "fit_start", "train_start", "train_end")
-        how = signal.SIGTERM if maybe(0.6) and event not in ("setup",) else signal.SIGKILL
+        how = signal.SIGTERM if maybe(0.6) and event != "setup" else signal.SIGKILL
         interruptions.append((event, 1 if once else rng.randint(1, most), int(how)))
     return Draw(number, settings, interruptions)
 
