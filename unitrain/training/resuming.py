@@ -111,6 +111,8 @@ def point_of(summary: RunSummary, console: Console) -> ResumePoint:
 
 def _point(summary: RunSummary, checkpoint: Path, content: Mapping[str, Any]) -> ResumePoint:
     loop = content["loops"]["fit_loop"]
+    own = loop["state_dict"].get("unitrain", {})
+    cut_short = bool(own.get("cut_short"))  # then a validation within an accumulated step may have its number
     return ResumePoint(
         summary.path,
         checkpoint,
@@ -118,9 +120,9 @@ def _point(summary: RunSummary, checkpoint: Path, content: Mapping[str, Any]) ->
         summary.status in ("finished", "stopped"),
         int(content["global_step"]),
         int(loop["epoch_progress"]["current"]["processed"]),
-        _logged_step(loop),
-        "unitrain" in loop["state_dict"],
-        bool(loop["state_dict"].get("unitrain", {}).get("cut_short")),
+        _logged_step(loop) + cut_short,
+        bool(own),
+        cut_short,
     )
 
 
