@@ -64,7 +64,8 @@ def find_resume_point(
         of = f" of {experiment}" if experiment else ""
         raise RunError(f"--resume last: there is no run{of} in {experiments_dir}; start one without --resume")
     unfinished = [run for run in runs if run.unfinished]
-    point = newest_point(unfinished, console)
+    ended = [run for run in runs if run.status in ("finished", "stopped")]
+    point = newest_point(unfinished, console) or newest_point(ended, console)
     if point is None:
         point = point_of((unfinished or runs)[-1], console)
     console.say(f"--resume last is {point.run_dir}")
