@@ -3,6 +3,8 @@
 Every training is a process of its own, forked from this one, which has imported torch and Lightning once.
 """
 
+# ruff: noqa: C901, PLR0912, PLR0124
+
 import json
 import os
 import random
@@ -10,6 +12,7 @@ import shutil
 import signal
 import time
 import traceback
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +120,7 @@ def drawn(seed: int, number: int) -> Draw:
                 "dropout": rng.choice(["none", "plain", "2d"]),
                 "optimizer": rng.choice(["nesterov", "adam", "adamw"]),
                 "scheduler": scheduler,
-                "estimated": estimated and not (trainer["max_epochs"] == -1),
+                "estimated": estimated and trainer["max_epochs"] != -1,
                 "manual": manual,
                 "optimizers": rng.choice([1, 2]) if manual else 1,
                 "noise": rng.choice(["none", "transfer", "numpy", "python", "own"]),
@@ -155,7 +158,7 @@ def drawn(seed: int, number: int) -> Draw:
             event, 3
         )
         once = event in ("setup", "fit_start", "train_start", "train_end")
-        how = signal.SIGTERM if maybe(0.6) and event not in ("setup",) else signal.SIGKILL
+        how = signal.SIGTERM if maybe(0.6) and event != "setup" else signal.SIGKILL
         interruptions.append((event, 1 if once else rng.randint(1, most), int(how)))
     return Draw(number, settings, interruptions)
 
@@ -166,11 +169,17 @@ def warm_up(folder: Path) -> None:
     here = Path.cwd()
     os.chdir(folder)
     try:
-        unitrain.fit(
-            settings, {"trainer.max_epochs": 1, "publish": None, "data.init_args.workers": 0}, quiet=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _train(settings)
     finally:
         os.chdir(here)
+
+
+def _train(settings: Path) -> None:
+    unitrain.fit(
+        settings, {"trainer.max_epochs": 1, "publish": None, "data.init_args.workers": 0}, quiet=True
+    )
 
 
 def _project(draw: Draw, root: Path) -> Path:
@@ -230,6 +239,7 @@ def _in_a_process(settings: Path, root: Path, interruption: str) -> int:
         os.dup2(log, 2)
         os.environ["UNITRAIN_INTERRUPT"] = interruption
         os.chdir(root)
+        warnings.simplefilter("default")  # Lightning's, about what is drawn
         print(f"--- {interruption or 'without interruption'}", flush=True)
         code = unitrain.fit(settings, resume="auto").exit_code
     except BaseException:  # noqa: BLE001 - it is told by the exit code

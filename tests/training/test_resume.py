@@ -453,3 +453,52 @@ def test_command_line_resumes_the_last_run(settings: Path, project: Path) -> Non
     assert longer.returncode == 0, longer.stderr
     assert json.loads(longer.stdout)["run_dir"] == str(run.run_dir)
     assert json.loads((run.run_dir / "run.json").read_text())["epoch"] == 2
+
+
+def test_resume_auto_starts_a_run_and_resumes_it_whatever_lies_beside_it(
+    settings: Path, project: Path
+) -> None:
+    """Half-written folders, damaged checkpoints and runs killed in set-up are skipped; a finished run is no obstacle."""
+    short = OFF | {"trainer.max_epochs": 2, "trainer.max_steps": 5}
+    first = unitrain.fit(settings, short, resume="auto", quiet=True)
+    assert first.status == "finished"
+    record = json.loads((first.run_dir / "run.json").read_text())
+    (first.run_dir / "run.json").write_text(
+        json.dumps(record | {"status": "running"})
+    )  # as if it had been killed
+    newer = first.run_dir.with_name("9999-01-01_00-00-00")
+    for name, leaves in (
+        ("", ()),
+        ("-2", ("run.json",)),
+        ("-3", ("run.json", "settings.yaml", "checkpoints")),
+    ):
+        place = newer.with_name(newer.name + name)
+        place.mkdir()
+        for leaf in leaves:
+            copy = shutil.copytree if (first.run_dir / leaf).is_dir() else shutil.copy
+            copy(first.run_dir / leaf, place / leaf)
+    for checkpoint in newer.with_name(newer.name + "-3").glob("checkpoints/*.ckpt"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    resumed = unitrain.fit(settings, OFF | {"trainer.max_epochs": 2}, resume="auto", quiet=True)
+    assert resumed.run_dir == first.run_dir
+    again = unitrain.resume(
+        "last", {"trainer.max_epochs": 2}, experiments_dir=project / "experiments", quiet=True
+    )
+    assert again.run_dir == first.run_dir
+    fresh = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, resume="auto", quiet=True)
+    assert fresh.run_dir != first.run_dir
+    assert fresh.status == "finished"
+
+
+def test_run_says_what_is_not_exact(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In run.json, and on the console at the start."""
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1})
+    assert json.loads((run.run_dir / "run.json").read_text())["exact_resume"] == {
+        "exact": True,
+        "reasons": [],
+    }
+    assert "not exact" not in capsys.readouterr().err
+    run = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1, "step_seeding": False})
+    said = json.loads((run.run_dir / "run.json").read_text())["exact_resume"]
+    assert (said["exact"], len(said["reasons"])) == (False, 1)
+    assert "resuming is not exact: step_seeding is false" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """State of a training that Lightning's checkpoints leave out, as plain data: metrics half-way, figures logged so far."""
 
+# ruff: noqa: SLF001 - much of Lightning's loops and of torch's loaders has no public name
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,31 +24,31 @@ def capture(trainer: Trainer, pl_module: LightningModule, *, mid_epoch: bool) ->
     Args:
         mid_epoch: the epoch's means so far are kept, and gradients that a training step accumulates by hand.
     """
-    logged = trainer._logger_connector  # noqa: SLF001 - it has no public name
+    logged = trainer._logger_connector
     state: dict[str, Any] = {
         "callback_metrics": _detached(trainer.callback_metrics),
-        "logged_metrics": _detached(logged._logged_metrics),  # noqa: SLF001
+        "logged_metrics": _detached(logged._logged_metrics),
         "should_stop": bool(trainer.should_stop),
         "metrics": metric_states(pl_module),
-        "train_dataloader_epoch": trainer.fit_loop._last_train_dl_reload_epoch,  # noqa: SLF001
-        "val_dataloader_epoch": trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch,  # noqa: SLF001
+        "train_dataloader_epoch": trainer.fit_loop._last_train_dl_reload_epoch,
+        "val_dataloader_epoch": trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch,
     }
     if mid_epoch:
         state["results"] = [
             _result_state(key, each)
-            for key, each in trainer.fit_loop.epoch_loop._results.items()  # noqa: SLF001
-            if each.meta.sync._group is None  # noqa: SLF001
+            for key, each in trainer.fit_loop.epoch_loop._results.items()
+            if each.meta.sync._group is None
         ]
-    if not pl_module.automatic_optimization or trainer.fit_loop._should_accumulate():  # noqa: SLF001
+    if not pl_module.automatic_optimization or trainer.fit_loop._should_accumulate():
         state["gradients"] = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
     return state
 
 
 def restore(trainer: Trainer, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
     """Put back what holds for the whole run; `restore_results` does the epoch's figures."""
-    logged = trainer._logger_connector  # noqa: SLF001 - it has no public name
-    logged._callback_metrics.update(_moved(state["callback_metrics"], pl_module.device))  # noqa: SLF001
-    logged._logged_metrics.update(_moved(state["logged_metrics"], pl_module.device))  # noqa: SLF001
+    logged = trainer._logger_connector
+    logged._callback_metrics.update(_moved(state["callback_metrics"], pl_module.device))
+    logged._logged_metrics.update(_moved(state["logged_metrics"], pl_module.device))
     load_metric_states(pl_module, state["metrics"])
     parameters = dict(pl_module.named_parameters())
     for name, gradient in state.get("gradients", {}).items():
@@ -56,7 +58,7 @@ def restore(trainer: Trainer, pl_module: LightningModule, state: Mapping[str, An
 
 def restore_results(trainer: Trainer, pl_module: LightningModule, results: list[dict[str, Any]]) -> None:
     """Put back the sums from which an epoch's means are made."""
-    collection = trainer.fit_loop.epoch_loop._results  # noqa: SLF001 - it has no public name
+    collection = trainer.fit_loop.epoch_loop._results
     collection.clear()
     for each in results:
         meta = _Metadata(**{name: each[name] for name in _META}, reduce_fx=_REDUCTIONS[each["reduce"]])
@@ -85,7 +87,7 @@ def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
             kept = {
                 key: _copied(value) for key, value in leader.metric_state.items() if key in metric._defaults
             }
-            states[name] = {"updates": leader._update_count, "state": kept}  # noqa: SLF001
+            states[name] = {"updates": leader._update_count, "state": kept}
     return states
 
 
@@ -94,10 +96,10 @@ def load_metric_states(module: nn.Module, states: Mapping[str, dict[str, Any]]) 
     for name, metric, _ in _metrics_of(module):
         if name not in states:
             continue
-        metric._update_count = states[name]["updates"]  # noqa: SLF001
-        metric._computed = None  # noqa: SLF001
+        metric._update_count = states[name]["updates"]
+        metric._computed = None
         for key, value in states[name]["state"].items():
-            if key in metric._defaults:  # noqa: SLF001
+            if key in metric._defaults:
                 setattr(metric, key, _moved(_copied(value), metric.device))
 
 
@@ -105,10 +107,10 @@ def _metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric, Metric]]:
     """Each metric's name, itself, and the one whose state it shares: the first of its compute group."""
     leaders: dict[int, Metric] = {}
     for part in module.modules():
-        if isinstance(part, MetricCollection) and part._groups_checked:  # noqa: SLF001
-            for group in part._groups.values():  # noqa: SLF001
-                first: Any = part._modules[group[0]]  # noqa: SLF001
-                leaders |= {id(part._modules[name]): first for name in group}  # noqa: SLF001
+        if isinstance(part, MetricCollection) and part._groups_checked:
+            for group in part._groups.values():
+                first: Any = part._modules[group[0]]
+                leaders |= {id(part._modules[name]): first for name in group}
     for name, part in module.named_modules():
         if isinstance(part, Metric):
             yield name, part, leaders.get(id(part), part)

@@ -6,6 +6,8 @@ repeats them. Between two batches nothing is pending. What Lightning leaves out 
 `loop_state`.
 """
 
+# ruff: noqa: SLF001, FBT003 - much of Lightning's loops and of torch's loaders has no public name
+
 import copy
 from collections.abc import Callable
 from typing import Any, Literal

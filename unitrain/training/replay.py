@@ -6,6 +6,8 @@ sampler keep for themselves. A resumed run draws the same order, skips what was 
 the rest.
 """
 
+# ruff: noqa: SLF001 - much of Lightning's loops and of torch's loaders has no public name
+
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator

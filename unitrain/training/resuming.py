@@ -77,6 +77,9 @@ def find_resume_point(
     unfinished = [run for run in runs if run.unfinished]
     point = newest_point(unfinished, console, trust=trust, project=project)
     if point is None:
+        ended = [run for run in runs if run.status in ("finished", "stopped")]
+        point = newest_point(ended, console, trust=trust, project=project)
+    if point is None:
         point = point_of((unfinished or runs)[-1], console, trust=trust, project=project)
     console.say(f"--resume last is {point.run_dir}")
     return point
@@ -135,6 +138,8 @@ def point_of(
 
 def _point(summary: RunSummary, checkpoint: Path, content: Mapping[str, Any], root: Path) -> ResumePoint:
     loop = content["loops"]["fit_loop"]
+    own = loop["state_dict"].get("unitrain", {})
+    cut_short = bool(own.get("cut_short"))  # then a validation within an accumulated step may have its number
     return ResumePoint(
         summary.path,
         checkpoint,
@@ -142,9 +147,9 @@ def _point(summary: RunSummary, checkpoint: Path, content: Mapping[str, Any], ro
         summary.status in ("finished", "stopped"),
         int(content["global_step"]),
         int(loop["epoch_progress"]["current"]["processed"]),
-        _logged_step(loop),
-        "unitrain" in loop["state_dict"],
-        bool(loop["state_dict"].get("unitrain", {}).get("cut_short")),
+        _logged_step(loop) + cut_short,
+        bool(own),
+        cut_short,
     )
 
 

@@ -1,5 +1,7 @@
 """Data whose loader, workers, sampler and augmentation are drawn, for the property test of resuming."""
 
+# ruff: noqa: PLR0917, PLW0108
+
 import random
 
 import numpy as np

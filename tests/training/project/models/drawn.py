@@ -1,5 +1,7 @@
 """A module whose every part that makes a resume hard can be switched on, for the property test of resuming."""
 
+# ruff: noqa: PLR0917, ARG005
+
 import os
 import random
 import signal
