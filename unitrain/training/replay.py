@@ -60,7 +60,7 @@ def replay_loaders(trainer: Trainer, clock: Clock) -> None:
         clock.loaders += 1
         return replayed(process(loader), clock, clock.loaders)
 
-    trainer.strategy.process_dataloader = processed  # type: ignore[method-assign]
+    trainer.strategy.process_dataloader = processed  # type: ignore[method-assign, assignment]
 
 
 def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
@@ -72,7 +72,7 @@ def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
     if isinstance(loader, ResumableLoader | Replayed) or is_stateful(loader):
         return loader
     if isinstance(loader, DataLoader) and _is_plain(type(loader)):
-        clone = _like(loader, _replayed_class(type(loader)))
+        clone = _like(loader, _replayed_class(type(loader)))  # type: ignore[arg-type]
         clone.begin(clock, place)
         return clone
     return ReplayedIterable(loader, clock, place)
