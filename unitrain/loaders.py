@@ -373,7 +373,7 @@ class OwnGenerators:
 def own_generators(owner: Any, apart: tuple[type, ...] = ()) -> list[Generator]:
     """The generators in an object's attributes, in a fixed order; torch's, numpy's and Python's global ones left out."""
     found: list[Generator] = []
-    seen: set[int] = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}  # type: ignore[attr-defined]  # noqa: SLF001
+    seen: set[int] = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}  # noqa: SLF001
     waiting: list[tuple[Any, int]] = [(owner, 0)]
     while waiting and len(seen) < MOST_PARTS:
         part, depth = waiting.pop(0)
@@ -422,10 +422,10 @@ def _began_with(generator: Generator) -> bytes:
         entropy = getattr(generator.bit_generator.seed_seq, "entropy", None)
         # The system's own entropy, 128 bits, is another one in each process: nothing to tell apart by.
         return str(entropy if isinstance(entropy, int) and entropy < 1 << 64 else None).encode()
-    state = (
-        generator.getstate() if isinstance(generator, random.Random) else generator.get_state()[1].tolist()
-    )
-    return str(state).encode()
+    if isinstance(generator, random.Random):
+        return str(generator.getstate()).encode()
+    state: Any = generator.get_state()
+    return str(state[1].tolist()).encode()
 
 
 def seeded_generator(*keys: int) -> torch.Generator:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging, Timer
 from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
@@ -39,14 +40,14 @@ def inexact_reasons(
         )
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         reasons.append("trainer.val_check_interval counts seconds: validations come at other steps")
-    if (trainer.reload_dataloaders_every_n_epochs or 0) > 1:
+    if getattr(trainer, "reload_dataloaders_every_n_epochs", 0) > 1:
         reasons.append(
             "trainer.reload_dataloaders_every_n_epochs is above 1: a loader that depends on the epoch in which it was "
             "made is made in another one"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         reasons += [reason for kind, reason in _BY_KIND.items() if isinstance(callback, kind)]
-    if pl_module.device.type != "cpu" and trainer._accelerator_connector.deterministic is not True:  # noqa: SLF001
+    if pl_module.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():
         reasons.append(
             f"operations on {pl_module.device.type} may be nondeterministic: set trainer.deterministic: true"
         )

@@ -87,7 +87,7 @@ class ResumableFitLoop(_FitLoop):
             self._boundary = None
 
     def run(self) -> None:
-        self.clock.round = (TRAIN, self.epoch_progress.current.processed)
+        self.clock.round = (TRAIN, self._epochs_processed)
         if self.resumed is None:
             super().run()
             return
@@ -124,6 +124,11 @@ class ResumableFitLoop(_FitLoop):
             self.on_iteration_done()
 
     @property
+    def _epochs_processed(self) -> int:
+        current: Any = self.epoch_progress.current
+        return int(current.processed)
+
+    @property
     def mid_epoch(self) -> bool:
         """Whether the epoch to come is one that was begun before the run was resumed."""
         return self.resumed is not None and self.resumed["boundary"] != "epoch"
@@ -141,11 +146,11 @@ class ResumableFitLoop(_FitLoop):
         self.clock.watch(self.trainer, self.trainer.lightning_module)
         if self.clock.own is not None and self.resumed is not None:
             self.clock.own.salt = self.resumed["salt"]
-        self.clock.at(EPOCH, self.epoch_progress.current.processed, 0)
+        self.clock.at(EPOCH, self._epochs_processed, 0)
         super().on_run_start()
 
     def on_advance_start(self) -> None:
-        epoch = self.epoch_progress.current.processed
+        epoch = self._epochs_processed
         self.clock.round = (TRAIN, epoch)
         self.clock.at(EPOCH, epoch, 1)
         if not self.mid_epoch:
@@ -218,6 +223,8 @@ class ResumableFitLoop(_FitLoop):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if callback.state_key in states and is_overridden("on_train_epoch_start", callback):
                 callback.load_state_dict(states[callback.state_key])
+        if self.resumed is not None:
+            restore(trainer, module, self.resumed)
 
 
 class ResumableEpochLoop(_TrainingEpochLoop):
@@ -232,6 +239,11 @@ class ResumableEpochLoop(_TrainingEpochLoop):
     def _fit(self) -> ResumableFitLoop:
         loop: Any = self.trainer.fit_loop
         return loop  # type: ignore[no-any-return]
+
+    @property
+    def _validations(self) -> int:
+        loop: Any = self.val_loop
+        return int(loop.runs)
 
     def reset(self) -> None:
         if self._fit.mid_epoch:
@@ -248,8 +260,8 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             return
         fit.begin_iteration(data_fetcher)
         data_fetcher.fetched += self.batch_progress.current.ready
-        data_fetcher._start_profiler = self._on_before_fetch  # type: ignore[method-assign]
-        data_fetcher._stop_profiler = self._on_after_fetch  # type: ignore[method-assign]
+        data_fetcher._start_profiler = self._on_before_fetch
+        data_fetcher._stop_profiler = self._on_after_fetch
         if fit.resumed is not None:
             restore_results(self.trainer, self.trainer.lightning_module, fit.resumed["results"])
             if self.batch_progress.current.ready:
@@ -261,12 +273,12 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        before = self.val_loop.runs
+        before = self._validations
         super().on_advance_end(data_fetcher)
-        self.clock.round = (TRAIN, self._fit.epoch_progress.current.processed)
+        self.clock.round = (TRAIN, self._fit._epochs_processed)
         # At an epoch's end the fit loop is next. What is logged within an accumulated step has that step's number.
         if not self.done and not self._should_accumulate():
-            self._fit.on_boundary("batch", self.val_loop.runs > before)
+            self._fit.on_boundary("batch", self._validations > before)
 
 
 class ResumableValidation(_EvaluationLoop):

@@ -60,7 +60,7 @@ def replay_loaders(trainer: Trainer, clock: Clock) -> None:
         clock.loaders += 1
         return replayed(process(loader), clock, clock.loaders)
 
-    trainer.strategy.process_dataloader = processed  # type: ignore[method-assign]
+    trainer.strategy.process_dataloader = processed  # type: ignore[method-assign, assignment]
 
 
 def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
@@ -72,7 +72,7 @@ def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
     if isinstance(loader, ResumableLoader | Replayed) or is_stateful(loader):
         return loader
     if isinstance(loader, DataLoader) and _is_plain(type(loader)):
-        clone = _like(loader, _replayed_class(type(loader)))
+        clone = _like(loader, _replayed_class(type(loader)))  # type: ignore[arg-type]
         clone.begin(clock, place)
         return clone
     return ReplayedIterable(loader, clock, place)
@@ -85,7 +85,7 @@ def is_stateful(loader: Any) -> bool:
 
 def _like(loader: Any, kind: type) -> Any:
     """An object of another class with the loader's attributes."""
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     made.__dict__.update(loader.__dict__)
     return made
 
@@ -346,7 +346,7 @@ class _SeededStream(_Wrapped):
 
     def __init__(self, dataset: Any, salt: int) -> None:
         super().__init__(dataset, salt)
-        self.__dict__["_keys"] = torch.zeros(16, dtype=torch.int64).share_memory_()
+        self.__dict__["_keys"] = torch.zeros(16, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def arm(self, keys: tuple[int, ...]) -> None:
         shared = self.__dict__["_keys"]
