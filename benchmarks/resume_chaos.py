@@ -52,7 +52,7 @@ def main() -> int:
         "--work",
         str(work),
         "--max-points",
-        str(options.kills),
+        str(2 * options.kills),  # half before a file event, half with a file cut, as far as there are so many
     ]
     chaos += ["--jobs", str(options.jobs), "--result-cmd", judge, "--", *fit]
     return subprocess.run(chaos, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode

@@ -127,6 +127,7 @@ def _take_progress(trainer: Trainer, content: Mapping[str, Any], seed: int | Non
     progress["processed"] = max(
         0, progress["ready"] - 1
     )  # at an epoch's end it is one ahead of its validations
+    progress["completed"] = progress["processed"]
     whole = done["epoch_progress"] | {"current": progress}
     fit_loop.load_state_dict(done | {"epoch_progress": whole})
     if seed is not None:
