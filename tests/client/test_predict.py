@@ -201,7 +201,7 @@ def test_bad_input_is_one_sentence(predict, tmp_path, name, content, said):
         (
             ["liner", "--input", "random"],
             1,
-            "there is no model liner; the server has linear, picky, two, whole; did you",
+            "there is no model liner; the server has counts, linear, lines, mixed, picky, single, two, whole; did you",
         ),
         (["linear", "--input", "random", "--version", 9], 1, "model linear has no version 9 ready; it has 1"),
         (["linear"], 2, "--input is missing"),

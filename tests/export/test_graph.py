@@ -28,7 +28,8 @@ def test_graph_with_swapped_weights_answers_as_torch_at_any_batch_size(name: str
     build, sample = ZOO[name]
     torch.manual_seed(0)
     module = build()
-    template = build_template(module, sample, opset=20, tolerance=Tolerance())
+    tolerance = Tolerance(1e-2, 1e-2) if name == "half precision inside" else Tolerance()
+    template = build_template(module, sample, opset=20, tolerance=tolerance)
     assert template.swappable is (name not in EXPORTED_ANEW)
     assert template.signature.batched
     trained = perturbed(weights_of(module), seed=99)
@@ -36,12 +37,12 @@ def test_graph_with_swapped_weights_answers_as_torch_at_any_batch_size(name: str
     for rows in (1, 2, 13):
         inputs = {key: np.concatenate([value.numpy()] * 3)[:rows] for key, value in sample.items()}
         expected = run_torch(template.served, inputs)
-        assert compare(expected, run_onnx(model, inputs), Tolerance()).failure is None
+        assert compare(expected, run_onnx(model, inputs), tolerance).failure is None
     reference = build()
     reference.load_state_dict(trained, strict=False)
     other = {key: value.numpy() for key, value in sample.items()}
     template.served.module = reference.eval()
-    assert compare(run_torch(template.served, other), run_onnx(model, other), Tolerance()).failure is None
+    assert compare(run_torch(template.served, other), run_onnx(model, other), tolerance).failure is None
 
 
 def test_module_is_left_as_it_was() -> None:

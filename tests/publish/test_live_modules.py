@@ -122,7 +122,7 @@ def settings(tmp_path: Path) -> Iterator[Path]:
     path.write_text(yaml.safe_dump({
         "experiment": "kinds", "seed_everything": 1, "embeddings": None, "summaries": None,
         "data": {"class_path": f"{name}.Data"}, "model": {"class_path": f"{name}.Base"},
-        "trainer": {"max_epochs": 3}, "publish": {"every_n_validations": 1},
+        "trainer": {"max_epochs": 3}, "publish": {"every_n_validations": 1, "policy": "every"},
     }))  # fmt: skip
     yield path
     sys.modules.pop(name, None)

@@ -1,4 +1,4 @@
-"""A signal before the first step ends `fit` with its own sentence and code, and leaves no run folder."""
+"""A signal before the first step ends `fit` with its own sentence and code, and leaves no run folder that can't be resumed."""
 
 import os
 import signal
@@ -27,6 +27,8 @@ STAGES = {
     ),
     "train start": "class Stopped(Curve):\n    def on_train_start(self):\n        {kill}\n",
 }
+RESUMABLE = ("fit start", "sanity check", "train start")
+"""Stages at which a checkpoint is written, so that the run can be resumed."""
 SIGNALS = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
@@ -47,7 +49,7 @@ def usual_handlers():
 @pytest.mark.usefixtures("usual_handlers")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_early_signal_leaves_nothing(
+def test_an_early_signal_leaves_nothing_half_done(
     stage: str, number: signal.Signals, settings: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While modules are imported and built, data are set up, and validation is tried."""
@@ -58,10 +60,15 @@ def test_an_early_signal_leaves_nothing(
     words = ["--model.class_path", "models.small.Stopped", "--publish", "null"]
     assert main(["fit", "--config", str(settings), *words]) == 128 + number
     error = capsys.readouterr().err
-    assert f"stopped by {number.name}" in error
     assert "unexpected" not in error
     assert "Traceback" not in error
-    assert not list(project.glob("experiments/*/*"))
+    if stage in RESUMABLE:
+        (run,) = project.glob("experiments/*/*")
+        assert f"interrupted: {number.name}; {run}" in error
+        assert (run / "checkpoints" / "last.ckpt").is_file()
+    else:
+        assert f"stopped by {number.name}" in error
+        assert not list(project.glob("experiments/*/*"))
 
 
 def test_a_signal_while_torch_is_imported_is_one_line(settings: Path, project: Path) -> None:

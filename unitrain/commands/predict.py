@@ -140,7 +140,7 @@ class _Prediction:
 
         if isinstance(self._io, GoldenIO):
             check = self._io.check()
-            self._report.checks["golden"] = check.detail
+            self._report.checks["golden"] = f"as published: {check.detail}" if check.passed else check.detail
             if check.passed is False:
                 self._failure = self._failure or DataError(f"golden: {check.detail}")
 
