@@ -1,19 +1,23 @@
 """A version by hand: a run's checkpoint through the gates that a training's own versions pass."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unitrain.errors import SettingsError
+from pytorch_lightning import LightningModule
+
+from unitrain.errors import HookError, SettingsError
 from unitrain.export.module_copy import FrozenTrainer
 from unitrain.manifest import Manifest, Metric
-from unitrain.publish import Lineage, Publisher
+from unitrain.publish import Lineage, Publisher, Request
 from unitrain.repository import Repository
 from unitrain.runs import RunFolder
 from unitrain.settings import Publish
 from unitrain.training.batches import first_batch_of, sample_inputs
 from unitrain.training.console import Console
+from unitrain.training.publishing import state_digest
 from unitrain.training.rebuild import (
     CheckpointName,
     Kind,
@@ -23,6 +27,7 @@ from unitrain.training.rebuild import (
     load_weights,
     rebuild,
 )
+from unitrain.training.resuming import read_checkpoint
 from unitrain.training.silence import quiet_lightning
 
 
@@ -82,6 +87,7 @@ def export_run(
         made = publisher.capture(
             rebuilt.module, kind=loaded.kind, step=loaded.step, epoch=loaded.epoch, metric=metric
         )
+        _check_state(rebuilt.module, made, read_checkpoint(path), loaded)
         # The data that the record's metric was measured on.
         record = rebuilt.run.record()
         manifest = publisher.publish(
@@ -95,6 +101,32 @@ def export_run(
         publisher.close()
     _warn_if_worse(manifest, console)
     return manifest
+
+
+def _check_state(
+    module: LightningModule, made: Request, content: Mapping[str, Any], loaded: LoadedWeights
+) -> None:
+    """Compare the module's state outside its weights with that of the training, as far as forward reads it.
+
+    Raises:
+        HookError: they differ, so that the version would not answer as the model did that was measured.
+    """
+    callbacks = content.get("callbacks") or {}
+    states = [state for key, state in callbacks.items() if key.startswith("Publishing")]
+    captured = states[0].get("captured") if states else None
+    if made.state is None or not captured or captured["state"] is None:
+        return
+    # At another step the epoch is another, too.
+    comparable = captured["step"] == loaded.step or not made.state.trainer_reads
+    if comparable and state_digest(made) != captured["state"]:
+        read = sorted(
+            f"{part}.{name}".lstrip(".") for part, names in made.state.reads.items() for name in names
+        )
+        raise HookError(
+            f"{type(module).__name__}: forward reads {', '.join(read[:5])}, which the training changed and the "
+            "checkpoint does not hold, so the version would answer otherwise than the trained model; keep such state "
+            "in a buffer (register_buffer), or save and restore it in on_save_checkpoint and on_load_checkpoint"
+        )
 
 
 def _warn_if_worse(manifest: Manifest, console: Console) -> None:

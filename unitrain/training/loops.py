@@ -23,6 +23,7 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.optim import Optimizer
 
 from unitrain.loaders import ResumableLoader
 from unitrain.training.loop_state import capture, restore, restore_results
@@ -212,19 +213,42 @@ class ResumableFitLoop(_FitLoop):
         trainer, module = self.trainer, self.trainer.lightning_module
         weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         states = copy.deepcopy(call._call_callbacks_state_dict(trainer))
+        optimizers = [_kept(optimizer) for optimizer in trainer.optimizers]
         loggers, trainer.loggers = trainer.loggers, [DummyLogger() for _ in trainer.loggers]
         try:
             call._call_callback_hooks(trainer, "on_train_epoch_start")
             call._call_lightning_module_hook(trainer, "on_train_epoch_start")
         finally:
             trainer.loggers = loggers
-        if is_overridden("on_train_epoch_start", module):
-            module.load_state_dict(weights, strict=False)
+        module.load_state_dict(weights, strict=False)
+        for put_back in optimizers:
+            put_back()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if callback.state_key in states and is_overridden("on_train_epoch_start", callback):
                 callback.load_state_dict(states[callback.state_key])
         if self.resumed is not None:
             restore(trainer, module, self.resumed)
+
+
+def _kept(optimizer: Optimizer) -> Callable[[], None]:
+    """Copy an optimizer's options and state, and return a function that puts them back."""
+    groups = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    groups = copy.deepcopy(groups)
+    state = {
+        parameter: {key: copy.deepcopy(value) for key, value in values.items()}
+        for parameter, values in optimizer.state.items()
+    }
+
+    def put_back() -> None:
+        del optimizer.param_groups[len(groups) :]
+        for group, options in zip(optimizer.param_groups, groups, strict=False):
+            group.update(options)
+        for parameter, values in state.items():
+            optimizer.state[parameter] = values
+
+    return put_back
 
 
 class ResumableEpochLoop(_TrainingEpochLoop):

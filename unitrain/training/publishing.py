@@ -95,6 +95,7 @@ class Publishing(EveryNValidations):
         self._held_back_steps = {entry["step"] for entry in record.get("held_back") or ()}
         self._logged_steps: dict[int, int] = {}  # TensorBoard's steps, by step
         self._best: dict[str, Any] | None = None
+        self._captured: dict[str, Any] | None = None  # kept in checkpoints, for `export`
         self._candidate: Request | None = None  # the best so far, until it is handed to the worker
         self._proven: dict[str, Any] | None = None  # the best that no gate refused
         self._definition: str | None = None
@@ -201,7 +202,7 @@ class Publishing(EveryNValidations):
         request = self._request(trainer, pl_module)
         self._best = asdict(request.metric or metric) | {
             "step": request.step,
-            "state": _state_digest(request),
+            "state": state_digest(request),
         }
         done = request.step in self._steps or request.step in self._held_back_steps
         self._candidate = None if done else request  # done before the run was interrupted
@@ -212,7 +213,9 @@ class Publishing(EveryNValidations):
             self._definition = self._definition or _definition(pl_module, metric.name)
             metric = replace(metric, definition=self._definition)
         self._logged_steps[trainer.global_step] = logged_step(trainer)
-        return replace(self._capture(trainer, pl_module), metric=metric)
+        request = self._capture(trainer, pl_module)
+        self._captured = {"step": request.step, "state": state_digest(request)}
+        return replace(request, metric=metric)
 
     def _validated_metric(self, trainer: Trainer) -> Metric | None:
         value = trainer.callback_metrics.get(self._monitor.metric)
@@ -244,7 +247,7 @@ class Publishing(EveryNValidations):
             raise ValueError(f"{path.name} is of step {content['global_step']}")
         with self._served_weights_replaced(pl_module, content["state_dict"]):
             request = self._capture(trainer, pl_module)
-        if _state_digest(request) != best["state"]:
+        if state_digest(request) != best["state"]:
             raise ValueError("the module's state outside its weights has changed since")
         metric = Metric(*(best[key] for key in ("name", "value", "mode", "definition")))
         return replace(request, step=best["step"], epoch=int(content["epoch"]), metric=metric)
@@ -339,10 +342,11 @@ class Publishing(EveryNValidations):
         self._show(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"best": self._best}
+        return super().state_dict() | {"best": self._best, "captured": self._captured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._captured = state_dict.get("captured")
         best = state_dict.get("best")
         if best and (best["name"], best["mode"]) == (self._monitor.metric, self._monitor.mode):
             self._best = self._proven = best
@@ -460,6 +464,6 @@ def _import_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _state_digest(request: Request) -> str | None:
+def state_digest(request: Request) -> str | None:
     """Hash of the state outside the weights that forward reads, to compare with that of a later process."""
     return None if request.state is None else hashlib.sha256(repr(request.state.key).encode()).hexdigest()
