@@ -27,18 +27,16 @@ ALWAYS = {
     "BranchOnBatchSize", "SubtractsTheBatchMean", "LossAmongOutputs", "LabelsInBatch", "Squeezed", "SqueezedFully",
     "NonLeafTensor", "HoldsALock", "OpenFile", "LoaderIterator", "LazyLayers", "PruningCallback",
     "QuantizationAware", "SparseAdjacencyBuffer", "OldWeightNorm", "InputNamedCat",
+    "RareNeighbour", "BatchNormByFunction", "StarArguments", "IdentityOutput", "SameTensorTwice", "FTTransformer",
 }  # fmt: skip
 """The kinds that were seen to fail in the field.
 
 Of the others a third is tested, and of that a fourth is quick; `benchmarks/module_corpus.py` runs all.
 """
 
-UNDETECTED = {"RareNeighbour"}
-"""A known limit: neighbours that matter only with values which no sample has. The benchmark shows it."""
-
 
 def _params() -> list[Any]:
-    others = [name for name in CASES if name not in ALWAYS | UNDETECTED][::3]
+    others = [name for name in CASES if name not in ALWAYS][::3]
     slow = [pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(others) if i % 4]
     return [*sorted(ALWAYS), *others[::4], *slow]
 
