@@ -44,7 +44,7 @@ class BatchReport:
     failure: str | None = None
 
 
-def compare_batches(  # noqa: C901 - one size after the other, and what each may show
+def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what each may show
     served: "ServedGraph",
     session: GraphSession | None,
     sample: Mapping[str, np.ndarray],
