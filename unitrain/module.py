@@ -316,7 +316,7 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
             + (
                 "; set use_cache=False in the transformer's configuration"
                 if "Cache" in type(value).__name__
-                else ""
+                else "; return the tensors that are to be served (a distribution's mean and stddev, say)"
             )
         )
     flat: Tensors = {}
