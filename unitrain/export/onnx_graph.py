@@ -132,7 +132,7 @@ def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
 def separate_outputs(model: onnx.ModelProto) -> None:
     """Give each output a value of its own: one that is an input, or an earlier output, is copied by an Identity node."""
     taken = set(_value_names(model.graph))
-    seen = {value.name for value in (*model.graph.input, *model.graph.initializer)}
+    seen = {value.name for value in model.graph.input}
     for output in model.graph.output:
         if output.name in seen:
             copy = next(name for i in itertools.count(1) if (name := f"{output.name}_copy_{i}") not in taken)
