@@ -172,10 +172,14 @@ def input_names(module: LightningModule, batch: Any = None) -> tuple[str, ...]:
     if isinstance(example, Mapping):
         return tuple(example)
     positional = required + optional
-    if isinstance(example, tuple | list):
-        return positional[: len(example)]
-    if isinstance(example, Tensor):
-        return positional[:1]
+    if isinstance(example, Tensor | tuple | list):
+        count = 1 if isinstance(example, Tensor) else len(example)
+        if count > len(positional):
+            raise HookError(
+                f"{type(module).__name__}.forward: example_input_array has {count} inputs, but forward names only "
+                f"{len(positional)} of its arguments; give each input a named argument in the place of *args"
+            )
+        return positional[:count]
     if isinstance(batch, Mapping):
         missing = [name for name in required if name not in batch]
         if missing:
@@ -312,7 +316,7 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
             + (
                 "; set use_cache=False in the transformer's configuration"
                 if "Cache" in type(value).__name__
-                else ""
+                else "; return the tensors that are to be served (a distribution's mean and stddev, say)"
             )
         )
     flat: Tensors = {}

@@ -67,14 +67,16 @@ class Verdict:
 @contextlib.contextmanager
 def one_export_process() -> Iterator[None]:
     """A block in which all trainings share one process for exporting, which takes seconds to start."""
-    shared, close = ExportProcess(), ExportProcess.close
+    shared, export, close = ExportProcess(), ExportProcess.__call__, ExportProcess.close
 
-    def share(self: ExportProcess, _limit_s: float = 0.0) -> None:
-        self.__dict__ = vars(shared)
+    def through_shared(_: ExportProcess, *args: Any, **kwargs: Any) -> Any:
+        return export(shared, *args, **kwargs)
 
-    with mock.patch.multiple(ExportProcess, __init__=share, close=lambda self: None):
-        yield
-    close(shared)
+    try:
+        with mock.patch.multiple(ExportProcess, __call__=through_shared, close=lambda self: None):
+            yield
+    finally:
+        close(shared)
 
 
 def judge(case: Case, folder: Path) -> Verdict:

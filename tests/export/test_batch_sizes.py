@@ -7,10 +7,10 @@ from torch import nn
 from zoo import MLP
 
 from unitrain.errors import ExportError, HookError
-from unitrain.export.batch_sizes import distinct_rows
-from unitrain.export.graph import Template, build_template
+from unitrain.export.batch_sizes import compare_batches, distinct_rows
+from unitrain.export.graph import ServedGraph, Template, build_template
 from unitrain.export.parity import Tolerance, run_onnx
-from unitrain.module import ServableModule
+from unitrain.module import ServableModule, batch_inputs
 
 
 def template(module, x: torch.Tensor | None = None, **further: torch.Tensor) -> Template:
@@ -43,6 +43,142 @@ def test_module_that_depends_on_its_batch_is_refused(kind: type) -> None:
         template(kind())
     with pytest.raises(ExportError, match=words):
         template(kind(), torch.randn(1, 4))
+
+
+def mixing(module, max_rows: int = 16, **sample: np.ndarray) -> str | None:
+    """The failure of torch's answers to rows in several batches."""
+    served = ServedGraph(module.eval(), tuple(sample))
+    return compare_batches(
+        served, None, sample, tolerance=Tolerance(), batched=True, max_rows=max_rows, limit_s=10.0
+    ).failure
+
+
+UNIFORM = np.random.default_rng(0).uniform(-1, 1, (16, 4)).astype(np.float32)
+
+
+class Outlying(MLP):
+    """Neighbours matter only beyond what the sample has."""
+
+    def forward(self, x):
+        return self.net(x) + (x.abs().max() > 1)
+
+
+class Vanishing(MLP):
+    """Neighbours matter only where one is nothing but zeros."""
+
+    def forward(self, x):
+        return self.net(x) + (x.abs().sum(1) == 0).any()
+
+
+@pytest.mark.parametrize("kind", [Outlying, Vanishing])
+def test_neighbours_that_the_sample_has_no_like_of_are_tried(kind: type) -> None:
+    """Eight times as large, and zeros."""
+    assert "a row's answer depends on the other rows" in mixing(kind(), x=UNIFORM)
+
+
+class Overflows(MLP):
+    """Large rows answer infinity and NaN, for themselves alone."""
+
+    def forward(self, x):
+        large = (x * 20).exp()
+        return self.net(x) * 0 + (large.sum(1, keepdim=True) - large.mean(1, keepdim=True) * 3) / x.norm(
+            dim=1, keepdim=True
+        )
+
+
+class Rejects(MLP):
+    def forward(self, x):
+        if x.abs().max() > 1:
+            raise ValueError("x must lie in [-1, 1]")
+        return self.net(x)
+
+
+class Looks(MLP):
+    """Indexes a table by an integer input, beside floats."""
+
+    def forward(self, x, n):
+        return self.net(x) + torch.arange(8.0)[n][:, None]
+
+
+@pytest.mark.parametrize("kind", [Overflows, Rejects])
+def test_outlying_neighbours_are_no_false_alarm(kind: type) -> None:
+    """Their own answers do not count, nor does a forward that rejects them."""
+    assert mixing(kind(), x=UNIFORM) is None
+
+
+def test_integers_of_outlying_neighbours_stay_as_they_are() -> None:
+    """Eight times an index is none."""
+    assert mixing(Looks(), x=UNIFORM, n=np.arange(16) % 8) is None
+
+
+class DependsOnTwo(MLP):
+    def forward(self, x):
+        return self.net(x - x.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("max_rows", [2, 8, 15])
+def test_rows_are_compared_with_their_answers_alone_below_sixteen_rows_too(max_rows: int) -> None:
+    """`publish.max_batch_size` may be small."""
+    assert "a row's answer depends on the other rows" in mixing(DependsOnTwo(), max_rows, x=UNIFORM)
+    assert mixing(DependsOnTwo(), 1, x=UNIFORM) is None, "a server never sends two"
+
+
+class BatchStatistics(MLP):
+    def forward(self, x):
+        return self.net(nn.functional.batch_norm(x, None, None, training=True))
+
+
+class CountsByLen(MLP):
+    def forward(self, x):
+        return self.net(x) + torch.zeros(1, 2).expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (BatchStatistics, "with 1 rows forward fails: .* statistics of its batch in evaluation, too, .* running statistics"),
+        (CountsByLen, r"takes 6 rows of x, as the sample has; use x\.shape\[0\] instead of len\(x\)"),
+    ],
+)  # fmt: skip
+def test_refusal_of_a_batch_names_a_way_out(kind: type, words: str) -> None:
+    """Torch's own words name neither the cause nor what to do."""
+    with pytest.raises(ExportError, match=words):
+        template(kind())
+
+
+class Passes(MLP):
+    """Outputs that are the input, a view of it, and one tensor under two names."""
+
+    def forward(self, x):
+        y = self.net(x)
+        return {"same": x, "view": x.detach(), "y": y, "again": y, "weight": y * self.net[0].bias[0]}
+
+
+def test_outputs_that_are_inputs_or_other_outputs_are_served() -> None:
+    """Each has a value of its own in the graph, and weights are still swapped."""
+    made = template(Passes())
+    assert made.swappable
+    assert [v.name for v in made.graph.structure.graph.input] == ["x"]
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    answers = run_onnx(made.graph.to_model(), {"x": x})
+    assert list(answers) == ["same", "view", "y", "again", "weight"]
+    np.testing.assert_array_equal(answers["same"], x)
+    np.testing.assert_array_equal(answers["view"], x)
+    np.testing.assert_array_equal(answers["again"], answers["y"])
+
+
+class Stars(MLP):
+    def forward(self, *args):
+        return self.net(args[0])
+
+
+@pytest.mark.parametrize("example", [torch.zeros(2, 4), (torch.zeros(2, 4),)])
+def test_arguments_without_names_are_refused(example) -> None:
+    """`example_input_array` has values for them, and no names."""
+    module = Stars()
+    module.example_input_array = example
+    with pytest.raises(HookError, match=r"give each input a named argument in the place of \*args"):
+        batch_inputs(module, (torch.zeros(2, 4), torch.zeros(2)))
 
 
 class Decides(MLP):

@@ -1,5 +1,6 @@
 """Weights become a version that carries its proof, whatever its size, or are refused by the gate that saw it."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.graph import build_template
+from unitrain.export.graph import ServedGraph, build_template
 from unitrain.export.parity import Tolerance, run_onnx
 from unitrain.export.process import ExportProcess
 from unitrain.export.weights import weights_of
@@ -208,6 +209,20 @@ def test_export_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         template.exported_anew(export)
     assert export.pid is None
     export.close()
+
+
+def test_export_process_that_nobody_closed_ends_with_its_owner() -> None:
+    """It leaves neither a process nor a warning of one: warnings are errors here."""
+    export = ExportProcess()
+    export(ServedGraph(Net().eval(), ("x",)), {"x": np.ones((2, 3), np.float32)}, opset=20)
+    process = export._process
+    assert process is not None
+    assert process.poll() is None
+    del export
+    gc.collect()
+    assert process.poll() is not None
+    assert process.stdin is not None
+    assert process.stdin.closed
 
 
 def test_published_tolerances_are_those_that_a_version_is_verified_by(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unitrain.errors import ExportError
+from unitrain.errors import ExportError, HookError
 from unitrain.export.parity import GraphSession, Tolerance, compare, run_torch
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ LARGE_SIZES = (17, 33, 64, 100, 256, 1000, 4096, 16384)
 """Batch sizes that are tried up to the maximum, as far as bytes and time allow."""
 MAX_BYTES = 32_000_000
 """Bytes of the inputs and outputs of a batch of more than 16 rows, at most: forward holds a multiple of it."""
+OUTLIER_SCALES = (8, 0)
+"""Factors of the float inputs of neighbours, before a training: rows that a sample seldom has."""
 LOOSE_INTEGER_SHARE = 0.1
 """Share of integers in which a row in a batch may differ from the row alone: last bits decide between equals."""
 
@@ -42,7 +44,7 @@ class BatchReport:
     failure: str | None = None
 
 
-def compare_batches(  # noqa: C901 - one size after the other, and what each may show
+def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what each may show
     served: "ServedGraph",
     session: GraphSession | None,
     sample: Mapping[str, np.ndarray],
@@ -69,6 +71,7 @@ def compare_batches(  # noqa: C901 - one size after the other, and what each may
     started_s = time.monotonic()
     last_s = 0.0
     row_bytes = sum(array[:1].nbytes for array in sample.values())
+    checked = min(SMALL_SIZES[-1], max_rows)  # rows among which each is compared with its answer alone
     for rows in _sizes(max_rows if batched else SMALL_SIZES[-1]):
         large = rows > SMALL_SIZES[-1]
         growth = rows / max(largest, 1)
@@ -81,25 +84,25 @@ def compare_batches(  # noqa: C901 - one size after the other, and what each may
             inputs = distinct_rows(sample, rows)
             expected = _run(served, inputs)
             got = expected if session is None else session.run(inputs)
+        except HookError:
+            raise
         except ExportError as error:
             return BatchReport(worst, largest, f"with {rows} rows {error}")
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a user's forward raises
             if large and "memory" in str(error).lower() + type(error).__name__.lower():
                 break
-            reason = " ".join(str(error).split())[:300]
-            return BatchReport(
-                worst, largest,
-                f"with {rows} rows forward fails: {reason}; a server sends from 1 to publish.max_batch_size rows at once",
-            )  # fmt: skip
+            return BatchReport(worst, largest, _fails(rows, error))
         row_bytes = max(row_bytes, sum(a.nbytes for a in (*inputs.values(), *expected.values())) // rows)
         if rows == 1:
             expected = {name: _like(array, got.get(name)) for name, array in expected.items()}
         difference = compare(expected, got, tolerance)
-        if batched and rows == SMALL_SIZES[-1]:
+        if batched and rows == checked > 1:
             alone = _alone(served, {name: array[:alone_rows] for name, array in inputs.items()}, expected)
         # A module that mixes rows differs from its graph, too; the mixing is what the user can look for.
         if alone is not None:
             mixed = _mixed(alone, expected, rows, tolerance)
+            if mixed is None and session is None and rows == checked <= alone_rows:
+                mixed = _among_outliers(served, inputs, alone, tolerance)
             if mixed:
                 return BatchReport(worst, largest, mixed)
         if difference.failure:
@@ -152,6 +155,49 @@ def _alone(served: "ServedGraph", inputs: Arrays, together: Arrays) -> Arrays:
         answer = _run(served, {name: array[i : i + 1] for name, array in inputs.items()})
         answers.append({name: _like(array, together[name][i : i + 1]) for name, array in answer.items()})
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def _fails(rows: int, error: Exception) -> str:
+    """The failure of forward with that many rows, in words."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if "more than 1 value per channel" in reason:  # torch's words for a batch normalisation of one row
+        return (
+            f"with {rows} rows forward fails: {reason}; it normalises by the statistics of its batch in evaluation, too, and "
+            "a server puts the requests of several clients into one batch: let BatchNorm keep running statistics "
+            "(track_running_stats=True, training=False after eval()), or use LayerNorm or GroupNorm"
+        )
+    return f"with {rows} rows forward fails: {reason}; a server sends from 1 to publish.max_batch_size rows at once"
+
+
+def _among_outliers(served: "ServedGraph", inputs: Arrays, alone: Arrays, tolerance: Tolerance) -> str | None:
+    """A row whose answer depends on neighbours of a scale that the sample lacks, in words.
+
+    Every second row is replaced. Only the answers of the others count, and a forward that fails counts for nothing.
+    """
+    if not any(array.dtype.kind == "f" for array in inputs.values()):
+        return None
+    rows = len(next(iter(inputs.values())))
+    for scale in OUTLIER_SCALES:
+        scaled = {name: array.copy() for name, array in inputs.items()}
+        for array in scaled.values():
+            if array.dtype.kind == "f":
+                with np.errstate(over="ignore", invalid="ignore"):
+                    array[1::2] *= scale
+        try:
+            together = _run(served, scaled)
+        except Exception:  # noqa: BLE001, S112 - forward takes no such values
+            continue
+        if any(len(array) != rows for array in together.values()):
+            continue
+        mixed = _mixed(
+            {name: array[::2] for name, array in alone.items()},
+            {name: array[::2] for name, array in together.items()},
+            rows,
+            tolerance,
+        )
+        if mixed:
+            return mixed
+    return None
 
 
 def _mixed(alone: Arrays, together: Arrays, rows: int, tolerance: Tolerance) -> str | None:

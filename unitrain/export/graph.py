@@ -32,7 +32,7 @@ from unitrain.export.batch_sizes import compare_batches
 from unitrain.export.live import to_arrays
 from unitrain.export.module_copy import copy_module
 from unitrain.export.module_state import ModuleState
-from unitrain.export.onnx_graph import OnnxGraph, rename_values
+from unitrain.export.onnx_graph import OnnxGraph, rename_values, separate_outputs
 from unitrain.export.parity import GraphSession, Tolerance, run_torch
 from unitrain.export.weights import load_weights, perturbed, weights_of
 from unitrain.module import ServableModule, Tensors, flatten_outputs
@@ -360,10 +360,24 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
     if program is None:
         raise ExportError(f"{type(served.module).__name__}: the exporter returned no program")
     model = program.model_proto
+    _check_free_batch(served, model)
     _forget_origins(model)
+    separate_outputs(model)
     values = [*(v.name for v in model.graph.input), *(v.name for v in model.graph.output)]
     rename_values(model, dict(zip(values, [*served.names, *outputs], strict=True)))
     return OnnxGraph.of(model)
+
+
+def _check_free_batch(served: ServedGraph, model: onnx.ModelProto) -> None:
+    """Refuse a graph that takes one number of rows only: torch has taken it from the sample without a word."""
+    for name, value in zip(served.names, model.graph.input, strict=True):
+        rows = value.type.tensor_type.shape.dim[0]
+        if rows.HasField("dim_value"):
+            raise ExportError(
+                f"{type(served.module).__name__} can't be exported to ONNX for batches of any size: the graph takes "
+                f"{rows.dim_value} rows of {name}, as the sample has; use {name}.shape[0] instead of len({name}), and no loop "
+                "over rows, chunks of rows or branch on their number"
+            )
 
 
 def _forget_origins(model: onnx.ModelProto) -> None:
@@ -554,7 +568,7 @@ _WAYS_OUT = {
     r"GuardOnDataDependent|data-dependent|Could not guard|Could not extract specialized": "rewrite it without "
     "branches and loops that depend on the data (torch.where chooses by value)",
     r"Constraints violated|specialized|ConstraintViolation|not all values of": "take sizes from the tensor "
-    "(x.shape[0], or -1 in view and reshape) instead of fixed numbers",
+    "(x.shape[0], or -1 in view and reshape) instead of fixed numbers, and use x.shape[0] instead of len(x)",
 }
 """By a pattern in torch's words, a way out."""
 

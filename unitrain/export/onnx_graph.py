@@ -129,6 +129,19 @@ def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     _rename(model.graph, renamed)
 
 
+def separate_outputs(model: onnx.ModelProto) -> None:
+    """Give each output a value of its own: one that is an input, or an earlier output, is copied by an Identity node."""
+    taken = set(_value_names(model.graph))
+    seen = {value.name for value in model.graph.input}
+    for output in model.graph.output:
+        if output.name in seen:
+            copy = next(name for i in itertools.count(1) if (name := f"{output.name}_copy_{i}") not in taken)
+            taken.add(copy)
+            model.graph.node.append(onnx.helper.make_node("Identity", [output.name], [copy], name=copy))
+            output.name = copy
+        seen.add(output.name)
+
+
 def _value_names(graph: onnx.GraphProto) -> Iterator[str]:
     values: list[Any] = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
     yield from (value.name for value in values)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
@@ -44,6 +45,7 @@ class ExportProcess:
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: weakref.finalize[..., ExportProcess] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -75,6 +77,8 @@ class ExportProcess:
             process, self._process = self._process, None
             if process is None:
                 return
+            if self._end is not None:
+                self._end.detach()
             with contextlib.suppress(OSError):
                 _stdin(process).close()  # it ends when nothing more can come
             try:
@@ -89,7 +93,10 @@ class ExportProcess:
         """The process's answer."""
         process = self._process
         if process is None or process.poll() is not None:
+            if self._end is not None:
+                self._end()  # its pipes are closed
             process = self._process = self._start()
+            self._end = weakref.finalize(self, _end, process, os.getpid())
         # Ending it ends the wait: a pipe has no time limit of its own.
         overdue = threading.Timer(self._limit_s, process.kill)
         overdue.start()
@@ -121,6 +128,18 @@ class ExportProcess:
 
 
 _DONE, _UNREADABLE = b"done", b"unreadable"
+
+
+def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
+    """End a process whose `ExportProcess` was never closed, in the process that started it."""
+    if os.getpid() != owner:
+        return
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
 
 
 def _stdin(process: "subprocess.Popen[bytes]") -> Any:
