@@ -37,6 +37,8 @@ EPOCHS = 3
 LIVE_WITHIN_S = 60.0
 PUBLISHED_WITHIN_S = 30.0
 ABSOLUTE, RELATIVE = 2e-4, 2e-3
+INTEGER_SHARE = 1e-3
+"""Integers that a rounding may tip either way: the default of `publish.integer_share`."""
 HALF_ABSOLUTE, HALF_RELATIVE = 2e-2, 2e-2
 
 Kind = Literal["equal", "refused", "WRONG", "crashed", "refused late"]
@@ -372,7 +374,7 @@ def _array_difference(array: np.ndarray, got: np.ndarray) -> str | None:
         return f"is {got.dtype} of the shape {got.shape}, the live module's {array.dtype} of {array.shape}"
     if not np.issubdtype(array.dtype, np.inexact):
         apart = np.mean(got != array)
-        return f"differs in {apart:.1%} of its values" if apart else None
+        return f"differs in {apart:.2%} of its values" if apart > INTEGER_SHARE else None
     half = array.dtype == np.float16
     absolute, relative = (HALF_ABSOLUTE, HALF_RELATIVE) if half else (ABSOLUTE, RELATIVE)
     if np.allclose(got, array, rtol=relative, atol=absolute, equal_nan=True):

@@ -104,7 +104,7 @@ def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what
             if mixed is None and session is None and rows == checked <= alone_rows:
                 mixed = _among_outliers(served, inputs, alone, tolerance)
             if mixed:
-                return BatchReport(worst, largest, mixed)
+                return BatchReport(worst, largest, _random(served, inputs, tolerance) or mixed)
         if difference.failure:
             return BatchReport(
                 worst, largest,
@@ -198,6 +198,19 @@ def _among_outliers(served: "ServedGraph", inputs: Arrays, alone: Arrays, tolera
         if mixed:
             return mixed
     return None
+
+
+def _random(served: "ServedGraph", inputs: Arrays, tolerance: Tolerance) -> str | None:
+    """The failure of a forward that answers the same batch differently when it is called again, in words."""
+    difference = compare(
+        _run(served, inputs), _run(served, inputs), tolerance, sides=("one call", "the next call")
+    )
+    if difference.failure is None:
+        return None
+    return (
+        f"forward answers the same rows differently from call to call: {difference.failure}; look for randomness in "
+        "evaluation, such as noise or dropout, and draw only while self.training"
+    )
 
 
 def _mixed(alone: Arrays, together: Arrays, rows: int, tolerance: Tolerance) -> str | None:

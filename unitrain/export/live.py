@@ -129,5 +129,5 @@ def _allow_tf32(matmul: bool, cudnn: bool) -> None:
 
 
 def to_arrays(outputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Outputs as arrays on the CPU."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
+    """Copy outputs to arrays on the CPU: one that is a weight itself would change with the training."""
+    return {name: tensor.detach().to("cpu", copy=True).numpy() for name, tensor in outputs.items()}

@@ -6,6 +6,7 @@ forward reads; `ModuleState.holds` compares just these with the live module, whi
 as they are equal, forward takes the same path, and weights can be swapped in the graph that there is.
 """
 
+import functools
 import hashlib
 import pickle
 import types
@@ -243,6 +244,14 @@ class _Keys:
             return ("function", id(value), cells)
         if isinstance(value, types.MethodType):
             return ("method", id(value.__func__), self.of(value.__self__))
+        if isinstance(value, functools.partial):
+            return (
+                kind,
+                self.of(value.func),
+                self.of(value.args),
+                self.of(value.keywords),
+                self.of(vars(value)),
+            )
         if hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
             return (kind, tuple((name, self.of(item)) for name, item in vars(value).items()))
         try:

@@ -53,11 +53,20 @@ def first_batch_of(module: LightningModule, datamodule: LightningDataModule | No
 def sample_inputs(module: LightningModule, batch: Any) -> Tensors:
     """Real inputs by name from a batch, or `example_input_array` where the batch does not hold them."""
     try:
-        return batch_inputs(module, batch)
+        found = batch_inputs(module, batch)
     except HookError:
         if module.example_input_array is None:
             raise
         return example_inputs(module, input_names(module))
+    examples = example_inputs(module, tuple(found))
+    # A generator's noise and the rows that a batch holds in its place differ in width alone.
+    return examples if any(_is_wider(examples.get(name), value) for name, value in found.items()) else found
+
+
+def _is_wider(example: Any, value: Any) -> bool:
+    pair = (example, value)
+    tables = all(isinstance(t, Tensor) and t.dim() == 2 and t.is_floating_point() for t in pair)  # noqa: PLR2004
+    return tables and example.shape[1] != value.shape[1]
 
 
 def _loader(trainer: Trainer, pl_module: LightningModule) -> Any:
