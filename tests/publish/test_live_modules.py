@@ -11,10 +11,12 @@ import yaml
 from pytorch_lightning import Callback
 
 import unitrain
-from unitrain.errors import UsageError
+from unitrain.errors import HookError, UsageError
 from unitrain.export.parity import run_onnx
 from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
+from unitrain.training.console import Console
+from unitrain.training.exporting import export_run
 
 MODULES = """
 import numpy as np, pytorch_lightning as pl, torch
@@ -133,6 +135,16 @@ def fit(settings: Path, kind: str, live: Live, **overrides: object):
     return unitrain.fit(
         settings, {"model.class_path": f"{name}.{kind}", **overrides}, callbacks=[live], quiet=True
     )
+
+
+def test_export_refuses_state_that_the_checkpoint_lacks(settings: Path) -> None:
+    """A temperature that the training raised is in no checkpoint: the rebuilt module would answer otherwise."""
+    changed = fit(settings, "Temperature", Live())
+    for checkpoint in ("best", "last"):
+        with pytest.raises(HookError, match=r"forward reads .*_state.*register_buffer"):
+            export_run(changed.run_dir, checkpoint=checkpoint, console=Console(quiet=True))
+    kept = fit(settings, "Base", Live())
+    assert export_run(kept.run_dir, console=Console(quiet=True)).version > 1
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # the old weight_norm says so of itself

@@ -132,6 +132,26 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted(
     assert len(record["resumed"]) == 1
 
 
+def test_what_a_hook_at_the_epochs_start_does_to_the_optimizer_is_done_once(
+    settings: Path, project: Path
+) -> None:
+    """A learning rate that `on_train_epoch_start` lowers is that of the uninterrupted run."""
+    source = project / "models" / "small.py"
+    lowers = (
+        "    def on_train_epoch_start(self):\n"
+        "        for group in self.optimizers().param_groups:\n"
+        "            group['lr'] *= 0.7\n"
+    )
+    source.write_text(interrupt_after(source.read_text(), 13) + lowers)
+    overrides = OFF | {"model.class_path": "models.small.Interrupted", "trainer.max_epochs": 3}
+    first = unitrain.fit(settings, overrides, quiet=True)
+    assert first.status == "interrupted"
+    second = unitrain.resume(first.run_dir, quiet=True)
+    whole = unitrain.fit(settings, overrides, quiet=True)
+    a, b = state(second.last_checkpoint), state(whole.last_checkpoint)
+    assert [key for key in a if not equal(a[key], b[key])] == []
+
+
 def test_resume_with_more_epochs_extends_a_finished_run(settings: Path) -> None:
     """As if it had been as long from the beginning."""
     short = unitrain.fit(settings, OFF | {"trainer.max_epochs": 2}, quiet=True)

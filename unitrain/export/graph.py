@@ -314,7 +314,9 @@ def _export_and_prove(
         failure = proof.failure(served, graph)
         if failure:
             wrong = (
-                "" if failure.startswith(("a row", "forward")) else "the exported graph does not answer as torch does: "
+                ""
+                if failure.startswith(("a row", "forward"))
+                else "the exported graph does not answer as torch does: "
             )
             raise ExportError(f"{type(served.module).__name__}: {wrong}{failure}")
         return graph, False

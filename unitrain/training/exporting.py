@@ -119,13 +119,12 @@ def _check_state(
     # At another step the epoch is another, too.
     comparable = captured["step"] == loaded.step or not made.state.trainer_reads
     if comparable and state_digest(made) != captured["state"]:
-        read = sorted(
-            f"{part}.{name}".lstrip(".") for part, names in made.state.reads.items() for name in names
-        )
+        read = [f"{part}.{name}".lstrip(".") for part, names in made.state.reads.items() for name in names]
+        shown = ", ".join(sorted(set(read) - {"dynamic_axes"})[:5])
         raise HookError(
-            f"{type(module).__name__}: forward reads {', '.join(read[:5])}, which the training changed and the "
-            "checkpoint does not hold, so the version would answer otherwise than the trained model; keep such state "
-            "in a buffer (register_buffer), or save and restore it in on_save_checkpoint and on_load_checkpoint"
+            f"{type(module).__name__}: the training changed state that is not in the checkpoint and that forward reads "
+            f"(one of {shown}), so the version would answer otherwise than the trained model; keep such state in a "
+            "buffer (register_buffer), or save and restore it in on_save_checkpoint and on_load_checkpoint"
         )
 
 
