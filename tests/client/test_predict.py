@@ -144,7 +144,7 @@ def test_golden_samples_are_compared(predict, server, tmp_path):
     words = ("linear", "--input", "golden", "--model-repository", tmp_path)
     ran = predict(*words)
     assert ran.code == 0, ran.err
-    assert "golden     2 rows, largest difference 0.0e+00" in ran.out
+    assert "golden     as published: 2 rows, largest difference 0.0e+00" in ran.out
     np.savez(folder / "golden.npz", **{"inputs/x": x, "outputs/y": 3 * x})
     ran = predict(*words)
     assert ran.code == 1

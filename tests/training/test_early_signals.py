@@ -27,7 +27,7 @@ STAGES = {
     ),
     "train start": "class Stopped(Curve):\n    def on_train_start(self):\n        {kill}\n",
 }
-RESUMABLE = ("fit start", "sanity check", "train start")
+RESUMABLE = ("fit start", "sanity check")
 """Stages at which a checkpoint is written, so that the run can be resumed."""
 SIGNALS = {
     signal.SIGTERM: signal.SIG_DFL,

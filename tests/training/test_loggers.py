@@ -59,7 +59,8 @@ def test_a_profiler_writes_its_report_into_the_run_folder(
     """And the console says where it is."""
     result = unitrain.fit(settings, TINY | {"trainer.profiler": profiler})
     (report,) = (result.run_dir / "profile").glob("*.txt")
-    assert "training_step" in report.read_text()
+    # torch's own report has the 20 costliest operators, whichever these are.
+    assert ("Self CPU time total" if profiler == "pytorch" else "training_step") in report.read_text()
     assert f"the profiler's report is {report}" in capsys.readouterr().err
 
 
