@@ -5,6 +5,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +145,17 @@ def test_a_long_runtime_folder_gets_a_socket_in_a_short_one(
     assert runtime.server_dir("unitrain_1_0_").is_relative_to(tmp_path) or not short
 
 
-def test_folders_of_killed_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder in which the path of a socket is no longer than a socket's path may be."""
+    with tempfile.TemporaryDirectory(prefix="rt") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
+@pytest.mark.usefixtures("short_runtime_dir")
+def test_folders_of_killed_servers_are_swept() -> None:
     """With a record at once; without one after an hour, since another container's processes are not seen."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     gone = subprocess.Popen(["true"])
     gone.wait()
     recorded, unrecorded, fresh = (f"unitrain_{gone.pid}_{name}_" for name in ("a", "b", "c"))

@@ -118,7 +118,7 @@ def test_missing_settings_file_names_those_there_are(settings: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("DependsOnData", r"DependsOnData can't be exported to ONNX: .*small\.py:\d+"),
+        ("DependsOnData", r"DependsOnData: a row's answer depends on the other rows of its batch"),
         ("NoForward", r"NoForward\.forward is not defined: .* takes `publish: null`"),
         ("Lazy", r"Lazy: layer\.weight has no shape at the start of the training; run forward once"),
         ("Takes", r"Takes\.forward fails on a sample of x \[16, 1\]: .*; set example_input_array"),
@@ -127,7 +127,7 @@ def test_missing_settings_file_names_those_there_are(settings: Path) -> None:
 def test_model_that_cannot_be_exported_is_refused_before_the_first_epoch(
     model: str, words: str, settings: Path, project: Path
 ) -> None:
-    """The sentence names the line of the person's code that no graph can hold, or what else is missing."""
+    """The sentence names what no graph can serve, or what is missing."""
     if model != "DependsOnData":
         settings.write_text(settings.read_text().replace("links:", "# links:"))
     with pytest.raises(UsageError, match=words):
