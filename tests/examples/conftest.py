@@ -1,12 +1,24 @@
 """The commands of an example, for the tests that type them."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import ROOT
 from terminal import Terminal
+
+
+@pytest.fixture(autouse=True)
+def own_packages() -> None:
+    """Forget the models and data modules of other tests' projects: here they are this repository's."""
+    for top in ("models", "datamodules"):
+        found = sys.modules.get(top)
+        places = [str(path) for path in getattr(found, "__path__", ())]
+        if found is not None and str(ROOT / top) not in places:
+            for name in [n for n in sys.modules if n == top or n.startswith(f"{top}.")]:
+                del sys.modules[name]
 
 
 @pytest.fixture
