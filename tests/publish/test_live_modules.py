@@ -1,5 +1,7 @@
 """What is published answers as the live module did at that validation, whatever the module is like."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +147,13 @@ def test_export_refuses_state_that_the_checkpoint_lacks(settings: Path) -> None:
             export_run(changed.run_dir, checkpoint=checkpoint, console=Console(quiet=True))
     kept = fit(settings, "Base", Live())
     assert export_run(kept.run_dir, console=Console(quiet=True)).version > 1
+    # In another process names come in another order, and functions have other addresses.
+    exported = subprocess.run(
+        [sys.executable, "-m", "unitrain", "export", "--run", str(kept.run_dir)],
+        cwd=settings.parent, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # the old weight_norm says so of itself

@@ -79,6 +79,12 @@ class ModuleState:
         reads, trainer_reads = found()
         return cls(clone, reads, trainer_reads, _key_of(module, reads, trainer_reads))
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of what forward reads, the same in every process; functions count by name and code."""
+        key = _key_of(self.module, self.reads, self.trainer_reads, stable=True)
+        return hashlib.sha256(repr(key).encode()).hexdigest()
+
     def holds(self, module: LightningModule) -> bool:
         """Compare with a live module: whether its forward would still read the same values."""
         return self.key == _key_of(module, self.reads, self.trainer_reads)
@@ -160,17 +166,21 @@ _MISSING = ("missing",)
 _PLAIN = frozenset({type(None), bool, int, str})
 
 
-def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str]) -> Key:
-    """All that `reads` names, and the structure of a module, as one value that can be compared."""
+def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, stable: bool = False) -> Key:
+    """All that `reads` names, and the structure of a module, as one value that can be compared.
+
+    Args:
+        stable: leave out what differs from process to process.
+    """
     parts = parts_of(module)
-    keys = _Keys(parts)
+    keys = _Keys(parts, stable=stable)
     state = []
-    for path, names in reads.items():
+    for path, names in sorted(reads.items()) if stable else reads.items():
         part = parts.get(path)
         if part is None:
             return ("another structure",)
         own = vars(part)
-        for name in names:  # in the order of one and the same set
+        for name in sorted(names) if stable else names:  # else in the order of one and the same set
             value = own[name] if name in own else getattr(type(part), name, _MISSING)
             kind = type(value)
             state.append((kind, value) if kind in _PLAIN else keys.of(value))
@@ -178,10 +188,11 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str]) -> K
         trainer = vars(module).get("_trainer")
         frozen = vars(trainer if isinstance(trainer, FrozenTrainer) else FrozenTrainer(trainer))
         state += [keys.of(frozen.get(name)) for name in sorted(trainer_reads)]
-    return (tuple(_structure(part, keys.index) for part in parts.values()), tuple(state))
+    structure = tuple(_structure(part, keys.index, stable=stable) for part in parts.values())
+    return (structure, tuple(state))
 
 
-def _structure(part: nn.Module, index: Mapping[int, int]) -> Key:
+def _structure(part: nn.Module, index: Mapping[int, int], *, stable: bool) -> Key:
     """Class, hooks, and the tensors and parts by name."""
     own = vars(part)
     key: list[Any] = [type(part)]
@@ -192,7 +203,7 @@ def _structure(part: nn.Module, index: Mapping[int, int]) -> Key:
         key += (name, index.get(id(inner)))
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         if own[kind]:
-            key += (id(hook) for hook in own[kind].values())
+            key += [len(own[kind])] if stable else [id(hook) for hook in own[kind].values()]
     return tuple(key)
 
 
@@ -206,7 +217,8 @@ def _shape(tensor: Tensor) -> Key:
 class _Keys:
     """Values as something that can be compared, by content where content can change."""
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], *, stable: bool) -> None:
+        self._stable = stable
         self.index = {id(part): i for i, part in enumerate(parts.values())}
         self._parts = parts
         self._weights: dict[int, str] | None = None
@@ -218,7 +230,7 @@ class _Keys:
         if kind in ATOMIC:
             return (kind, value if value == value else "nan")  # noqa: PLR0124
         if len(self._alive) > _MAX_VALUES:
-            return ("identity", id(value))
+            return ("identity", "" if self._stable else id(value))
         if isinstance(value, Tensor):
             return self._tensor(value)
         if id(value) in self.index:
@@ -235,15 +247,17 @@ class _Keys:
         if isinstance(value, list | tuple):
             return (kind, tuple(self.of(item) for item in value))
         if isinstance(value, set | frozenset):
-            return (kind, frozenset(self.of(item) for item in value))
+            items = frozenset(self.of(item) for item in value)
+            return (kind, tuple(sorted(map(repr, items))) if self._stable else items)
         return self._object(value, kind)
 
     def _object(self, value: Any, kind: type) -> Key:
         if isinstance(value, types.FunctionType):
             cells = tuple(self.of(_content(cell)) for cell in value.__closure__ or ())
-            return ("function", id(value), cells)
+            return ("function", _code_of(value) if self._stable else id(value), cells)
         if isinstance(value, types.MethodType):
-            return ("method", id(value.__func__), self.of(value.__self__))
+            function = value.__func__
+            return ("method", _code_of(function) if self._stable else id(function), self.of(value.__self__))
         if isinstance(value, functools.partial):
             return (
                 kind,
@@ -257,7 +271,7 @@ class _Keys:
         try:
             return (kind, _digest(pickle.dumps(value)))
         except Exception:  # noqa: BLE001 - whatever it is, it is the same one or not
-            return (kind, id(value))
+            return (kind, "" if self._stable else id(value))
 
     def _tensor(self, tensor: Tensor) -> Key:
         if self._weights is None:
@@ -279,6 +293,11 @@ class _Keys:
 
 def _digest(content: Any) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _code_of(function: Any) -> Key:
+    code = getattr(function, "__code__", None)
+    return (getattr(function, "__qualname__", ""), None if code is None else _digest(code.co_code))
 
 
 def _content(cell: types.CellType) -> Any:

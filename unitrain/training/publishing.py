@@ -1,7 +1,6 @@
 """Publishes the model while it trains: clones weights on the training thread, the rest on a worker."""
 
 import contextlib
-import hashlib
 import math
 import queue
 import time
@@ -466,4 +465,4 @@ def _import_path(cls: type) -> str:
 
 def state_digest(request: Request) -> str | None:
     """Hash of the state outside the weights that forward reads, to compare with that of a later process."""
-    return None if request.state is None else hashlib.sha256(repr(request.state.key).encode()).hexdigest()
+    return None if request.state is None else request.state.digest
