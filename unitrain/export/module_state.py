@@ -188,11 +188,21 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, s
         trainer = vars(module).get("_trainer")
         frozen = vars(trainer if isinstance(trainer, FrozenTrainer) else FrozenTrainer(trainer))
         state += [keys.of(frozen.get(name)) for name in sorted(trainer_reads)]
-    structure = tuple(_structure(part, keys.index, stable=stable) for part in parts.values())
-    return (structure, tuple(state))
+    if stable:
+        # Metrics, which a training may make late, answer no request.
+        kept = {
+            path: part for path, part in parts.items() if not type(part).__module__.startswith("torchmetrics")
+        }
+        classes = tuple(
+            sorted(
+                (path, f"{type(part).__module__}.{type(part).__qualname__}") for path, part in kept.items()
+            )
+        )
+        return (classes, tuple(state))
+    return (tuple(_structure(part, keys.index) for part in parts.values()), tuple(state))
 
 
-def _structure(part: nn.Module, index: Mapping[int, int], *, stable: bool) -> Key:
+def _structure(part: nn.Module, index: Mapping[int, int]) -> Key:
     """Class, hooks, and the tensors and parts by name."""
     own = vars(part)
     key: list[Any] = [type(part)]
@@ -203,7 +213,7 @@ def _structure(part: nn.Module, index: Mapping[int, int], *, stable: bool) -> Ke
         key += (name, index.get(id(inner)))
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         if own[kind]:
-            key += [len(own[kind])] if stable else [id(hook) for hook in own[kind].values()]
+            key += (id(hook) for hook in own[kind].values())
     return tuple(key)
 
 
@@ -219,7 +229,9 @@ class _Keys:
 
     def __init__(self, parts: Mapping[str, nn.Module], *, stable: bool) -> None:
         self._stable = stable
-        self.index = {id(part): i for i, part in enumerate(parts.values())}
+        self.index: dict[int, Any] = {
+            id(part): path if stable else i for i, (path, part) in enumerate(parts.items())
+        }
         self._parts = parts
         self._weights: dict[int, str] | None = None
         self._seen: dict[int, int] = {}
