@@ -8,9 +8,10 @@ from zoo import MLP
 
 from unitrain.errors import ExportError, HookError
 from unitrain.export.batch_sizes import compare_batches, distinct_rows
-from unitrain.export.graph import ServedGraph, Template, build_template
-from unitrain.export.parity import Tolerance, run_onnx
+from unitrain.export.graph_template import Template, build_template
+from unitrain.export.served_graph import ServedGraph
 from unitrain.module import ServableModule, batch_inputs
+from unitrain.repository.answers import Tolerance, run_onnx
 
 
 def template(module, x: torch.Tensor | None = None, **further: torch.Tensor) -> Template:

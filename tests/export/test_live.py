@@ -11,12 +11,12 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import ExportError
-from unitrain.export.graph import build_template
+from unitrain.export.graph_template import build_template
 from unitrain.export.live import live_answers
 from unitrain.export.module_copy import FrozenTrainer, copy_module
 from unitrain.export.module_state import ModuleState
-from unitrain.export.parity import Tolerance
 from unitrain.export.weights import weights_of
+from unitrain.repository.answers import Tolerance
 
 
 class Net(LightningModule):

@@ -14,9 +14,9 @@ from pytorch_lightning import Callback
 
 import unitrain
 from unitrain.errors import HookError, UsageError
-from unitrain.export.parity import run_onnx
 from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
+from unitrain.repository.answers import run_onnx
 from unitrain.training.console import Console
 from unitrain.training.exporting import export_run
 

@@ -97,7 +97,7 @@ class Csv(_Lines):
                 self._sizes = _sizes_of(next(csv.reader(before)), outputs) or []
 
     def write(self, index: int, outputs: dict[str, Array], version: int, name: str | None = None) -> None:
-        flat = [_cells(outputs[spec.name]) for spec in self._outputs]
+        flat = [_flat_cells(outputs[spec.name]) for spec in self._outputs]
         sizes = list(map(len, flat))
         if not self._sizes:
             self._head(sizes)
@@ -207,7 +207,7 @@ def _texts(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _cells(array: Array) -> list[Any]:
+def _flat_cells(array: Array) -> list[Any]:
     array = np.asarray(array)
     if array.dtype == object:
         return [_texts(v) for v in array.ravel().tolist()]

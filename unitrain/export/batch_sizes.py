@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unitrain.errors import ExportError, HookError
-from unitrain.export.parity import GraphSession, Tolerance, compare, run_torch
+from unitrain.export.served_graph import run_torch
+from unitrain.repository.answers import GraphSession, Tolerance, compare
 
 if TYPE_CHECKING:
-    from unitrain.export.graph import ServedGraph
+    from unitrain.export.served_graph import ServedGraph
 
 Arrays = dict[str, np.ndarray]
 SMALL_SIZES = (1, 2, 3, 16)

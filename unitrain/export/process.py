@@ -24,8 +24,9 @@ import numpy as np
 import onnx
 
 from unitrain.errors import ExportError
-from unitrain.export.graph import ServedGraph, export_onnx
+from unitrain.export.onnx_exporter import export_onnx
 from unitrain.export.onnx_graph import OnnxGraph
+from unitrain.export.served_graph import ServedGraph
 
 GRAPH_FILE = "graph.onnx"
 LIMIT_S = 1800.0

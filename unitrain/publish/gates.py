@@ -13,8 +13,9 @@ from torch import Tensor
 
 from unitrain.errors import ExportError, PublishRefused
 from unitrain.export.batch_sizes import compare_batches
-from unitrain.export.graph import LIVE_ROWS, ServedGraph
-from unitrain.export.parity import GraphSession, Tolerance, compare
+from unitrain.export.graph_template import LIVE_ROWS
+from unitrain.export.served_graph import ServedGraph
+from unitrain.repository.answers import GraphSession, Tolerance, compare
 from unitrain.tensors import Signature, TensorSpec, dtype_of_array
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 from unitrain.client.served_check import check_served
 from unitrain.durable import sha256_of
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError
-from unitrain.export.graph import Template, build_template
+from unitrain.export.graph_template import Template, build_template
 from unitrain.export.live import live_answers
 from unitrain.export.module_state import ModuleState
 from unitrain.export.onnx_graph import OnnxGraph
-from unitrain.export.parity import GraphSession, Tolerance
 from unitrain.export.process import ExportProcess
 from unitrain.export.weights import weights_of
 from unitrain.integrity import MOST_GOLDEN_BYTES
@@ -28,6 +27,7 @@ from unitrain.publish import gates
 from unitrain.publish.config import check_dynamic_axes, class_names_of, served_config
 from unitrain.publish.policy import hold_back, is_held_back
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
+from unitrain.repository.answers import GraphSession, Tolerance
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.ranking import Comparison, Measured, compare_with_newest
 from unitrain.repository.verify import Check

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from unitrain.export.graph import ServedGraph, eval_copy
+from unitrain.export.served_graph import ServedGraph, eval_copy
 from unitrain.export.weights import weights_of
 from unitrain.module import ServableModule
 from unitrain.runs import RunFolder
