@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from unitrain.repository import Repository, model_config
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 MAX_BATCH = 1024
 DIMS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 
 from unitrain import Client
 from unitrain.repository import Repository, model_config
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 MODEL, WIDTH = "scaled", 8
 MOST_GROWTH_MB = 20.0

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from unitrain.training.ema import EMA
+from unitrain.training.callbacks.ema import EMA
 
 
 class Net(LightningModule):

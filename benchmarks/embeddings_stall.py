@@ -28,8 +28,8 @@ from torch import nn
 from unitrain.loaders import ArrayLoader
 from unitrain.module import ServableModule, Tensors
 from unitrain.settings import Embeddings
+from unitrain.training.callbacks.embeddings import EmbeddingSnapshots
 from unitrain.training.console import Console
-from unitrain.training.embeddings import EmbeddingSnapshots
 
 N_CHANNELS, N_STEPS, N_CLASSES, BATCH = 6, 100, 4, 256
 Clocks = NDArray[np.float64]

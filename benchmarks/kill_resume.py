@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from unitrain.training.resuming import unsound
+from unitrain.training.resuming.resume_point import unsound
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")

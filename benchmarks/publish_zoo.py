@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "export"))
 from zoo import ZOO
 
 from unitrain.errors import PublishRefused, UsageError
-from unitrain.export.graph_template import build_template
-from unitrain.export.weights import perturbed, weights_of
+from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.weights import perturbed, weights_of
 from unitrain.publish import gates
-from unitrain.repository.answers import Tolerance
+from unitrain.repository.onnx_session import Tolerance
 
 
 def row(name: str) -> tuple[str, ...]:

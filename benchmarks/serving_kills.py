@@ -22,7 +22,7 @@ from serving_load import Load, TritonServer, publish_good
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from unitrain.serving.processes import command_lines, group_members, memory_bytes
+from unitrain.serving.triton.procfs import command_lines, group_members, memory_bytes
 
 STUB_S, TRITON_S, START_S = 5.0, 10.0, 5.0
 

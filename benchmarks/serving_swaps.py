@@ -18,7 +18,7 @@ from typing import Any
 
 from serving_load import Load, TritonServer, percentile, publish_broken, publish_good
 
-from unitrain.serving.processes import command_lines, group_members, memory_bytes
+from unitrain.serving.triton.procfs import command_lines, group_members, memory_bytes
 
 PARTS = ("swaps", "fast", "corrupt", "memory", "stub")
 MEDIAN_S, TAIL_S = 0.8, 1.5

@@ -26,7 +26,7 @@ from serving_load import TritonServer, percentile
 # After serving_load, which makes the tests' helpers importable.
 from onnx_models import publish_model, save_graph  # isort: skip
 
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 DIMS = {"mlp": (8,), "autoencoder": (240, 12)}
 ROWS, CLIENTS = (1, 16, 64), (1, 8)

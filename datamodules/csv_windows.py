@@ -11,7 +11,7 @@ from datamodules.csv_files import find_files
 from datamodules.csv_series import Columns, Recording, Windows, open_recording
 from unitrain.errors import DataError
 from unitrain.loaders import DatasetLoader
-from unitrain.serving.install import cache_dir
+from unitrain.serving.triton.wheel import cache_dir
 
 Stretch = tuple[Recording, int, int]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from triton_server import TritonServer
 
-from unitrain.serving import install
+from unitrain.serving.triton import wheel as install
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from unitrain.durable import sha256_of
-from unitrain.manifest import Manifest, Metric
+from unitrain.atomic_files import sha256_of
 from unitrain.repository import Repository, model_config
-from unitrain.repository.answers import Tolerance, run_onnx
-from unitrain.tensors import DTYPES, Signature, TensorSpec
+from unitrain.repository.manifest import Manifest, Metric
+from unitrain.repository.onnx_session import Tolerance, run_onnx
+from unitrain.signature import DTYPES, Signature, TensorSpec
 
 OPSET, IR_VERSION = 20, 10
 Fill = Callable[[Path], None]

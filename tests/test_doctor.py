@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from unitrain import diagnosis
+from unitrain import doctor as diagnosis
 from unitrain.cli import main
-from unitrain.diagnosis import diagnose
+from unitrain.doctor import diagnose
 from unitrain.errors import ServingError
-from unitrain.serving.processes import command_lines
+from unitrain.serving.triton.procfs import command_lines
 
 
 def test_this_machine_can_train_and_the_findings_are_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +39,7 @@ def test_triton_is_really_started(triton_wheel: Path) -> None:
 
 def test_a_doctor_that_is_ended_leaves_no_server(triton_wheel: Path, tmp_path: Path) -> None:
     """`timeout 5 python -m unitrain doctor` ends the Triton that it has started."""
-    command = "from unitrain.diagnosis import look_at_start; look_at_start()"
+    command = "from unitrain.doctor import look_at_start; look_at_start()"
     process = subprocess.Popen([sys.executable, "-c", command], env=os.environ | {"TMPDIR": str(tmp_path)})
     deadline = time.monotonic() + 20
     while not _mentioning(tmp_path) and time.monotonic() < deadline:
@@ -74,7 +74,7 @@ def test_host_that_triton_cannot_run_on_is_told(monkeypatch: pytest.MonkeyPatch)
     def refuse() -> None:
         raise reason
 
-    monkeypatch.setattr("unitrain.serving.host.check_host", refuse)
+    monkeypatch.setattr("unitrain.serving.triton.host_requirements.check_host", refuse)
     [found] = diagnose(["triton"])
     assert (found.status, found.text) == ("warn", str(reason))
 

@@ -13,17 +13,16 @@ from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "durable", "json_files", "terminal", "integrity", "lightning_alias"],
-    ["tensors", "settings", "lock", "project"],
-    ["manifest"],
+    ["errors", "atomic_files", "json_files", "terminal_output", "lightning_alias"],
+    ["signature", "settings", "file_lock", "class_paths"],
     ["runs"],
     ["projector", "figures"],
     ["repository"],
     ["serving"],
     ["client"],
-    ["diagnosis"],
+    ["doctor"],
     ["module", "loaders"],
-    ["export"],
+    ["onnx_export"],
     ["publish"],
     ["training", "template"],
     ["commands"],
@@ -32,7 +31,7 @@ LAYERS = [
 ]
 """A module may import those of earlier lines and of its own package."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NEEDS_TORCH = {"module", "loaders", "export", "publish", "training", "template"}
+NEEDS_TORCH = {"module", "loaders", "onnx_export", "publish", "training", "template"}
 FREE_COMMANDS = sorted(set(COMMANDS) - {"fit"})
 
 NO_TORCH = textwrap.dedent(

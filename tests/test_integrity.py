@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from unitrain.integrity import Contradiction, digest, read_checked, read_manifest_json
-from unitrain.manifest import Manifest, Metric, read_manifest
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.repository.integrity import Contradiction, digest, read_checked, read_manifest_json
+from unitrain.repository.manifest import Manifest, Metric, read_manifest
+from unitrain.signature import Signature, TensorSpec
 
 MANIFEST = Manifest(
     model="linear",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unitrain.lock import FileLock, holder, is_locked, locked
+from unitrain.file_lock import FileLock, holder, is_locked, locked
 
 HOLDER = """
 import os, sys, time
@@ -95,7 +95,7 @@ def test_a_fork_while_a_lock_is_closed_never_closes_its_number_again(
     held_at_close = []
     close = os.close
     monkeypatch.setattr(
-        "unitrain.lock.os.close", lambda number: (close(number), held_at_close.append(lock.held))
+        "unitrain.file_lock.os.close", lambda number: (close(number), held_at_close.append(lock.held))
     )
     lock.release()
     assert held_at_close == [False]

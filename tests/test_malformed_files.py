@@ -12,11 +12,11 @@ import pytest
 
 from unitrain.cli import main
 from unitrain.errors import UnitrainError
-from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.repository import Repository, model_config
+from unitrain.repository.manifest import Manifest, Metric, read_manifest
 from unitrain.runs import RunFolder, list_runs
 from unitrain.serving.status import _origin
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (3,)),), (TensorSpec("y", "FP32", (3,)),), batched=True)
 WRONG: list[Any] = [

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from unitrain.serving.distribution import find_triton
+from unitrain.serving.triton.distribution import find_triton
 
 READY_WITHIN_S = 60.0
 END_WITHIN_S = 20.0

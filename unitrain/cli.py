@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 from unitrain import __version__
-from unitrain.durable import full_disk
+from unitrain.atomic_files import full_disk
 from unitrain.errors import Interrupted, UnitrainError
-from unitrain.terminal import accept_any_text, open_standard_streams, say, say_error
+from unitrain.terminal_output import accept_any_text, open_standard_streams, say, say_error
 
 _SIGNALS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,

@@ -22,7 +22,7 @@ from examples.hyperparameter_search.command import (
 )
 from examples.hyperparameter_search.space import read_space
 from examples.hyperparameter_search.trial import Objective, parse_overrides, train_trial
-from unitrain.durable import write_bytes
+from unitrain.atomic_files import write_bytes
 from unitrain.errors import SettingsError, UnitrainError, UsageError
 
 

@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from unitrain.errors import SettingsError
-from unitrain.lock import FileLock, is_locked, locked
+from unitrain.file_lock import FileLock, is_locked, locked
 
 PrunerName = Literal["median", "hyperband", "none"]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)

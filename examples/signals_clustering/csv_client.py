@@ -10,7 +10,7 @@ from datamodules.csv_files import find_files
 from datamodules.csv_series import Columns, Windows, open_recording
 from examples.signals_clustering.evaluation import Pca, explained_variance
 from unitrain.client import ClientIO, ModelInfo
-from unitrain.serving.install import cache_dir
+from unitrain.serving.triton.wheel import cache_dir
 
 
 class CsvSignalsIO(ClientIO):

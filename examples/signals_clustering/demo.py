@@ -23,8 +23,8 @@ from examples.signals_clustering.scores import Scores, score_codes
 from examples.signals_clustering.server import Server, child, serving
 from unitrain import Client
 from unitrain.errors import UnitrainError
-from unitrain.manifest import Manifest, read_manifest
 from unitrain.repository import Repository
+from unitrain.repository.manifest import Manifest, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "examples" / "signals_clustering" / "settings.yaml"

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unitrain.durable import write_json
-from unitrain.manifest import FILE_NAME
+from unitrain.atomic_files import write_json
+from unitrain.repository.manifest import FILE_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Path("examples/signals_clustering/settings_pretrained.yaml")

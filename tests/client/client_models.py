@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx_models
 from onnx import TensorProto, helper
 
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 
 def publish_two(root: Path, name: str = "two") -> int:

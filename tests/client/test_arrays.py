@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from unitrain.client.arrays import fit_dtype, has_nan
-from unitrain.client.model import ModelInfo
-from unitrain.client.wire import Encoder, decode_response
+from unitrain.client.input_validation import fit_dtype, has_nan
+from unitrain.client.metadata import ModelInfo
+from unitrain.client.streaming.messages import Encoder, decode_response
 from unitrain.errors import DataError
-from unitrain.tensors import DTYPES, Signature, TensorSpec
+from unitrain.signature import DTYPES, Signature, TensorSpec
 
 
 @pytest.mark.parametrize(

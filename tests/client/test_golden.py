@@ -11,15 +11,15 @@ from onnx import TensorProto, helper
 
 from unitrain.cli import main
 from unitrain.client import Client
-from unitrain.client.served_check import check_served
+from unitrain.client.golden import check_served
 from unitrain.errors import RepositoryError
-from unitrain.integrity import MOST_GOLDEN_BYTES
 from unitrain.repository import read_config
-from unitrain.repository.answers import Tolerance
+from unitrain.repository.integrity import MOST_GOLDEN_BYTES
+from unitrain.repository.onnx_session import Tolerance
 from unitrain.repository.tolerance import compare
 from unitrain.repository.verify import check_golden, read_golden
-from unitrain.serving.probe import probe_request
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.serving.health import probe_request
+from unitrain.signature import Signature, TensorSpec
 
 
 @pytest.fixture(scope="module")

@@ -145,8 +145,8 @@ def test_options_that_do_not_go_together_are_one_sentence(predict, words, said):
 def test_progress_tells_rate_and_time_left():
     """A line has what is done, of how many, the rate, the rest of the time, and what failed."""
     from unitrain.client import Result
-    from unitrain.client.report import Report
-    from unitrain.commands.progress import line, progress
+    from unitrain.client.stream_stats import Report
+    from unitrain.commands._output import line, progress
 
     report = Report()
     time.sleep(0.1)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from unitrain.class_paths import import_class, project_root
 from unitrain.errors import SettingsError
-from unitrain.project import import_class, project_root
 
 
 @pytest.fixture

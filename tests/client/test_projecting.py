@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unitrain.client.model import ModelInfo
-from unitrain.client.sinks import open_sink
+from unitrain.client.io.sinks import open_sink
+from unitrain.client.metadata import ModelInfo
 from unitrain.errors import DataError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 OUTPUTS = (
     TensorSpec("code", "FP32", (4,)),

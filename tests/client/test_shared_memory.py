@@ -11,13 +11,14 @@ import numpy as np
 import onnx_models
 import pytest
 
-from unitrain.client import Client, shared_memory
-from unitrain.client.model import ModelInfo
-from unitrain.client.shared_memory import SharedMemory
+from unitrain.client import Client
+from unitrain.client.metadata import ModelInfo
+from unitrain.client.streaming import shared_memory
+from unitrain.client.streaming.shared_memory import SharedMemory
 from unitrain.errors import UsageError
-from unitrain.serving.admin import Admin
-from unitrain.serving.runtime import find_server
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.serving.admin_client import Admin
+from unitrain.serving.server_registry import find_server
+from unitrain.signature import Signature, TensorSpec
 
 SHM = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 

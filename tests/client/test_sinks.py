@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from unitrain.client.model import ModelInfo
-from unitrain.client.sinks import open_sink
+from unitrain.client.io.sinks import open_sink
+from unitrain.client.metadata import ModelInfo
 from unitrain.errors import DataError, UsageError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 OUTPUTS = (TensorSpec("y", "FP32", (2,)), TensorSpec("n", "INT64", ()))
 

@@ -6,10 +6,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unitrain.client.model import ModelInfo
-from unitrain.client.sources import Windows, check_source, open_samples
+from unitrain.client.io.sources import Windows, check_source, open_samples
+from unitrain.client.metadata import ModelInfo
 from unitrain.errors import DataError, UsageError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 
 def model(*dims, dtype="FP32", names=("x",)):

@@ -28,7 +28,7 @@ from torch import Tensor
 import unitrain
 from corpus.case import Case
 from unitrain.errors import UsageError
-from unitrain.export.process import ExportProcess
+from unitrain.onnx_export.export_process import ExportProcess
 from unitrain.repository import read_config
 from unitrain.settings import Publish
 

@@ -11,7 +11,7 @@ from terminal import Terminal
 from datamodules.diabetes_rows import load_diabetes_parts
 from examples.bring_your_own.client import DiabetesIO, references
 from unitrain.client import ModelInfo
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 README = ROOT / "examples" / "bring_your_own" / "README.md"
 

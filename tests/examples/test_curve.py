@@ -14,7 +14,7 @@ from examples.curve_fitting.client import CurveIO
 from models.curve import CurveRegressor
 from unitrain.client import ModelInfo
 from unitrain.errors import HookError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from examples.generative.scores import (
 )
 from models.adversarial_autoencoder import AdversarialAutoencoder
 from unitrain.client import ModelInfo
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 FOLDER = ROOT / "examples" / "generative"
 README, SETTINGS = FOLDER / "README.md", FOLDER / "settings.yaml"

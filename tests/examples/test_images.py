@@ -21,7 +21,7 @@ from examples.images.reference import svm_accuracy
 from models.image_classifier import ImageClassifier, fitted_temperature
 from unitrain.client import ModelInfo
 from unitrain.errors import HookError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 EXAMPLE = ROOT / "examples" / "images"
 DIGITS = [str(digit) for digit in range(10)]

@@ -16,7 +16,7 @@ from triton_server import TritonServer
 
 from examples.signals_clustering.clustering import purity
 from examples.signals_clustering.pretrained import MODEL, RUNS, naming, ship, train
-from unitrain.manifest import read_manifest
+from unitrain.repository.manifest import read_manifest
 
 VERSION_DIR = ROOT / "triton_repo" / MODEL / "1"
 (RUN_DIR,) = (ROOT / RUNS).glob("*/*/")

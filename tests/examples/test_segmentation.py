@@ -18,7 +18,7 @@ from examples.segmentation.scores import foreground_iou
 from examples.segmentation.tiling import tiles
 from unitrain.client import ModelInfo
 from unitrain.errors import DataError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 README = ROOT / "examples" / "segmentation" / "README.md"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unitrain.project import import_class, project_root
+from unitrain.class_paths import import_class, project_root
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = sorted((ROOT / "examples").glob("*/settings*.yaml"))

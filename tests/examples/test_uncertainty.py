@@ -19,7 +19,7 @@ from models.seeded_dropout import PRIME, ConcreteDropout, SeededDropout, SeededU
 from models.uncertainty import UncertainRegressor
 from unitrain.client import ModelInfo
 from unitrain.errors import HookError
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 README = ROOT / "examples" / "uncertainty" / "README.md"
 

@@ -12,9 +12,9 @@ from examples.segmentation.tiling import stitch, tiles
 from models.losses import LOSSES, dice_loss, focal_loss
 from models.unet import ForegroundIoU, UNet
 from unitrain.errors import HookError
-from unitrain.export.graph_template import build_template
-from unitrain.export.weights import weights_of
-from unitrain.repository.answers import Tolerance, run_onnx
+from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.weights import weights_of
+from unitrain.repository.onnx_session import Tolerance, run_onnx
 
 
 def small(dimensions: int = 2, **options: Any) -> UNet:

@@ -7,11 +7,11 @@ from torch import nn
 from zoo import MLP
 
 from unitrain.errors import ExportError, HookError
-from unitrain.export.batch_sizes import compare_batches, distinct_rows
-from unitrain.export.graph_template import Template, build_template
-from unitrain.export.served_graph import ServedGraph
 from unitrain.module import ServableModule, batch_inputs
-from unitrain.repository.answers import Tolerance, run_onnx
+from unitrain.onnx_export.batch_sizes import compare_batches, distinct_rows
+from unitrain.onnx_export.graph_template import Template, build_template
+from unitrain.onnx_export.served_graph import ServedGraph
+from unitrain.repository.onnx_session import Tolerance, run_onnx
 
 
 def template(module, x: torch.Tensor | None = None, **further: torch.Tensor) -> Template:
@@ -294,7 +294,7 @@ def test_normed_weights_are_swapped(layer) -> None:
         for parameter in module.parameters():
             parameter.add_(0.1)
         expected = module(x).numpy()
-    from unitrain.export.weights import weights_of
+    from unitrain.onnx_export.weights import weights_of
 
     got = run_onnx(made.with_weights(weights_of(module)).to_model(), {"x": x.numpy()})["output"]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

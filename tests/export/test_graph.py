@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from zoo import MLP, ZOO, AnyLength, PixelClasses
 
 from unitrain.errors import ExportError, HookError
-from unitrain.export.graph_template import build_template
-from unitrain.export.served_graph import run_torch
-from unitrain.export.weights import perturbed, weights_of
 from unitrain.module import ServableModule
-from unitrain.repository.answers import Tolerance, compare, run_onnx
+from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.served_graph import run_torch
+from unitrain.onnx_export.weights import perturbed, weights_of
+from unitrain.repository.onnx_session import Tolerance, compare, run_onnx
 
 EXPORTED_ANEW = {"spectral layer with complex weights"}
 """Architectures for which swapping weights is not right, so that each version is exported anew."""

@@ -11,12 +11,12 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import ExportError
-from unitrain.export.graph_template import build_template
-from unitrain.export.live import live_answers
-from unitrain.export.module_copy import FrozenTrainer, copy_module
-from unitrain.export.module_state import ModuleState
-from unitrain.export.weights import weights_of
-from unitrain.repository.answers import Tolerance
+from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.live_answers import live_answers
+from unitrain.onnx_export.module_copy import FrozenTrainer, copy_module
+from unitrain.onnx_export.module_state import ModuleState
+from unitrain.onnx_export.weights import weights_of
+from unitrain.repository.onnx_session import Tolerance
 
 
 class Net(LightningModule):

@@ -6,9 +6,9 @@ import pytest
 from pytorch_lightning import LightningModule
 
 from unitrain.errors import HookError, SettingsError
-from unitrain.publish.config import class_names_of, served_config
+from unitrain.publish.triton_config import class_names_of, served_config
 from unitrain.settings import Publish
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(
     (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("flag", "BOOL", ())),

@@ -10,11 +10,11 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import PublishRefused
-from unitrain.export.graph_template import Template, build_template
-from unitrain.export.weights import perturbed, weights_of
+from unitrain.onnx_export.graph_template import Template, build_template
+from unitrain.onnx_export.weights import perturbed, weights_of
 from unitrain.publish import gates
-from unitrain.repository.answers import Tolerance
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.repository.onnx_session import Tolerance
+from unitrain.signature import Signature, TensorSpec
 
 
 class Net(LightningModule):
@@ -96,7 +96,7 @@ def test_graph_of_another_signature_is_refused(template: Template) -> None:
 
 def test_integer_outputs_may_differ_in_a_thousandth(template: Template) -> None:
     """An argmax of nearly equal values may fall either way; a real difference may not."""
-    from unitrain.repository.answers import compare
+    from unitrain.repository.onnx_session import compare
 
     want = np.zeros(10_000, np.int64)
     few, many = want.copy(), want.copy()

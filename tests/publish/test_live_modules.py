@@ -14,11 +14,11 @@ from pytorch_lightning import Callback
 
 import unitrain
 from unitrain.errors import HookError, UsageError
-from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
-from unitrain.repository.answers import run_onnx
+from unitrain.repository.manifest import read_manifest
+from unitrain.repository.onnx_session import run_onnx
 from unitrain.training.console import Console
-from unitrain.training.exporting import export_run
+from unitrain.training.export_checkpoint import export_run
 
 MODULES = """
 import numpy as np, pytorch_lightning as pl, torch

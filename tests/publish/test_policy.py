@@ -13,13 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import unitrain
 from unitrain.cli import main
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError
-from unitrain.manifest import Manifest, read_manifest
 from unitrain.publish import Publisher, Request, Worker
 from unitrain.repository import Repository
-from unitrain.repository.answers import run_onnx
+from unitrain.repository.manifest import Manifest, read_manifest
+from unitrain.repository.onnx_session import run_onnx
 from unitrain.repository.promote import promote
-from unitrain.repository.rollback import roll_back
-from unitrain.training.result import RunResult
+from unitrain.repository.repository import roll_back
+from unitrain.training.training_run import RunResult
 
 STEPS = 8
 """Of an epoch: 256 training samples in batches of 32."""

@@ -15,14 +15,14 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.graph_template import build_template
-from unitrain.export.process import ExportProcess
-from unitrain.export.served_graph import ServedGraph
-from unitrain.export.weights import weights_of
-from unitrain.manifest import Metric
+from unitrain.onnx_export.export_process import ExportProcess
+from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.served_graph import ServedGraph
+from unitrain.onnx_export.weights import weights_of
 from unitrain.publish import Lineage, Publisher, Request
 from unitrain.repository import Repository
-from unitrain.repository.answers import Tolerance, run_onnx
+from unitrain.repository.manifest import Metric
+from unitrain.repository.onnx_session import Tolerance, run_onnx
 from unitrain.repository.verify import verify_version
 from unitrain.settings import Publish
 
@@ -188,8 +188,8 @@ def test_class_of_the_main_script_is_exported_without_another_process(tmp_path: 
     script.write_text(
         "import torch\n"
         "from pytorch_lightning import LightningModule\n"
-        "from unitrain.export.served_graph import ServedGraph\n"
-        "from unitrain.export.process import ExportProcess\n"
+        "from unitrain.onnx_export.served_graph import ServedGraph\n"
+        "from unitrain.onnx_export.export_process import ExportProcess\n"
         "class Own(LightningModule):\n"
         "    def forward(self, x):\n"
         "        return {'y': x + 1}\n"

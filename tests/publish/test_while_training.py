@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import unitrain
 from unitrain.cli import main
 from unitrain.errors import SettingsError
-from unitrain.manifest import read_manifest
 from unitrain.repository import Repository, read_config
+from unitrain.repository.manifest import read_manifest
 
 EACH = {"publish.every_n_validations": 1, "embeddings": None, "summaries": None}
 

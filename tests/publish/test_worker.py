@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from unitrain.errors import PublishRefused
-from unitrain.export.weights import weights_of
+from unitrain.onnx_export.weights import weights_of
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker
 from unitrain.repository import Repository
 from unitrain.settings import Publish

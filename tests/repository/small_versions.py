@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unitrain.repository import ModelConfig, model_config
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(
     inputs=(TensorSpec("x", "FP32", (6, -1)), TensorSpec("mask", "BOOL", (6,))),

@@ -7,7 +7,7 @@ from small_versions import SIGNATURE, config_of
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import read_config, signature_of, write_config_text
-from unitrain.tensors import DTYPES, Signature, TensorSpec
+from unitrain.signature import DTYPES, Signature, TensorSpec
 
 
 def test_signature_survives_the_text_of_the_configuration(tmp_path: Path) -> None:

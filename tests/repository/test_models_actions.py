@@ -11,11 +11,11 @@ import pytest
 from onnx_models import linear_model, linear_signature, publish_model
 from triton_server import TritonServer
 
+from unitrain.atomic_files import sha256_of
 from unitrain.cli import main
-from unitrain.durable import sha256_of
-from unitrain.manifest import Manifest, Metric, read_manifest
 from unitrain.repository import Repository, model_config
-from unitrain.repository.answers import run_onnx
+from unitrain.repository.manifest import Manifest, Metric, read_manifest
+from unitrain.repository.onnx_session import run_onnx
 
 N = 3
 

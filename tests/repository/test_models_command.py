@@ -9,8 +9,8 @@ import pytest
 from small_versions import SIGNATURE, config_of
 
 from unitrain.cli import main
-from unitrain.manifest import Manifest, Metric
 from unitrain.repository import Repository
+from unitrain.repository.manifest import Manifest, Metric
 
 WITHOUT_TORCH = """
 import sys

@@ -16,10 +16,10 @@ import pytest
 from small_versions import SIGNATURE, config_of, fill
 
 from unitrain.errors import PublishRefused, RepositoryError, UsageError
-from unitrain.lock import FileLock
+from unitrain.file_lock import FileLock
 from unitrain.repository import Repository, changed_config, read_config
 from unitrain.repository.staging import Staging
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 
 def _left_in_staging(repository: Repository) -> list[str]:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from unitrain.manifest import Manifest, Metric
+from unitrain.repository.manifest import Manifest, Metric
 from unitrain.repository.ranking import compare_with, marks, measured, obstacle
-from unitrain.tensors import Signature
+from unitrain.signature import Signature
 
 
 def manifest(value: float, *, mode: str = "min", fingerprint: str | None = "samples:1") -> Manifest:

@@ -10,7 +10,7 @@ import termios
 
 import pytest
 
-from unitrain.commands.tables import print_table, text_of_bytes, text_of_duration
+from unitrain.commands._output import print_table, text_of_bytes, text_of_duration
 
 PROGRAM = """
 from unitrain.commands.tables import print_table

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from unitrain import diagnosis
-from unitrain.serving import install
-from unitrain.serving.advisories import (
+from unitrain import doctor as diagnosis
+from unitrain.serving.triton import wheel as install
+from unitrain.serving.triton.advisories import (
     ADVISORIES,
     AS_OF,
     FLOOR,
@@ -17,7 +17,7 @@ from unitrain.serving.advisories import (
     release_of_version,
     text_of,
 )
-from unitrain.serving.container import IMAGE, image_release
+from unitrain.serving.triton.distribution import IMAGE, image_release
 
 ROOT = Path(__file__).resolve().parents[2]
 

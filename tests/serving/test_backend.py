@@ -11,7 +11,7 @@ from onnx_models import linear_signature, publish_model, save_graph
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
-from unitrain.tensors import DTYPES, Signature, TensorSpec
+from unitrain.signature import DTYPES, Signature, TensorSpec
 
 
 def _infer(url: str, model: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from unitrain.commands.serve import _parser
-from unitrain.serving.advisories import FLOOR, release_of
-from unitrain.serving.container import IMAGE, image_release
+from unitrain.serving.triton.advisories import FLOOR, release_of
+from unitrain.serving.triton.distribution import IMAGE, image_release
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

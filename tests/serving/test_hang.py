@@ -20,9 +20,9 @@ from onnx_models import publish_model, save_graph
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
-from unitrain.serving.health import Progress, hung_processes
-from unitrain.serving.processes import cpu_s, start_of
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.serving.hang_detection import Progress, hung_processes
+from unitrain.serving.triton.procfs import cpu_s, start_of
+from unitrain.signature import Signature, TensorSpec
 
 WITHIN_S = 30.0
 LONG_S = 24.0

@@ -13,10 +13,10 @@ from onnx_models import publish_model
 from triton_server import TritonServer, native_tritonserver
 
 from unitrain.errors import ServingError
-from unitrain.serving import install
-from unitrain.serving.backends_folder import assemble_backends
-from unitrain.serving.distribution import find_triton
 from unitrain.serving.status import server_status
+from unitrain.serving.triton import wheel as install
+from unitrain.serving.triton.distribution import find_triton
+from unitrain.serving.triton.wheel import assemble_backends
 
 
 @pytest.mark.slow

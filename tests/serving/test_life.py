@@ -17,11 +17,11 @@ from asking import Load, answers, ask, group_members, shared_memory_of, stubs
 from onnx_models import publish_broken, publish_model
 from triton_server import TritonServer
 
-from unitrain.serving import runtime
-from unitrain.serving.distribution import find_triton
-from unitrain.serving.process import LOOPBACK, choose_ports
-from unitrain.serving.processes import command_lines
+from unitrain.serving import server_registry as runtime
 from unitrain.serving.status import server_status
+from unitrain.serving.triton.distribution import find_triton
+from unitrain.serving.triton.process import LOOPBACK, choose_ports
+from unitrain.serving.triton.procfs import command_lines
 
 
 def _serve(*options: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
 from unitrain.repository import Repository
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.signature import Signature, TensorSpec
 
 
 def test_a_published_version_is_served_within_seconds(triton: TritonServer) -> None:

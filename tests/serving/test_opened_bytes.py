@@ -15,9 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import linear_signature, prove, save_graph
 
-from unitrain import integrity
-from unitrain.repository import tolerance
-from unitrain.serving import backends_folder
+from unitrain.repository import integrity, tolerance
+from unitrain.serving.triton import wheel as backends_folder
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

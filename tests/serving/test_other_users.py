@@ -17,8 +17,9 @@ from onnx_models import publish_model
 from triton_server import TritonServer
 
 from unitrain.client import Client
-from unitrain.serving import launch, runtime
-from unitrain.serving.admin import Admin, Refused, ServerGone
+from unitrain.serving import server_registry as runtime
+from unitrain.serving.admin_client import Admin, Refused, ServerGone
+from unitrain.serving.triton import parent_guard as launch
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -65,8 +66,8 @@ def test_the_hand_made_frames_do_open_a_protocol_whose_header_can_be_sent(
     """So that it is the name of the header which closes ours."""
     from intruder import raw_call
 
-    from unitrain.serving.distribution import find_triton
-    from unitrain.serving.process import Launch, TritonProcess, choose_ports
+    from unitrain.serving.triton.distribution import find_triton
+    from unitrain.serving.triton.process import Launch, TritonProcess, choose_ports
 
     grpc_port, metrics_port = choose_ports({"grpc": 0, "metrics": 0}).values()
     (tmp_path / "repository").mkdir()

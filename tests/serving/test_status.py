@@ -14,11 +14,11 @@ from onnx_models import linear_model, publish_broken, publish_model
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
-from unitrain.durable import sha256_of
-from unitrain.manifest import Manifest, Metric
-from unitrain.serving.runtime import runtime_dir
+from unitrain.atomic_files import sha256_of
+from unitrain.repository.manifest import Manifest, Metric
+from unitrain.serving.server_registry import runtime_dir
 from unitrain.serving.status import server_status
-from unitrain.tensors import Signature
+from unitrain.signature import Signature
 
 
 def _status(*options: str) -> subprocess.CompletedProcess[str]:

@@ -17,15 +17,15 @@ from onnx import TensorProto, helper
 from onnx_models import linear_model, linear_signature, prove, publish_model, save_graph
 from triton_server import TritonServer, native_tritonserver
 
+from unitrain.atomic_files import sha256_of
 from unitrain.cli import main
 from unitrain.client import Client
-from unitrain.durable import sha256_of
 from unitrain.errors import RepositoryError
-from unitrain.serving.distribution import find_triton
-from unitrain.serving.limits import check_numbers
-from unitrain.serving.runtime import runtime_dir
+from unitrain.serving.security import check_numbers
+from unitrain.serving.server_registry import runtime_dir
 from unitrain.serving.status import server_status
-from unitrain.tensors import Signature, TensorSpec
+from unitrain.serving.triton.distribution import find_triton
+from unitrain.signature import Signature, TensorSpec
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 GOLDEN = {"x": ROWS}

@@ -16,13 +16,13 @@ from asking import answers
 from onnx_models import publish_model
 from triton_server import TritonServer, native_tritonserver
 
-from unitrain import diagnosis
+from unitrain import doctor as diagnosis
 from unitrain.errors import ServingError, UsageError
-from unitrain.serving import host, runtime
-from unitrain.serving.backends_folder import sweep_backends
-from unitrain.serving.container import IMAGE, check_image
-from unitrain.serving.distribution import find_triton, network_problem
+from unitrain.serving import server_registry as runtime
 from unitrain.serving.status import server_status
+from unitrain.serving.triton import host_requirements as host
+from unitrain.serving.triton.distribution import IMAGE, check_image, find_triton, network_problem
+from unitrain.serving.triton.wheel import sweep_backends
 
 GOOD = host.Host(
     system="Linux",
@@ -70,7 +70,7 @@ def test_serve_and_doctor_say_the_same_of_a_host(monkeypatch: pytest.MonkeyPatch
     """Before anything is fetched or started."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     poor = dataclasses.replace(GOOD, has_libpython=False)
-    monkeypatch.setattr("unitrain.serving.host.this_host", lambda: poor)
+    monkeypatch.setattr("unitrain.serving.triton.host_requirements.this_host", lambda: poor)
     with pytest.raises(ServingError, match=r"libpython3\.11"):
         find_triton()
     [found] = diagnosis.diagnose(["triton"], start_triton=False)

@@ -8,7 +8,7 @@ import yaml
 
 import unitrain
 from unitrain.cli import main
-from unitrain.training.check import check
+from unitrain.training.parsing.settings_check import check
 
 NO_CLIENT = ["--client", "null"]  # the project has none
 BAD = """

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from unitrain.training.ema import EMA
+from unitrain.training.callbacks.ema import EMA
 
 
 class Net(LightningModule):

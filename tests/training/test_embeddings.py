@@ -16,9 +16,8 @@ import unitrain
 from unitrain import ServableModule
 from unitrain.projector import StableSample, draw_thumbnails, thumbnail_index
 from unitrain.settings import Embeddings
-from unitrain.training.collecting import Collector, Points, reduced_points
-from unitrain.training.gathering import merged_points
-from unitrain.training.observing import undisturbed
+from unitrain.training.callbacks.embedding_points import Collector, Points, merged_points, reduced_points
+from unitrain.training.validation_batches import undisturbed
 
 QUICK = {"publish": None, "summaries": None, "trainer.max_epochs": 2, "embeddings.every_n_validations": 1}
 

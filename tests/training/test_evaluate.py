@@ -10,7 +10,7 @@ import unitrain
 from unitrain.cli import main
 from unitrain.errors import HookError, RunError
 from unitrain.training.console import Console
-from unitrain.training.evaluate import evaluate
+from unitrain.training.evaluation import evaluate
 
 OFF = {"publish": None, "embeddings": None, "summaries": None, "early_stopping": None}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import unitrain
-from unitrain.training.fingerprint import SampleHash, UnhashableBatchError
+from unitrain.training.data_fingerprint import SampleHash, UnhashableBatchError
 
 OFF = {"publish": None, "embeddings": None, "summaries": None, "early_stopping": None}
 

@@ -12,12 +12,12 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unitrain
-from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
+from unitrain.repository.manifest import read_manifest
 from unitrain.runs import list_runs
+from unitrain.training.callbacks.run_record import improves
 from unitrain.training.checkpoint import DurableCheckpointIO
 from unitrain.training.console import Console
-from unitrain.training.record import improves
 
 
 def test_fit_leaves_a_complete_run_folder(settings: Path, project: Path) -> None:

@@ -10,8 +10,8 @@ import yaml
 import unitrain
 from unitrain.cli import main
 from unitrain.errors import SettingsError
-from unitrain.training.check import check
-from unitrain.training.settings_file import read_merged, read_settings
+from unitrain.training.parsing.settings_check import check
+from unitrain.training.parsing.settings_file import read_merged, read_settings
 
 ORDERS = {
     "unitrain first": "import unitrain, lightning as L, pytorch_lightning as pl",

@@ -9,7 +9,7 @@ import yaml
 import unitrain
 from unitrain.cli import main
 from unitrain.errors import UsageError
-from unitrain.training.check import check
+from unitrain.training.parsing.settings_check import check
 
 TINY = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "client": None}
 

@@ -17,7 +17,7 @@ import yaml
 
 import unitrain
 from unitrain.errors import RunError, UnitrainError
-from unitrain.training.resuming import unsound
+from unitrain.training.resuming.resume_point import unsound
 
 OFF = {"publish": None, "embeddings": None, "summaries": None}
 

@@ -10,8 +10,8 @@ import unitrain
 from unitrain.cli import main
 from unitrain.errors import UsageError
 from unitrain.training.console import Console
-from unitrain.training.evaluate import evaluate
-from unitrain.training.exporting import export_run
+from unitrain.training.evaluation import evaluate
+from unitrain.training.export_checkpoint import export_run
 
 SHORT = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "summaries": None}
 

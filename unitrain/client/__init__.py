@@ -4,8 +4,8 @@
 """
 
 from unitrain.client.client import DEFAULT_URL, Answer, Client
-from unitrain.client.io import ClientIO
-from unitrain.client.model import ModelInfo
-from unitrain.client.request import Result
+from unitrain.client.io.client_io import ClientIO
+from unitrain.client.metadata import ModelInfo
+from unitrain.client.streaming.requests import Result
 
 __all__ = ["DEFAULT_URL", "Answer", "Client", "ClientIO", "ModelInfo", "Result"]

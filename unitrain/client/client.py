@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from unitrain.client.arrays import Array, check_finite, fit_item, one_row
 from unitrain.client.connection import Connection
-from unitrain.client.intake import Sample
-from unitrain.client.model import ModelInfo
-from unitrain.client.request import Result, StreamOptions
-from unitrain.client.stream import Stream
-from unitrain.client.wire import Encoder, decode_response
+from unitrain.client.input_validation import Array, check_finite, fit_item, one_row
+from unitrain.client.metadata import ModelInfo
+from unitrain.client.streaming.batcher import Sample
+from unitrain.client.streaming.messages import Encoder, decode_response
+from unitrain.client.streaming.requests import Result, StreamOptions
+from unitrain.client.streaming.stream import Stream
 from unitrain.errors import ClientError, DataError, RequestError
 
 DEFAULT_URL = "127.0.0.1:8001"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from unitrain.commands.arguments import ArgumentParser
+from unitrain.commands._parser import ArgumentParser
 from unitrain.errors import UsageError
 
 
@@ -28,9 +28,9 @@ def main(argv: Sequence[str]) -> int:
     options, flags = _parser().parse_known_args(list(argv))
     if options.config is None:
         raise UsageError("check: --config F is required: the settings file to look at (see check --help)")
-    from unitrain.commands.tables import print_fields, print_json
-    from unitrain.terminal import say
-    from unitrain.training.check import check
+    from unitrain.commands._output import print_fields, print_json
+    from unitrain.terminal_output import say
+    from unitrain.training.parsing.settings_check import check
 
     first, *over = options.config
     report = check(first, flags, over=over)

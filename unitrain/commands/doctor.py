@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands._parser import ArgumentParser, parse
 
 
 def _parser() -> ArgumentParser:
@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 0 where training works here, 1 where it can't."""
     options = parse(_parser(), argv)
     from unitrain import __version__
-    from unitrain.commands.tables import print_json
-    from unitrain.diagnosis import diagnose
-    from unitrain.terminal import say
+    from unitrain.commands._output import print_json
+    from unitrain.doctor import diagnose
+    from unitrain.terminal_output import say
 
     findings = diagnose(start_triton=not options.no_start)
     bad = any(finding.status == "bad" for finding in findings)

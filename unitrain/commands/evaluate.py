@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from unitrain.commands.arguments import ArgumentParser, add_checkpoint, add_experiments_dir
+from unitrain.commands._parser import ArgumentParser, add_checkpoint, add_experiments_dir
 from unitrain.errors import UsageError
 
 _TEXTS = {
@@ -43,11 +43,11 @@ def _main(stage: str, argv: Sequence[str]) -> int:
         parser.error(f"unrecognized arguments: {wrong[0]}")
     if not options.run:
         raise UsageError(f"{stage}: --run RUN is required: a run's folder, its name, or `last`")
-    from unitrain.commands.tables import print_fields, print_json
-    from unitrain.project import project_root
-    from unitrain.terminal import say
+    from unitrain.class_paths import project_root
+    from unitrain.commands._output import print_fields, print_json
+    from unitrain.terminal_output import say
     from unitrain.training.console import Console
-    from unitrain.training.evaluate import evaluate
+    from unitrain.training.evaluation import evaluate
 
     found = evaluate(
         options.run,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from unitrain.commands.arguments import ArgumentParser, add_checkpoint, add_experiments_dir, parse
+from unitrain.commands._parser import ArgumentParser, add_checkpoint, add_experiments_dir, parse
 
 
 def _parser() -> ArgumentParser:
@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
     from unitrain.runs import find_run
 
     run_dir = find_run(options.run, options.experiments_dir)
-    from unitrain.commands.tables import print_json
+    from unitrain.commands._output import print_json
     from unitrain.publish import published_text
-    from unitrain.terminal import say
+    from unitrain.terminal_output import say
     from unitrain.training.console import Console
-    from unitrain.training.exporting import export_run
+    from unitrain.training.export_checkpoint import export_run
 
     manifest = export_run(
         run_dir,

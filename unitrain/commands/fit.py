@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unitrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from unitrain.training.result import RunResult
+    from unitrain.training.training_run import RunResult
 
 USAGE = """usage: python -m unitrain fit --config F [--json] [--SETTING VALUE ...]
        python -m unitrain fit --resume RUN [--SETTING VALUE ...]
@@ -61,8 +61,8 @@ def _start(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
     weights = own.get("init_weights", "ema")
     if weights not in ("ema", "raw") or ("init_weights" in own and "init_from" not in own):
         raise UsageError("fit: --init-weights is ema or raw, and goes with --init-from RUN")
-    from unitrain.training.fitting import Fit
-    from unitrain.training.settings_file import read_merged
+    from unitrain.training.parsing.settings_file import read_merged
+    from unitrain.training.training_run import Fit
 
     paths = [Path(text) for text in own["config"].splitlines()]
     start_from = (own["init_from"], weights) if "init_from" in own else None
@@ -75,11 +75,11 @@ def _resume(own: dict[str, str], rest: list[str], *, quiet: bool, trust: bool) -
         raise UsageError(
             "fit: --resume goes on with a run, --init-from begins a new one; give one of the two"
         )
-    from unitrain.project import project_root
+    from unitrain.class_paths import project_root
     from unitrain.training.console import Console
-    from unitrain.training.flags import absolute
-    from unitrain.training.settings_file import read_merged
-    from unitrain.training.starting import resume_by_flags, resume_or_start
+    from unitrain.training.fit_and_resume import resume_by_flags, resume_or_start
+    from unitrain.training.parsing.settings_file import read_merged
+    from unitrain.training.parsing.settings_parser import absolute
 
     if own["resume"] == "auto":
         if "config" not in own:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unitrain.commands.arguments import ArgumentParser, add_experiments_dir, parse
+from unitrain.commands._parser import ArgumentParser, add_experiments_dir, parse
 from unitrain.errors import RepositoryError, UsageError
 
 _COLUMNS = ("model", "version", "when", "run", "step", "metric", "weights", "parity", "size")
@@ -21,7 +21,7 @@ class _Version:
     path: Path
     published_at: datetime
     size_bytes: int
-    manifest: Any  # unitrain.manifest.Manifest | None
+    manifest: Any  # unitrain.repository.manifest.Manifest | None
     unreadable: str | None
     mark: Any = None  # unitrain.repository.ranking.Mark | None
 
@@ -76,7 +76,7 @@ def _parser() -> ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    from unitrain.commands import versions
+    from unitrain.commands import _model_actions as versions
     from unitrain.repository import Repository
 
     options = parse(_parser(), argv)
@@ -116,7 +116,7 @@ _FORMS = {
 
 def _publish_again(repository: Any, options: Any) -> int:
     """Roll back to a version, or promote what a run holds back."""
-    from unitrain.commands import versions
+    from unitrain.commands import _model_actions as versions
     from unitrain.runs import find_run
 
     action, name, *number = options.words
@@ -140,8 +140,8 @@ def _pairs(repository: Any, names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
-    from unitrain.commands.tables import print_json, print_table
-    from unitrain.terminal import note, say
+    from unitrain.commands._output import print_json, print_table
+    from unitrain.terminal_output import note, say
 
     served = None if url is None else _served(url)
     versions = [version for model in repository.models() for version in _marked(repository, model)]
@@ -189,7 +189,7 @@ def _served_json(version: _Version, served: dict[str, list[int]] | None) -> dict
 
 
 def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> int:
-    from unitrain.commands.tables import flat_fields, print_fields, print_json, text_of_bytes, text_of_time
+    from unitrain.commands._output import flat_fields, print_fields, print_json, text_of_bytes, text_of_time
 
     wanted = chosen(repository, model, number)
     version = next((v for v in _marked(repository, model) if v.version == wanted), None)
@@ -243,7 +243,7 @@ def chosen(repository: Any, model: str, number: str | None) -> int:
 
 def _read(repository: Any, model: str, number: int) -> _Version | None:
     """The version, or None where it was pruned in the meantime."""
-    from unitrain.manifest import read_manifest
+    from unitrain.repository.manifest import read_manifest
 
     path: Path = repository.version_dir(model, number)
     manifest, unreadable = None, None
@@ -284,7 +284,7 @@ def _place(mark: Any) -> str:
 
 
 def _row(version: _Version) -> list[str]:
-    from unitrain.commands.tables import NOTHING, text_of, text_of_bytes, text_of_time
+    from unitrain.commands._output import NOTHING, text_of, text_of_bytes, text_of_time
 
     manifest = version.manifest
     metric = manifest.metric if manifest else None

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands._parser import ArgumentParser, parse
 from unitrain.errors import UsageError
 from unitrain.repository.layout import check_model_name
 

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unitrain.commands.predict_options import parse_options
+from unitrain.commands._predict_options import parse_options
 from unitrain.errors import ClientError, DataError, SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Prediction:
     """One source's way through the model, with its report."""
 
     def __init__(self, options: argparse.Namespace, client: "Client", io: "ClientIO") -> None:
-        from unitrain.client.report import Report
+        from unitrain.client.stream_stats import Report
 
         self._options = options
         self._client = client
@@ -76,7 +76,7 @@ class _Prediction:
         return 0
 
     def _stream(self) -> None:
-        from unitrain.commands.progress import progress
+        from unitrain.commands._output import progress
 
         options, model = self._options, self._io.model
         results = self._client.stream(
@@ -136,7 +136,7 @@ class _Prediction:
                 signal.signal(number, handler)
 
     def _check_golden(self) -> None:
-        from unitrain.client.io import GoldenIO
+        from unitrain.client.io.client_io import GoldenIO
 
         if isinstance(self._io, GoldenIO):
             check = self._io.check()
@@ -160,19 +160,19 @@ def _find_model(client: "Client", options: argparse.Namespace) -> "ModelInfo":
 
 
 def _open_io(options: argparse.Namespace, model: "ModelInfo", texts: dict[str, str]) -> "ClientIO":
-    from unitrain.client.io import FileIO, GoldenIO, build_io
-    from unitrain.client.sinks import open_sink
+    from unitrain.client.io.client_io import FileIO, GoldenIO, build_io
+    from unitrain.client.io.sinks import open_sink
 
     if options.io is not None or options.config is not None:
         class_path, arguments, root = _named_class(options)
-        from unitrain.project import import_class
+        from unitrain.class_paths import import_class
 
         return build_io(import_class(class_path, root), model, arguments, texts)
     if options.input == "golden":
         repository = _golden_repository(options)
         sink = None if options.output is None else open_sink(options.output, model, options.output_name)
         return GoldenIO(model, repository, model.version or model.versions[-1], sink)
-    from unitrain.client.sources import Windows
+    from unitrain.client.io.sources import Windows
 
     steps, hop = options.window_steps, options.hop_steps
     return FileIO(
@@ -189,7 +189,7 @@ def _open_io(options: argparse.Namespace, model: "ModelInfo", texts: dict[str, s
 
 def _golden_repository(options: argparse.Namespace) -> Path:
     """Where the golden samples lie: as named, or as the `serve` of this user that answers at the url knows."""
-    from unitrain.serving.runtime import find_server
+    from unitrain.serving.server_registry import find_server
 
     if options.model_repository is not None:
         return options.model_repository  # type: ignore[no-any-return]
@@ -203,7 +203,7 @@ def _golden_repository(options: argparse.Namespace) -> Path:
 
 def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path]:
     """The class path, its options from the settings, and the project root that it resolves from."""
-    from unitrain.project import project_root
+    from unitrain.class_paths import project_root
 
     if options.config is None:
         return options.io, {}, project_root(Path.cwd())
@@ -230,6 +230,6 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
 
 
 def _note(text: str) -> None:
-    from unitrain.terminal import note
+    from unitrain.terminal_output import note
 
     note(text)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unitrain.commands.arguments import ArgumentParser, add_experiments_dir, parse
+from unitrain.commands._parser import ArgumentParser, add_experiments_dir, parse
 from unitrain.errors import UsageError
 
 _COLUMNS = ("experiment", "run", "status", "started", "duration", "epoch/step", "best metric", "published")
@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _list(experiments_dir: Path, experiment: str | None, *, as_json: bool) -> int:
-    from unitrain.commands.tables import print_json, print_table
+    from unitrain.commands._output import print_json, print_table
     from unitrain.runs import check_experiment, list_runs
-    from unitrain.terminal import note, say
+    from unitrain.terminal_output import note, say
 
     runs = list_runs(experiments_dir, None if experiment is None else check_experiment(experiment))
     if as_json:
@@ -66,7 +66,7 @@ def _list(experiments_dir: Path, experiment: str | None, *, as_json: bool) -> in
 
 
 def _show(text: str, experiments_dir: Path, *, as_json: bool) -> int:
-    from unitrain.commands.tables import flat_fields, print_fields, print_json, text_of_duration
+    from unitrain.commands._output import flat_fields, print_fields, print_json, text_of_duration
     from unitrain.runs import find_run, read_summary
 
     run = read_summary(find_run(text, experiments_dir))
@@ -84,9 +84,9 @@ def _show(text: str, experiments_dir: Path, *, as_json: bool) -> int:
 
 
 def _compare(first: str, second: str, experiments_dir: Path, *, as_json: bool) -> int:
-    from unitrain.commands.tables import print_json, print_table, text_of
+    from unitrain.commands._output import print_json, print_table, text_of
     from unitrain.runs import compare_runs, find_run
-    from unitrain.terminal import say
+    from unitrain.terminal_output import say
 
     found = compare_runs(find_run(first, experiments_dir), find_run(second, experiments_dir))
     names = [f"{run.experiment}/{run.name}" for run in (found.first, found.second)]
@@ -113,7 +113,7 @@ def _compare(first: str, second: str, experiments_dir: Path, *, as_json: bool) -
 
 
 def _row(run: Any) -> list[str]:
-    from unitrain.commands.tables import NOTHING, text_of, text_of_duration, text_of_time
+    from unitrain.commands._output import NOTHING, text_of, text_of_duration, text_of_time
 
     best = run.best
     versions = list(map(str, run.published))

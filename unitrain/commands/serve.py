@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands._parser import ArgumentParser, parse
 from unitrain.errors import ServingError, UsageError
 
 _LOGS_KEPT = 10
@@ -99,17 +99,16 @@ def main(argv: Sequence[str]) -> int:
     cut = list(argv).index("--") if "--" in argv else len(argv)
     options = parse(_parser(), argv[:cut])
     options.flags = list(argv[cut + 1 :])
-    from unitrain.serving.report import Reporter
+    from unitrain.serving.events import Reporter
 
     reporter = Reporter(as_json=options.json)
     if options.install:
         _install(reporter)
         return 0
-    from unitrain.serving.container import IMAGE, check_image
-    from unitrain.serving.distribution import find_triton, network_problem
-    from unitrain.serving.process import check_flags
+    from unitrain.serving.admin_client import tls_of
     from unitrain.serving.supervisor import Supervisor
-    from unitrain.serving.tls import tls_of
+    from unitrain.serving.triton.distribution import IMAGE, check_image, find_triton, network_problem
+    from unitrain.serving.triton.process import check_flags
 
     image = options.image or IMAGE
     check_image(image)
@@ -134,8 +133,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _launch(options: argparse.Namespace, distribution: Any) -> Any:
-    from unitrain.serving.distribution import network_problem
-    from unitrain.serving.process import Launch, choose_ports
+    from unitrain.serving.triton.distribution import network_problem
+    from unitrain.serving.triton.process import Launch, choose_ports
 
     repository = _repository(options.model_repository)
     http_port = None if network_problem(options.container) else options.http_port
@@ -165,8 +164,8 @@ def _launch(options: argparse.Namespace, distribution: Any) -> Any:
 
 
 def _show(options: argparse.Namespace, image: str) -> int:
-    from unitrain.commands.tables import print_json
-    from unitrain.serving.plain import plain_commands
+    from unitrain.commands._output import print_json
+    from unitrain.serving.triton.shell_commands import plain_commands
 
     ways = plain_commands(
         options.model_repository.absolute(),
@@ -186,7 +185,8 @@ def _show(options: argparse.Namespace, image: str) -> int:
 
 
 def _install(reporter: Any) -> None:
-    from unitrain.serving import host, install
+    from unitrain.serving.triton import host_requirements as host
+    from unitrain.serving.triton import wheel as install
 
     host.check_host()
     already = install.is_installed()
@@ -198,8 +198,8 @@ def _install(reporter: Any) -> None:
 
 
 def _check_host(name: str, container: Literal["docker", "apptainer"] | None) -> None:
-    from unitrain.serving.advisories import FLOOR, text_of
-    from unitrain.serving.distribution import network_problem
+    from unitrain.serving.triton.advisories import FLOOR, text_of
+    from unitrain.serving.triton.distribution import network_problem
 
     try:
         if name == "localhost" or ipaddress.IPv4Address(name).is_loopback:
@@ -224,7 +224,8 @@ def _repository(folder: Path) -> Path:
 
 
 def _log_path(asked: Path | None, grpc_port: int) -> Path:
-    from unitrain.serving import install, runtime
+    from unitrain.serving import server_registry as runtime
+    from unitrain.serving.triton import wheel as install
 
     path = (asked or install.cache_dir() / "logs" / f"triton-{grpc_port}.log").absolute()
     try:

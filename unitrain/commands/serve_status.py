@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands._parser import ArgumentParser, parse
 
 _COLUMNS = (
     "model", "version", "state", "run", "step", "metric", "requests", "failed", "queue", "compute", "memory",
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 0 where the server answers."""
     options = parse(_parser(), argv)
     from unitrain.client.connection import check_url
-    from unitrain.commands.tables import (
+    from unitrain.commands._output import (
         print_fields,
         print_json,
         print_table,
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         text_of_duration,
     )
     from unitrain.serving.status import server_status
-    from unitrain.terminal import note, say
+    from unitrain.terminal_output import note, say
 
     status = server_status(check_url(options.url), options.model_repository)
     if options.json:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _row(version: Any) -> list[str]:
-    from unitrain.commands.tables import NOTHING, text_of, text_of_bytes
+    from unitrain.commands._output import NOTHING, text_of, text_of_bytes
 
     origin = version.origin or {}
     metric = origin.get("metric")

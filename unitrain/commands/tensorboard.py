@@ -14,9 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from unitrain.commands.arguments import ArgumentParser, parse
+from unitrain.commands._parser import ArgumentParser, parse
 from unitrain.errors import UnitrainError, UsageError
-from unitrain.terminal import say
+from unitrain.terminal_output import say
 
 _HOST = "127.0.0.1"
 _EXPERIMENTS_DIR = Path("experiments")

@@ -1,6 +1,6 @@
 """numpy arrays as TensorBoard's Embedding Projector shows them."""
 
-from unitrain.projector.sample import StableSample, group_numbers
+from unitrain.projector.sampling import StableSample, group_numbers
 from unitrain.projector.snapshot import MAX_ROWS, prune_snapshots, write_snapshot
 from unitrain.projector.thumbnails import draw_thumbnails, thumbnail_index
 

@@ -5,21 +5,157 @@ run by its event file. So everything else is there, whole, before the event file
 is a run of its own, or a running TensorBoard would never show it.
 """
 
+import codecs
 import json
 import logging
+import os
 import re
 import shutil
+import socket
+import struct
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from unitrain.durable import fsync_dir, fsync_tree, write_bytes
+import numpy as np
+
+from unitrain.atomic_files import fsync_dir, fsync_tree, write_bytes
 from unitrain.errors import DataError
-from unitrain.projector.events import event_file_bytes, event_file_path
-from unitrain.projector.labels import check_labels, metadata_text
-from unitrain.projector.points import Array, binary_points, finite_rows, flat_points
-from unitrain.projector.sprites import write_sprites
+from unitrain.projector.thumbnails import write_sprites
+
+
+def event_file_bytes() -> bytes:
+    """An event file that holds nothing but its version, as TensorBoard's own writer begins one."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    data: bytes = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
+    length = struct.pack("<Q", len(data))
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return b"".join((length, checks[0], data, checks[1]))
+
+
+def event_file_path(directory: Path) -> Path:
+    """Where an event file of this process lies in a folder."""
+    host = socket.gethostname()
+    return directory / f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.0"
+
+
+_LONGEST_LABEL = 200
+_EMPTY = "(empty)"
+# What ends a line or a cell for the server, which reads with universal newlines, or for the page.
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def check_labels(labels: Mapping[str, Sequence[object]], rows: int) -> None:
+    """Nothing, where every label has a value for each row.
+
+    Raises:
+        DataError: one has more or fewer.
+    """
+    for name, values in labels.items():
+        if len(values) != rows:
+            raise DataError(f"embeddings: label {name} has {len(values)} values, expected {rows}, one a row")
+
+
+def metadata_text(labels: Mapping[str, Sequence[object]]) -> str:
+    """One line a point and one column a label; a header line only where there are several columns.
+
+    The page takes the first line of a single-column file for a label. It passes over blank lines, which
+    would shift all labels after them: an empty label is written as "(empty)".
+    """
+    columns = [[_cell(value) for value in values] for values in labels.values()]
+    lines = ["\t".join(row) for row in zip(*columns, strict=True)]
+    if len(columns) > 1:
+        lines.insert(0, "\t".join(_cell(name) for name in labels))
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    text = _BREAKS.sub(" ", str(value)).strip()
+    return (text[: _LONGEST_LABEL - 1] + "…" if len(text) > _LONGEST_LABEL else text) or _EMPTY
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_NARROWEST = 3  # the page draws three axes; with fewer it computes NaN and shows nothing
+_HEAD_BYTES = 8192  # what Python's text files decode at a time
+_LINE_END = re.compile(rb"[\r\n]")  # with TensorFlow installed, the plugin decodes a line at a time
+_CONTINUATION, _LAST_INVALID_LEAD = 0x80, 0xC1
+
+
+def flat_points(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Each tensor as float32 [rows, values], values beyond float32's range as infinities.
+
+    Raises:
+        DataError: a tensor is not numeric, is empty, or has another number of rows than the first.
+    """
+    points: dict[str, Array] = {}
+    for name, given in tensors.items():
+        array = np.asarray(given)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"embeddings: tensor {name} has dtype {array.dtype}, expected real numbers")
+        if array.ndim == 0 or array.size == 0:
+            raise DataError(
+                f"embeddings: tensor {name} has shape {list(array.shape)}, expected at least one row and one value"
+            )
+        rows = len(next(iter(points.values()), array))
+        if len(array) != rows:
+            raise DataError(f"embeddings: tensor {name} has {len(array)} rows, the others have {rows}")
+        with np.errstate(over="ignore"):
+            points[name] = array.reshape(rows, -1).astype("<f4", copy=False)
+    return points
+
+
+def finite_rows(points: Mapping[str, Array]) -> tuple[list[str], Array]:
+    """The tensors that have a finite row, and a mask [rows] of those finite in all of them.
+
+    A tensor without any (a part of the model that has died) would take all the others with it.
+    """
+    masks = {name: np.isfinite(array).all(axis=1) for name, array in points.items()}
+    alive = [name for name, mask in masks.items() if mask.any()]
+    if not alive:
+        return [], np.zeros(len(next(iter(points.values()))), dtype=bool)
+    return alive, np.logical_and.reduce([masks[name] for name in alive])
+
+
+def binary_points(points: Array) -> Array:
+    """The same points, C-contiguous and at least three values wide, whose bytes can't be taken for text.
+
+    Where they could, the very first value changes: 0.0 becomes -0.0, any other moves by at most 128 units
+    in its last place (1.5e-5 of it).
+    """
+    rows, width = points.shape
+    if width < _NARROWEST:
+        points = np.concatenate([points, np.zeros((rows, _NARROWEST - width), "<f4")], axis=1)
+    points = np.ascontiguousarray(points, dtype="<f4")
+    head = _LINE_END.split(points.reshape(-1)[: _HEAD_BYTES // 4].tobytes(), maxsplit=1)[0]
+    if _decodes(head):
+        points = points.copy()
+        _spoil(points)
+    return points
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        # A character cut at the end is no reason to trust that the next byte is wrong.
+        codecs.getincrementaldecoder("utf-8")().decode(data, final=False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _spoil(points: Array) -> None:
+    first = points.reshape(-1)[:1]
+    if first[0] == 0:
+        first[0] = -0.0
+        return
+    # No UTF-8 text begins with a byte of 0x80 to 0xC1.
+    low = first.view(np.uint8)
+    low[0] = min(max(int(low[0]), _CONTINUATION), _LAST_INVALID_LEAD)
+
 
 MAX_ROWS = 100_000
 """The page asks for no more."""

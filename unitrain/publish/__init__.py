@@ -5,8 +5,7 @@ The only place that composes `export` and `repository`.
 
 from unitrain.publish.policy import HeldBack
 from unitrain.publish.publisher import Lineage, Publisher, Request
-from unitrain.publish.report import figures_of, gate_of, outcome_text, published_text
-from unitrain.publish.worker import Outcome, Worker
+from unitrain.publish.worker import Outcome, Worker, figures_of, gate_of, outcome_text, published_text
 
 __all__ = [
     "HeldBack",

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from unitrain.errors import ExportError, PublishRefused
-from unitrain.export.batch_sizes import compare_batches
-from unitrain.export.graph_template import LIVE_ROWS
-from unitrain.export.served_graph import ServedGraph
-from unitrain.repository.answers import GraphSession, Tolerance, compare
-from unitrain.tensors import Signature, TensorSpec, dtype_of_array
+from unitrain.onnx_export.batch_sizes import compare_batches
+from unitrain.onnx_export.graph_template import LIVE_ROWS
+from unitrain.onnx_export.served_graph import ServedGraph
+from unitrain.repository.onnx_session import GraphSession, Tolerance, compare
+from unitrain.signature import Signature, TensorSpec, dtype_of_array
 
 
 def finite_weights(weights: Mapping[str, Tensor]) -> None:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from unitrain.durable import fsync_dir, fsync_tree
+from unitrain.atomic_files import fsync_dir, fsync_tree
 from unitrain.errors import PublishRefused
-from unitrain.manifest import Manifest
 from unitrain.repository import Repository
 from unitrain.repository.layout import HELD_BACK_NAME
+from unitrain.repository.manifest import Manifest
 from unitrain.repository.ranking import Comparison
 
 Policy = Literal["best", "every"]

@@ -12,23 +12,23 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from unitrain.client.served_check import check_served
-from unitrain.durable import sha256_of
+from unitrain.atomic_files import sha256_of
+from unitrain.client.golden import check_served
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError
-from unitrain.export.graph_template import Template, build_template
-from unitrain.export.live import live_answers
-from unitrain.export.module_state import ModuleState
-from unitrain.export.onnx_graph import OnnxGraph
-from unitrain.export.process import ExportProcess
-from unitrain.export.weights import weights_of
-from unitrain.integrity import MOST_GOLDEN_BYTES
-from unitrain.manifest import Manifest, Metric
+from unitrain.onnx_export.export_process import ExportProcess
+from unitrain.onnx_export.graph_template import Template, build_template
+from unitrain.onnx_export.live_answers import live_answers
+from unitrain.onnx_export.module_state import ModuleState
+from unitrain.onnx_export.onnx_graph import OnnxGraph
+from unitrain.onnx_export.weights import weights_of
 from unitrain.publish import gates
-from unitrain.publish.config import check_dynamic_axes, class_names_of, served_config
 from unitrain.publish.policy import hold_back, is_held_back
+from unitrain.publish.triton_config import check_dynamic_axes, class_names_of, served_config
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
-from unitrain.repository.answers import GraphSession, Tolerance
+from unitrain.repository.integrity import MOST_GOLDEN_BYTES
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
+from unitrain.repository.manifest import Manifest, Metric
+from unitrain.repository.onnx_session import GraphSession, Tolerance
 from unitrain.repository.ranking import Comparison, Measured, compare_with_newest
 from unitrain.repository.verify import Check
 from unitrain.settings import Publish

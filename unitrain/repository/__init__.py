@@ -1,7 +1,6 @@
 """The model repository: what Triton serves, one numbered folder a version, written whole or not at all."""
 
-from unitrain.repository.commit import check_signature
-from unitrain.repository.config_change import ConfigChange
+from unitrain.repository.commit import ConfigChange, check_signature
 from unitrain.repository.layout import check_model_name
 from unitrain.repository.model_config import (
     ModelConfig,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from unitrain.errors import RepositoryError
-from unitrain.tensors import DTYPES, Signature, TensorSpec
+from unitrain.signature import DTYPES, Signature, TensorSpec
 
 ModelConfig: TypeAlias = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which has no type stubs; its module brings gRPC in, a

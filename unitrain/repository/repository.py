@@ -6,16 +6,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import layout
-from unitrain.repository.commit import commit_version
-from unitrain.repository.config_change import ConfigChange, check_labels, config_change
+from unitrain.repository.commit import ConfigChange, check_labels, commit_version, config_change
+from unitrain.repository.manifest import FILE_NAME as MANIFEST_NAME
+from unitrain.repository.manifest import read_manifest
 from unitrain.repository.model_config import ModelConfig, read_config, served_numbers, signature_of
 from unitrain.repository.staging import Staging
-from unitrain.tensors import Signature
+from unitrain.repository.verify import verify_version
+from unitrain.signature import Signature
 
 YOUNGEST_PRUNED_S = 60.0
 """A version younger than this may just be being loaded."""
@@ -206,3 +210,36 @@ class Repository:
             raise RepositoryError(
                 f"the model repository {self.root} {what}: {reason}{path}{way_out}"
             ) from error
+
+
+def roll_back(repository: Repository, model: str, version: int) -> int:
+    """The number of a new version with an earlier one's files; its manifest says from which.
+
+    Raises:
+        RepositoryError: there is no such version, it is damaged, or the disk refused.
+    """
+    source = repository.version_dir(model, version)
+    newest = repository.versions(model)[-1:]
+    for check in verify_version(source):
+        if check.passed is False:
+            raise RepositoryError(
+                f"{model}: version {version} is damaged, so it is not published again: {check.name}: {check.detail}"
+            )
+    manifest = read_manifest(source)
+
+    def fill(version_dir: Path, number: int) -> None:
+        try:
+            for path in sorted(source.iterdir()):
+                if path.name != MANIFEST_NAME and path.is_file():
+                    shutil.copyfile(path, version_dir / path.name)
+        except FileNotFoundError as error:
+            raise RepositoryError(f"{model}: version {version} has just been removed") from error
+        if manifest is not None:
+            replace(
+                manifest,
+                version=number,
+                published_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                rolled_back_from={"version": version, "newest": newest[0]},
+            ).write(version_dir)
+
+    return repository.publish(model, None, fill)

@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from unitrain.durable import write_text
+from unitrain.atomic_files import write_text
 from unitrain.errors import RepositoryError
-from unitrain.lock import FileLock, locked
+from unitrain.file_lock import FileLock, locked
 from unitrain.repository.layout import LARGEST_VERSION, claimed_number, entries
 
 LOCK_TIMEOUT_S = 600.0

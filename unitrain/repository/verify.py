@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unitrain import integrity
 from unitrain.errors import ExportError, RepositoryError
-from unitrain.integrity import Contradiction, Golden, hashes_of, read_checked
-from unitrain.manifest import read_manifest
-from unitrain.repository.answers import Tolerance, compare, run_onnx
+from unitrain.repository import integrity
+from unitrain.repository.integrity import Contradiction, Golden, hashes_of, read_checked
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
+from unitrain.repository.manifest import read_manifest
+from unitrain.repository.onnx_session import Tolerance, compare, run_onnx
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Run folders: made, locked, recorded, listed and compared."""
 
 from unitrain.runs.compare import Comparison, compare_runs
-from unitrain.runs.folder import RunFolder, check_experiment
 from unitrain.runs.listing import RunSummary, find_run, list_runs, read_summary
+from unitrain.runs.run_folder import RunFolder, check_experiment
 
 __all__ = [
     "Comparison",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import RunError
-from unitrain.lock import is_locked
-from unitrain.runs.record import FILE_NAME, LOCK_NAME, UNFINISHED, read_record
+from unitrain.file_lock import is_locked
+from unitrain.runs.run_folder import FILE_NAME, LOCK_NAME, UNFINISHED, read_record
 
 
 @dataclass(frozen=True)

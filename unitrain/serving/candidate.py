@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from unitrain.errors import RepositoryError
-from unitrain.integrity import CheckedFiles, Contradiction, Golden, read_checked
 from unitrain.repository import write_config_text
+from unitrain.repository.integrity import CheckedFiles, Contradiction, Golden, read_checked
 from unitrain.repository.layout import CANDIDATE_PREFIX, CONFIG_NAME
 from unitrain.repository.tolerance import Tolerance, compare
-from unitrain.serving.admin import Admin, Refused, ServerGone
-from unitrain.serving.folder import override
-from unitrain.serving.probe import golden_requests, is_askable, outputs_of
+from unitrain.serving.admin_client import Admin, Refused, ServerGone
+from unitrain.serving.health import golden_requests, is_askable, outputs_of
+from unitrain.serving.model_folder import override
 
 _ANSWER_TIMEOUT_S = 600.0
 _UNLOADED_WITHIN_S = 10.0

@@ -4,8 +4,8 @@ import contextlib
 import threading
 
 from unitrain.errors import ServingError
-from unitrain.serving.admin import Admin
-from unitrain.serving.report import Reporter
+from unitrain.serving.admin_client import Admin
+from unitrain.serving.events import Reporter
 
 LOOK_EVERY_S = 0.5
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import RepositoryError, ServingError, UsageError
-from unitrain.manifest import read_manifest
 from unitrain.repository import Repository
 from unitrain.repository.layout import CANDIDATE_PREFIX
-from unitrain.serving.admin import Admin, ServerGone
-from unitrain.serving.advisories import (
+from unitrain.repository.manifest import read_manifest
+from unitrain.serving.admin_client import Admin, ServerGone, tls_of
+from unitrain.serving.server_registry import find_server
+from unitrain.serving.triton.advisories import (
     EVERY_API,
     advisories,
     reachable_apis,
@@ -19,9 +20,7 @@ from unitrain.serving.advisories import (
     release_of_version,
     text_of,
 )
-from unitrain.serving.processes import group_members, memory_bytes, model_processes, started_at
-from unitrain.serving.runtime import find_server
-from unitrain.serving.tls import tls_of
+from unitrain.serving.triton.procfs import group_members, memory_bytes, model_processes, started_at
 
 _NANOSECONDS = 1e9
 

@@ -15,20 +15,20 @@ from typing import Any
 
 from unitrain.errors import ServingError
 from unitrain.repository import Repository
-from unitrain.serving import log, runtime
-from unitrain.serving.admin import Admin
-from unitrain.serving.advisories import text_of
+from unitrain.serving import server_registry as runtime
+from unitrain.serving.admin_client import Admin, tls_of
 from unitrain.serving.candidate import Candidates
-from unitrain.serving.health import HealthCheck
-from unitrain.serving.host import PLAIN_PATH
-from unitrain.serving.keeper import Processes
+from unitrain.serving.events import Reporter
+from unitrain.serving.hang_detection import HealthCheck
+from unitrain.serving.model_manager import Processes
 from unitrain.serving.poll import PollObserver
-from unitrain.serving.process import Launch, TritonProcess
-from unitrain.serving.processes import model_processes
-from unitrain.serving.report import Reporter
-from unitrain.serving.tls import tls_of
-from unitrain.serving.trust import OWN_BACKENDS
-from unitrain.serving.watch import RestartNeeded, Watcher
+from unitrain.serving.security import OWN_BACKENDS
+from unitrain.serving.triton import process as log
+from unitrain.serving.triton.advisories import text_of
+from unitrain.serving.triton.host_requirements import PLAIN_PATH
+from unitrain.serving.triton.process import Launch, TritonProcess
+from unitrain.serving.triton.procfs import model_processes
+from unitrain.serving.watcher import RestartNeeded, Watcher
 
 READY_WITHIN_S = 60.0
 PULLED_WITHIN_S = 3600.0

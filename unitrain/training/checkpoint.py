@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from unitrain.durable import replacing
+from unitrain.atomic_files import replacing
 from unitrain.errors import RunError
 from unitrain.training.console import Console
 

@@ -1,12 +1,47 @@
 """What a training tells people: a progress bar on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 
-from unitrain.terminal import say
+from unitrain.terminal_output import say
+
+
+def process_rank() -> int:
+    """0 in the main process, and in an ordinary training; known before any process group is made."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """A block in which Lightning tells neither devices nor advice."""
+    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    before = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        # Lightning calls jsonargparse by names that the latter has since replaced.
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|lightning|jsonargparse)\b"
+        )
+        warnings.filterwarnings(
+            "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning
+        )
+        for name in names:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
+
 
 REFRESHES_A_SECOND = 4
 """Lightning's default of 100 costs a small model several times its training."""

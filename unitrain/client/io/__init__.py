@@ -1,0 +1,1 @@
+"""Sources of samples and sinks of answers, one file a format."""

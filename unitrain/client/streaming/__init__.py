@@ -1,0 +1,1 @@
+"""The streaming engine: batches of rows in flight, each answered once and in order."""

@@ -1,0 +1,1 @@
+"""Triton itself: where it comes from, and its process."""

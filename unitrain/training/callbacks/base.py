@@ -1,0 +1,119 @@
+"""When the callbacks that look at validations have their turn."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from unitrain.training.console import Console
+
+
+class Background:
+    """A thread that does one piece of work at a time; who brings the next waits until the last is done.
+
+    What fails is told on the console, once a reason, and never ends the training.
+
+    Args:
+        name: what the work is, in the warning: "the embeddings".
+    """
+
+    def __init__(self, name: str, console: Console) -> None:
+        self._name = name
+        self._console = console
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+        self._told: set[str] = set()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Begin the work, once the work before is done."""
+        self.wait()
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="unitrain-background")
+        self._pending = self._thread.submit(work)
+
+    def wait(self) -> None:
+        """Return when nothing is being done."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:  # noqa: BLE001 - a picture is no reason to end a training
+            reason = f"{type(error).__name__}: {error}"
+            if reason not in self._told:
+                self._told.add(reason)
+                self._console.warn(f"{self._name} could not be written: {reason}")
+
+    def finish(self) -> None:
+        """Return when all is done, and end the thread."""
+        self.wait()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+
+def batches_that_stepped(trainer: Trainer) -> int:
+    """Batches so far that ended in a step, the present one left out: the step of Lightning's loggers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001 - it has no public name
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step under which Lightning logs what a validation, or an epoch's end, comes to."""
+    stepped = batches_that_stepped(trainer)
+    return stepped if trainer.validating else max(0, stepped - 1)
+
+
+def has_validation(trainer: Trainer) -> bool:
+    """Whether there are validation data; a stream's number of batches is infinite."""
+    return any(trainer.num_val_batches)
+
+
+class EveryNValidations(Callback):
+    """Calls `act` each time that n validations have run, and always at the end of training.
+
+    Without validation data a training epoch counts as a validation. The sanity check counts nothing.
+    """
+
+    def __init__(self, every_n_validations: int) -> None:
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+        self._acted_at = -1
+
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what is to be done; the average's weights may be in the module or not."""
+        raise NotImplementedError
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether `act` follows the validation that begins now, as far as can be told before it."""
+        if trainer.sanity_checking:
+            return False
+        steps, epochs = trainer.max_steps, trainer.max_epochs
+        last = 0 <= steps <= trainer.global_step or trainer.current_epoch + 1 == epochs
+        n = self.every_n_validations
+        return last or bool(n and (self._validations + 1) % n == 0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._count(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not has_validation(trainer):
+            self._count(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._acted_at != trainer.global_step and trainer.global_step:
+            self._acted_at = trainer.global_step
+            self.act(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations, "acted_at": self._acted_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+        self._acted_at = state_dict["acted_at"]
+
+    def _count(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += 1
+        if self.every_n_validations and self._validations % self.every_n_validations == 0:
+            self._acted_at = trainer.global_step
+            self.act(trainer, pl_module)

@@ -1,0 +1,1 @@
+"""Settings files and flags: parsed, checked, and tried in a dry run."""

@@ -1,0 +1,1 @@
+"""Exact continuation of an interrupted training."""
