@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unitrain.loaders import ArrayLoader
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 from unitrain.settings import Embeddings
 from unitrain.training.callbacks.embeddings import EmbeddingSnapshots
 from unitrain.training.console import Console
@@ -38,7 +38,7 @@ CLOCKS = ("wall", "processor")
 PARTS = ("copying batches", "handing over", "waiting")
 
 
-class Autoencoder(ServableModule):
+class Autoencoder(UnitrainModule):
     """As wide as the example's."""
 
     def __init__(self) -> None:

@@ -10,10 +10,10 @@ from torchmetrics import MetricCollection, R2Score
 
 from models.mlp import perceptron
 from unitrain.figures import reconstructions
-from unitrain.module import ServableModule, Tensors, batch_inputs
+from unitrain.module import Tensors, UnitrainModule, batch_inputs
 
 
-class AdversarialAutoencoder(ServableModule):
+class AdversarialAutoencoder(UnitrainModule):
     """An autoencoder whose codes can't be told from standard normal ones (Makhzani et al. 2015).
 
     Encoder and decoder reconstruct images; a critic learns to tell the encoder's codes from drawn ones, and

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
 from unitrain.figures import truth_against_prediction
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 
 
-class CurveRegressor(ServableModule):
+class CurveRegressor(UnitrainModule):
     """A multilayer perceptron for y(x).
 
     Serves `x`, float32 [batch, 1] → `y`, float32 [batch, 1], both in the data's own units. A batch is a

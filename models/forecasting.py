@@ -9,10 +9,10 @@ from torchmetrics import MeanSquaredError, MetricCollection
 
 from models.tcn import TCN
 from unitrain.figures import truth_against_prediction
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 
 
-class Forecaster(ServableModule):
+class Forecaster(UnitrainModule):
     """A temporal convolutional network that tells a whole horizon at once.
 
     Serves two inputs, `series`, float32 [batch, 1, n_past], and `calendar`, float32

@@ -11,13 +11,13 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from unitrain.errors import HookError
 from unitrain.figures import calibration, confusion_matrix
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 
 _LEAST, _GREATEST = 0.05, 20.0
 """Temperatures that are looked at."""
 
 
-class ImageClassifier(ServableModule):
+class ImageClassifier(UnitrainModule):
     """A convolutional network that says of which class an image is.
 
     Serves `image`, uint8 [batch, n_channels, height, width] →

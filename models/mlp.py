@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from unitrain.errors import HookError
 from unitrain.figures import confusion_matrix, truth_against_prediction
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "elu"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }  # fmt: skip
 
 
-class MLP(ServableModule):
+class MLP(UnitrainModule):
     """A multilayer perceptron that predicts numbers from numbers.
 
     Serves `features`, float32 [batch, n_features] → `prediction`, float32 [batch, n_targets], both in the
@@ -112,7 +112,7 @@ class MLP(ServableModule):
         return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=weight_decay)
 
 
-class MLPClassifier(ServableModule):
+class MLPClassifier(UnitrainModule):
     """A multilayer perceptron that predicts a class from numbers.
 
     Serves `features`, float32 [batch, n_features] in the data's own units → `probabilities`, float32 [batch, class],

@@ -9,10 +9,10 @@ from torchmetrics import MetricCollection, R2Score
 
 from unitrain.errors import HookError
 from unitrain.figures import reconstructions
-from unitrain.module import ServableModule, Tensors, batch_targets
+from unitrain.module import Tensors, UnitrainModule, batch_targets
 
 
-class SignalsAutoencoder(ServableModule):
+class SignalsAutoencoder(UnitrainModule):
     """A convolutional autoencoder of multichannel signals.
 
     Serves `signals`, float32 [batch, n_channels, n_steps] in the sensors' units →

@@ -12,10 +12,10 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from models.mlp import ACTIVATIONS, Activation
 from models.seeded_dropout import ConcreteDropout
 from unitrain.figures import truth_against_prediction
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 
 
-class UncertainRegressor(ServableModule):
+class UncertainRegressor(UnitrainModule):
     """A network whose weights are uncertain and that predicts the noise of its target.
 
     Each seed is one draw of the network by Monte-Carlo dropout: the same seed masks the same units for

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from models.losses import LOSSES
 from unitrain.errors import HookError
 from unitrain.figures import segmentation
-from unitrain.module import ServableModule, Tensors
+from unitrain.module import Tensors, UnitrainModule
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -19,7 +19,7 @@ _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
-class UNet(ServableModule):
+class UNet(UnitrainModule):
     """A U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) in two or three dimensions.
 
     Serves `image`, uint8 [batch, n_channels, (depth,) height, width], of any size → `classes`, uint8

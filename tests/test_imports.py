@@ -130,3 +130,9 @@ def test_public_names_are_those_of_all() -> None:
         assert getattr(unitrain, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = unitrain.nothing
+
+
+def test_former_name_of_the_module_class_still_works() -> None:
+    """It is the same class, with a warning that names the new one."""
+    with pytest.warns(DeprecationWarning, match="now unitrain.UnitrainModule"):
+        assert unitrain.ServableModule is unitrain.UnitrainModule

@@ -11,17 +11,17 @@ from unitrain.lightning_alias import install_alias
 
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO
-    from unitrain.module import ServableModule
+    from unitrain.module import UnitrainModule
     from unitrain.training import RunResult, fit, resume
 
 __version__ = "0.1.0"
-__all__ = ["Client", "ClientIO", "RunResult", "ServableModule", "__version__", "fit", "resume"]
+__all__ = ["Client", "ClientIO", "RunResult", "UnitrainModule", "__version__", "fit", "resume"]
 
 _HOMES = {
     "Client": "unitrain.client",
     "ClientIO": "unitrain.client",
     "RunResult": "unitrain.training",
-    "ServableModule": "unitrain.module",
+    "UnitrainModule": "unitrain.module",
     "fit": "unitrain.training",
     "resume": "unitrain.training",
 }
@@ -31,6 +31,8 @@ install_alias()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ServableModule":  # its name until 0.2
+        return import_module("unitrain.module").ServableModule
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unitrain' has no attribute {name!r}")

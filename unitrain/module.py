@@ -1,11 +1,12 @@
-"""What a person writes of a model: a LightningModule, with hooks that have useful defaults.
+"""Base class of a model: a LightningModule with hooks that have useful defaults.
 
 Any LightningModule works unchanged; the functions here tell what of its batches is input, what is
-target, and how its outputs are named. `ServableModule` adds the hooks and writes the steps.
+target, and how its outputs are named. `UnitrainModule` adds the hooks and writes the steps.
 """
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,19 @@ from unitrain.errors import HookError
 Tensors = dict[str, Tensor]
 
 
-class ServableModule(LightningModule):
+def __getattr__(name: str) -> Any:
+    if name == "ServableModule":
+        # Lightning has a class of that name in `pytorch_lightning.serve`.
+        warnings.warn(
+            "unitrain.ServableModule is now unitrain.UnitrainModule; the old name goes in 0.4",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return UnitrainModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class UnitrainModule(LightningModule):
     """A LightningModule whose training, validation and served graph come from a few hooks.
 
     A subclass writes `__init__`, `forward` and `loss`; all else has a default. The steps are::
@@ -50,7 +63,7 @@ class ServableModule(LightningModule):
         `inputs` is what `preprocess` returned.
         """
         raise HookError(
-            f"{type(self).__name__}.loss: every ServableModule needs one; define loss(inputs, outputs, batch)"
+            f"{type(self).__name__}.loss: every UnitrainModule needs one; define loss(inputs, outputs, batch)"
         )
 
     def metrics(self) -> MetricCollection | None:
@@ -232,7 +245,7 @@ def batch_inputs(module: LightningModule, batch: Any) -> Tensors:
             raise HookError(
                 f"the batch's {name} must be a tensor to be an input, got {_way_out(name, value)}"
             )
-    if not isinstance(module, ServableModule):
+    if not isinstance(module, UnitrainModule):
         _check_against_example(module, found)
     return found
 

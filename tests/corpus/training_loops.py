@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from corpus.case import Small, case
-from unitrain import ServableModule
+from unitrain import UnitrainModule
 
 CALLBACKS = "pytorch_lightning.callbacks"
 
@@ -198,7 +198,7 @@ class SharpnessAware(Small):
 
 
 @case()
-class Servable(ServableModule):
+class Servable(UnitrainModule):
     """unitrain's own hooks, with statistics that training changes."""
 
     def __init__(self):
@@ -225,7 +225,7 @@ class Servable(ServableModule):
 
 
 @case()
-class ServableOneTensor(ServableModule):
+class ServableOneTensor(UnitrainModule):
     def __init__(self):
         super().__init__()
         self.net = nn.Linear(8, 1)

@@ -7,7 +7,7 @@ from torch import nn
 from zoo import MLP
 
 from unitrain.errors import ExportError, HookError
-from unitrain.module import ServableModule, batch_inputs
+from unitrain.module import UnitrainModule, batch_inputs
 from unitrain.onnx_export.batch_sizes import compare_batches, distinct_rows
 from unitrain.onnx_export.graph_template import Template, build_template
 from unitrain.onnx_export.served_graph import ServedGraph
@@ -247,7 +247,7 @@ def test_output_that_is_one_number_is_left_out_and_alone_is_refused() -> None:
         template(Only())
 
 
-class Collides(ServableModule):
+class Collides(UnitrainModule):
     """Its names are those that the exporter gives to inner values."""
 
     def __init__(self):

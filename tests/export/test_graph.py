@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from zoo import MLP, ZOO, AnyLength, PixelClasses
 
 from unitrain.errors import ExportError, HookError
-from unitrain.module import ServableModule
+from unitrain.module import UnitrainModule
 from unitrain.onnx_export.graph_template import build_template
 from unitrain.onnx_export.served_graph import run_torch
 from unitrain.onnx_export.weights import perturbed, weights_of
@@ -150,7 +150,7 @@ def test_parity_names_the_value_that_is_off() -> None:
 def test_plain_parameter_of_a_servable_module_is_swapped_too() -> None:
     """A parameter used directly, not through a layer."""
 
-    class Scaled(ServableModule):
+    class Scaled(UnitrainModule):
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.ones(1))

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from unitrain import ServableModule
+from unitrain import UnitrainModule
 
 
 class MLP(LightningModule):
@@ -119,7 +119,7 @@ class Variational(LightningModule):
         return {"z": z, "decoded": self.decoder(z)}
 
 
-class PixelClasses(ServableModule):
+class PixelClasses(UnitrainModule):
     """uint8 in, uint8 out, normalised and decided inside the graph."""
 
     def __init__(self):
@@ -166,7 +166,7 @@ class DataclassOutputs(LightningModule):
         return Parts(y.mean(1), {"a": y, "b": -y})
 
 
-class AnyLength(ServableModule):
+class AnyLength(UnitrainModule):
     """A further axis of any length beside the batch."""
 
     dynamic_axes = {"series": {2: "steps"}}  # noqa: RUF012 - read only

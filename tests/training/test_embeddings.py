@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import unitrain
-from unitrain import ServableModule
+from unitrain import UnitrainModule
 from unitrain.projector import StableSample, draw_thumbnails, thumbnail_index
 from unitrain.settings import Embeddings
 from unitrain.training.callbacks.embedding_points import Collector, Points, merged_points, reduced_points
@@ -39,7 +39,7 @@ def snapshot(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str,
 def collected(batches: list[dict[str, torch.Tensor]], **settings: object) -> Points:
     """What a collector gathers of an autoencoder's batches."""
 
-    class Doubles(ServableModule):
+    class Doubles(UnitrainModule):
         def forward(self, x):
             return {"double": 2 * x}
 
@@ -143,7 +143,7 @@ def test_a_tensor_that_is_too_wide_is_left_out_and_told() -> None:
     assert said == []
     wide = [{"x": torch.ones(4, 5), "label": torch.arange(4)}]
 
-    class Halves(ServableModule):
+    class Halves(UnitrainModule):
         def forward(self, x):
             return {"half": x[:, :2]}
 
@@ -256,7 +256,7 @@ def test_shares_of_several_processes_are_put_back_into_the_validations_order() -
 def test_memory_is_used_again_once_a_snapshot_is_written() -> None:
     """Two sets of buffers take turns; what is not yet written is left alone."""
 
-    class Doubles(ServableModule):
+    class Doubles(UnitrainModule):
         def forward(self, x):
             return {"double": 2 * x}
 

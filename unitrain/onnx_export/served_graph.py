@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError
-from unitrain.module import ServableModule, Tensors, flatten_outputs
+from unitrain.module import Tensors, UnitrainModule, flatten_outputs
 from unitrain.onnx_export.module_copy import copy_module
 
 """Seconds after which no larger batch is tried before a training."""
@@ -56,7 +56,7 @@ class ServedGraph(nn.Module):
     def named_outputs(self, *tensors: Tensor) -> Tensors:
         """The served outputs by name."""
         inputs = dict(zip(self.names, tensors, strict=True))
-        if not isinstance(self.module, ServableModule):
+        if not isinstance(self.module, UnitrainModule):
             named = flatten_outputs(self.module.forward(**inputs))
         else:
             outputs = self.module.forward(**self.module.preprocess(inputs))

@@ -26,7 +26,7 @@ Kind = Literal["ema", "raw"]
 CheckpointName = Literal["best", "last"]
 
 _MADE_LATER = ("_val_metrics", "_test_metrics")
-"""A ServableModule makes its metrics when they are first needed: a rebuilt one has none yet."""
+"""A UnitrainModule makes its metrics when they are first needed: a rebuilt one has none yet."""
 
 
 @dataclass(frozen=True)

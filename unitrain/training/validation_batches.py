@@ -16,8 +16,8 @@ from torch import Tensor
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 from unitrain.module import (
-    ServableModule,
     Tensors,
+    UnitrainModule,
     batch_inputs,
     example_inputs,
     flatten_outputs,
@@ -152,12 +152,12 @@ def observe(module: LightningModule, batch: Any, returned: Any = None) -> tuple[
     Args:
         module: in evaluation mode, where a forward pass is needed.
         batch: on the module's device.
-        returned: by `validation_step`; a ServableModule's own one returns both.
+        returned: by `validation_step`; a UnitrainModule's own one returns both.
 
     Raises:
         HookError: a plain module's forward does not take what stands in its batches.
     """
-    if isinstance(module, ServableModule):
+    if isinstance(module, UnitrainModule):
         if isinstance(returned, Mapping) and {"inputs", "outputs"} <= set(returned):
             return returned["inputs"], returned["outputs"]
         inputs = module.preprocess(batch_inputs(module, batch))

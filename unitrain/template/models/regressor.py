@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
-from unitrain import ServableModule
+from unitrain import UnitrainModule
 
 
-class Regressor(ServableModule):
+class Regressor(UnitrainModule):
     """A multilayer perceptron.
 
     Serves `features`, float32 [batch, n_features] → `value`, float32 [batch, 1], both in the data's own units:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from unitrain.module import ServableModule, Tensors, batch_targets
+from unitrain.module import Tensors, UnitrainModule, batch_targets
 from unitrain.projector import StableSample, group_numbers, thumbnail_index
 from unitrain.settings import Embeddings, Reduction
 from unitrain.training.validation_batches import observe
@@ -119,7 +119,7 @@ class Collector:
     def add(self, module: LightningModule, batch: Any, returned: Any = None) -> int:
         """Take the points of a batch, and tell how many samples it has; see `observe` for what `returned` is."""
         inputs, outputs = observe(module, batch, returned)
-        if isinstance(module, ServableModule):
+        if isinstance(module, UnitrainModule):
             values, columns = module.embeddings(inputs, outputs, batch), module.labels(batch)
         else:
             values, columns = {**inputs, **outputs}, batch_targets(module, batch)

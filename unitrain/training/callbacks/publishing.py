@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.hooks import RemovableHandle
 
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError, UnitrainError, UsageError
-from unitrain.module import ServableModule, passed_inputs
+from unitrain.module import UnitrainModule, passed_inputs
 from unitrain.publish import (
     HeldBack,
     Lineage,
@@ -447,11 +447,11 @@ def _held_back(request: Request, error: HeldBack) -> dict[str, Any]:
 def _definition(module: LightningModule, metric: str) -> str:
     """The class that computes a metric, by its import path.
 
-    It is the torchmetrics class of a ServableModule's own metrics; else the class that defines the module's loss
+    It is the torchmetrics class of a UnitrainModule's own metrics; else the class that defines the module's loss
     or its validation step. Options of that class are not seen.
     """
     hook = "validation_step"
-    if isinstance(module, ServableModule):
+    if isinstance(module, UnitrainModule):
         hook = "loss"
         for name, computed in (module._metrics_of("val", 0) or {}).items():  # noqa: SLF001 - our own class
             if metric.partition("/dataloader_idx_")[0] == name:

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from unitrain.module import ServableModule
+from unitrain.module import UnitrainModule
 from unitrain.onnx_export.served_graph import ServedGraph, eval_copy
 from unitrain.onnx_export.weights import weights_of
 from unitrain.runs import RunFolder
@@ -243,8 +243,8 @@ def _writer(trainer: Trainer) -> Any:
     return None
 
 
-def _has_summaries(module: LightningModule) -> TypeGuard[ServableModule]:
-    return isinstance(module, ServableModule) and type(module).summaries is not ServableModule.summaries
+def _has_summaries(module: LightningModule) -> TypeGuard[UnitrainModule]:
+    return isinstance(module, UnitrainModule) and type(module).summaries is not UnitrainModule.summaries
 
 
 def _still(value: Any) -> Any:

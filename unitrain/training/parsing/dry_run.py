@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unitrain.class_paths import line_in_project
 from unitrain.errors import HookError, SettingsError, UnitrainError
-from unitrain.module import ServableModule, batch_inputs
+from unitrain.module import UnitrainModule, batch_inputs
 from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
@@ -150,7 +150,7 @@ class _Probe(Callback):
         self._try("loss", lambda: _finite(self._loss, self._in_data))
         self._try("monitor", lambda: _monitor(cli, trainer, pl_module, losses))
         batch = first_batch(trainer, pl_module)
-        if isinstance(pl_module, ServableModule):
+        if isinstance(pl_module, UnitrainModule):
             self._try("hooks", lambda: _hooks(pl_module, batch))
         publisher = self._publisher
         if publisher is not None:
@@ -180,7 +180,7 @@ def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses
     return f"{metric} is logged"
 
 
-def _hooks(module: ServableModule, batch: Any) -> str:
+def _hooks(module: UnitrainModule, batch: Any) -> str:
     """Call those that are for TensorBoard; a training would come to them at a later validation."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

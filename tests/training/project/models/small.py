@@ -6,10 +6,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
-from unitrain import ServableModule
+from unitrain import UnitrainModule
 
 
-class Curve(ServableModule):
+class Curve(UnitrainModule):
     """A small regression with everything that makes training hard to repeat: dropout and batch norm."""
 
     def __init__(self, hidden: int = 16, scale: float = 1.0) -> None:

@@ -1,0 +1,87 @@
+"""The tree can be guessed: no circles, no two files of one name, no tiny files, no crowded rooms."""
+
+import ast
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import unitrain
+
+PACKAGE = Path(unitrain.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+ROOM_LIMIT = 14
+LINES = 60
+SMALL = {
+    "__main__.py": "Python's own name for `-m`",
+    "commands/check.py": "one file a command",
+    "commands/doctor.py": "one file a command",
+    "commands/export.py": "one file a command",
+    "commands/new.py": "one file a command",
+    "template/datamodules/measurements.py": "a user's own file",
+}
+"""Files of fewer than 60 lines, with the reason."""
+CROWDED = {"commands": "one file a command"}
+"""Rooms of more than 14 files, with the reason."""
+
+
+def imports(file: Path) -> set[str]:
+    """Return the modules of unitrain that a file imports, at its top or inside a function."""
+    tree = ast.parse((PACKAGE / file).read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in typing_only:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name.partition(".")[0] == "unitrain"}
+
+
+def module_name(file: Path) -> str:
+    """Return the dotted name of a file."""
+    return ".".join(("unitrain", *file.with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_import_circles() -> None:
+    """Files import each other in one direction, inside functions as well."""
+    modules = {module_name(file): file for file in FILES if file.name != "__init__.py"}
+    graph = {name: imports(file) & modules.keys() - {name} for name, file in modules.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_no_two_files_of_one_name() -> None:
+    """But for packages' faces, and commands, which are named as they are typed."""
+    free = ("commands", "template", "backends", "models", "datamodules")
+    names = Counter(file.name for file in FILES if file.name != "__init__.py" and not {*free} & {*file.parts})
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_small_files_have_a_reason() -> None:
+    """A file is a concept that is worth opening."""
+    small = {
+        str(file)
+        for file in FILES
+        if file.name != "__init__.py" and len((PACKAGE / file).read_text().splitlines()) < LINES
+    }
+    assert small == {name for name in SMALL if (PACKAGE / name).exists()}
+
+
+def test_rooms_are_not_crowded() -> None:
+    """A folder has about a dozen files, its face not counted."""
+    rooms = Counter(str(file.parent) for file in FILES if file.name != "__init__.py")
+    assert {room for room, count in rooms.items() if count > ROOM_LIMIT} == set(CROWDED) & rooms.keys()
+
+
+def test_faces_describe_their_rooms() -> None:
+    """Each package's `__init__` states in a sentence what the room is for."""
+    for file in FILES:
+        if file.name == "__init__.py":
+            assert ast.get_docstring(ast.parse((PACKAGE / file).read_text())), file
