@@ -156,6 +156,15 @@ class Server:
             raise ServingError(f"server on {self.repository}: it has not been started; call start()")
         return self._process.pid
 
+    @property
+    def triton_pid(self) -> int:
+        """Process id of the Triton that became ready last.
+
+        Raises:
+            ServingError: the server has not been ready.
+        """
+        return int(self._ready_field("triton_pid"))
+
     def events(self) -> list[dict[str, Any]]:
         """Return the events of `serve --json` up to now, oldest first."""
         with self._changed:
