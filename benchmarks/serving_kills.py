@@ -23,7 +23,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from unitrain.serving import Server
-from unitrain.serving.triton.procfs import command_lines, group_members, memory_bytes
+from unitrain.serving.triton.system_processes import command_lines, group_members, memory_bytes
 
 STUB_S, TRITON_S, START_S = 5.0, 10.0, 5.0
 

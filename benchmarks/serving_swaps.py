@@ -19,7 +19,7 @@ from typing import Any
 from serving_load import Load, percentile, publish_broken, publish_good
 
 from unitrain.serving import Server
-from unitrain.serving.triton.procfs import command_lines, group_members, memory_bytes
+from unitrain.serving.triton.system_processes import command_lines, group_members, memory_bytes
 
 PARTS = ("swaps", "fast", "corrupt", "memory", "stub")
 MEDIAN_S, TAIL_S = 0.8, 1.5

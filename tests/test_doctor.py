@@ -15,7 +15,7 @@ from unitrain import doctor as diagnosis
 from unitrain.cli import main
 from unitrain.doctor import diagnose
 from unitrain.errors import ServingError
-from unitrain.serving.triton.procfs import command_lines
+from unitrain.serving.triton.system_processes import command_lines
 
 
 def test_this_machine_can_train_and_the_findings_are_json(capsys: pytest.CaptureFixture[str]) -> None:

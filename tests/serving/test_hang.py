@@ -21,7 +21,7 @@ from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
 from unitrain.serving.hang_detection import Progress, hung_processes
-from unitrain.serving.triton.procfs import cpu_s, start_of
+from unitrain.serving.triton.system_processes import cpu_s, start_of
 from unitrain.signature import Signature, TensorSpec
 
 WITHIN_S = 30.0

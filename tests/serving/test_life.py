@@ -21,7 +21,7 @@ from unitrain.serving import server_registry as runtime
 from unitrain.serving.status import server_status
 from unitrain.serving.triton.distribution import find_triton
 from unitrain.serving.triton.process import LOOPBACK, choose_ports
-from unitrain.serving.triton.procfs import command_lines
+from unitrain.serving.triton.system_processes import command_lines
 
 
 def _serve(*options: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,7 @@ from unitrain.serving.triton import process as log
 from unitrain.serving.triton.advisories import text_of
 from unitrain.serving.triton.host_requirements import PLAIN_PATH
 from unitrain.serving.triton.process import Launch, TritonProcess
-from unitrain.serving.triton.procfs import model_processes
+from unitrain.serving.triton.system_processes import model_processes
 from unitrain.serving.watcher import RestartNeeded, Watcher
 
 READY_WITHIN_S = 60.0
