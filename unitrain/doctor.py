@@ -181,7 +181,7 @@ def _shm() -> Finding:
 
 
 def _triton() -> Finding:
-    from unitrain.serving.triton.advisories import advisories, reachable_apis
+    from unitrain.serving.triton.advisories import REACHABLE_APIS, advisories
     from unitrain.serving.triton.distribution import find_triton, network_problem
 
     native = shutil.which("tritonserver")
@@ -194,7 +194,7 @@ def _triton() -> Finding:
         found = find_triton()
     except ServingError as error:
         return Finding("triton", "warn", str(error), "training and publishing work without; see the sentence")
-    known = advisories(found.release, reachable_apis(http=False))
+    known = advisories(found.release, REACHABLE_APIS)
     named = ", ".join(advisory.cve for advisory in known)
     open_to = f"; known vulnerabilities that other users of this machine may reach: {named}" if known else ""
     closed = network_problem(None)

@@ -310,16 +310,11 @@ def test_a_flag_that_triton_does_not_know_is_told_and_leaves_nothing(
     assert len(ended.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("way", ["plain", "--poll"])
-def test_the_same_repository_is_served_by_plain_polling(way: str, triton_wheel: Path, tmp_path: Path) -> None:
+def test_the_same_repository_is_served_by_plain_polling(triton_wheel: Path, tmp_path: Path) -> None:
     """No watcher is needed: Triton itself finds and swaps the versions."""
     repository = tmp_path / "repository"
     publish_model(repository, scale=2)
-    if way == "--poll":
-        server = TritonServer(repository, log=tmp_path / "log", options=("--poll",)).start()
-        url, stop = server.url, server.stop
-    else:
-        url, stop = _plain_triton(repository, tmp_path / "log")
+    url, stop = _plain_triton(repository, tmp_path / "log")
     try:
         assert answers(url, within_s=20)
         with Load(url) as load:
@@ -329,8 +324,6 @@ def test_the_same_repository_is_served_by_plain_polling(way: str, triton_wheel: 
                 time.sleep(0.1)
         assert load.errors == []
         assert set(load.answered) == {1, 2}
-        if way == "--poll":
-            server.wait_for("linear", 2)  # what Triton has loaded by itself is told
     finally:
         stop()
 

@@ -75,7 +75,8 @@ def test_a_broken_version_is_told_once_and_does_not_block_a_later_good_one(trito
     assert "Protobuf" in failed["reason"]
     assert ask(triton.url, np.ones((1, 3)))[1] == 1
     publish_model(triton.repository, scale=4)
-    assert triton.wait_for("linear", 3)["versions"] == [1, 3]
+    triton.wait_for("linear", 3)
+    assert triton.wait_for_event("loaded", accept=lambda e: 3 in e["versions"])["versions"] == [1, 3]
     time.sleep(1)
     assert len([event for event in triton.events() if event["event"] == "failed"]) == 1
 
@@ -199,7 +200,7 @@ def test_a_folder_that_has_nothing_to_serve_is_told_and_other_names_of_files_are
     expected = {
         "unversioned": "put model.onnx into a folder with the version's number, such as unversioned/1",
         "unconfigured": "it has no config.pbtxt",
-        "absent": "version_policy asks for version 7, and there is 1",
+        "absent": "version_policy selects version 7, and there is 1",
     }
     for name, words in expected.items():
         failed = triton.wait_for_event("failed", accept=lambda event, name=name: event["model"] == name)

@@ -145,7 +145,8 @@ def test_links_out_of_the_repository_are_not_followed(triton: TritonServer, tmp_
     publish_model(tmp_path / "other", "whole")
     os.symlink(tmp_path / "other" / "whole", triton.repository / "whole")  # noqa: PTH211 - as a person does it
     publish_model(triton.repository, scale=3)
-    assert triton.wait_for("linear", 3)["versions"] == [1, 3]
+    triton.wait_for("linear", 3)
+    assert triton.wait_for_event("loaded", accept=lambda e: 3 in e["versions"])["versions"] == [1, 3]
     assert not [event for event in triton.events() if event.get("model") == "whole"]
 
 

@@ -21,7 +21,7 @@ from unitrain.atomic_files import sha256_of
 from unitrain.cli import main
 from unitrain.client import Client
 from unitrain.errors import RepositoryError
-from unitrain.serving.security import check_numbers
+from unitrain.serving.model_security import check_numbers
 from unitrain.serving.server_registry import runtime_dir
 from unitrain.serving.status import server_status
 from unitrain.serving.triton.distribution import find_triton
@@ -93,7 +93,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "manifest": (_flip_manifest, "its digest is not that of its content"),
     "cut": (_cut_manifest, "can't be read as a manifest"),
     "digest": (_drop_digest, "its digest is missing"),
-    "old": (_other_weights_old_format, "answered otherwise than published"),
+    "old": (_other_weights_old_format, "give other answers than when they were published"),
 }
 
 
@@ -324,7 +324,7 @@ def test_with_a_native_backend_a_version_is_tried_under_another_name_first(nativ
         "can't be verified" in native.wait_for_event("failed", accept=lambda e: e["model"] == "odd")["reason"]
     )
     assert "model.onnx was changed" in reasons[0]
-    assert "answered otherwise than published" in reasons[1]
+    assert "give other answers than when they were published" in reasons[1]
     assert "its digest is not that" in reasons[2]
     assert "unitrain_candidate_" in native.log.read_text()
     status = server_status(native.url)

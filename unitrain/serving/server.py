@@ -253,7 +253,7 @@ class Server:
             self._ready = event
         elif event["event"] == "loaded":
             self._served[event["model"]] = list(event["versions"])
-        elif event["event"] == "unloaded":
+        elif event["event"] in ("unloaded", "unhealthy"):
             self._served.pop(event["model"], None)
         elif event["event"] == "restarting":
             self._served.clear()

@@ -92,6 +92,8 @@ def listener_on(port: int) -> tuple[int, str] | None:
     """Return the process id and the command line of the process that listens on a TCP port; None if unknown."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                continue
+            if connection.laddr.port == port:
                 return connection.pid, " ".join(psutil.Process(connection.pid).cmdline())
     return None
