@@ -75,7 +75,7 @@ def export_run(
         repository=Repository(root),
         model=model or settings.model or run.experiment,
         # By hand is an order.
-        settings=replace(settings, policy="every", require_improvement=None),
+        settings=replace(settings, policy="every"),
         lineage=_lineage(rebuilt),
     )
     change = publisher.config_change

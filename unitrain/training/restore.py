@@ -14,8 +14,10 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from unitrain.errors import RunError, UnitrainError
 from unitrain.runs import RunFolder
 from unitrain.training.parsing.settings_errors import explained, own_error
+from unitrain.training.parsing.settings_file import config_word
 from unitrain.training.parsing.settings_parser import (
     SettingsCLI,
+    absolute,
     check_classes,
     known_settings,
     read_settings,
@@ -82,13 +84,16 @@ def rebuild(run_dir: Path, overrides: Sequence[str] = (), *, trust: bool = False
         )
     root = trusted_root(run.path, run.record(), trust=trust)
     raw = read_settings(run.settings_path)
+    overrides = [word for pair in absolute(overrides) for word in pair]
     check_classes(raw, overrides, root)
     with warnings.catch_warnings():
         # The run has shown them already, and there is no training to warn for.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            cli = SettingsCLI(["--config", str(run.settings_path), *overrides], raw, _bare_trainer)
+            cli = SettingsCLI(
+                ["--config", config_word(run.settings_path, raw), *overrides], raw, _bare_trainer
+            )
         except UnitrainError:
             raise
         except Exception as error:

@@ -50,7 +50,7 @@ class Publishing(EveryNValidations):
     the weights are published as they are.
 
     What can't be published is found before the first epoch and ends the training; what fails later is
-    reported, and the training continues, unless `publish.strict`.
+    reported, and the training continues, unless `publish.fail_on_error`.
 
     Attributes:
         published: versions, in order.
@@ -423,7 +423,7 @@ class Publishing(EveryNValidations):
             self._console.warn(str(trouble))
 
     def _raise_if_strict(self) -> None:
-        if self.settings.strict and self._failure is not None:
+        if self.settings.fail_on_error and self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
