@@ -66,9 +66,7 @@ def rename_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
             if not value:  # no effect
                 continue
             value = "best"
-            if parent.get("policy", value) != value:
-                raise SettingsError(_contradiction(parent["policy"]))
-            parent.pop("policy", None)
+            _refuse_contradiction(parent.pop("policy", value))
         if not _put(renamed, new, value):
             raise SettingsError(_given_twice(former, new))
         found[former] = new
@@ -93,34 +91,31 @@ def rename_flags(
     Raises:
         SettingsError: a setting is given under both names.
     """
+    given = {pair[0][2:]: pair[1] for pair in pairs if len(pair) > 1}
     renamed: list[list[str]] = []
     found: dict[str, str] = {}
-    given = {pair[0][2:]: pair[1] for pair in pairs if len(pair) > 1}
-    for pair in pairs:
-        name, value = pair[0][2:], _parsed(pair[1]) if len(pair) > 1 else None
-        former = next((old for old in RENAMED if _is_former(name, value, old)), None)
-        if former is not None:
-            if former == _IMPROVEMENT:
-                if not value:
-                    continue
-                if given.get("publish.policy", "best") != "best":
-                    raise SettingsError(_contradiction(given["publish.policy"]))
+    for name, *words in ((pair[0][2:], *pair[1:]) for pair in pairs):
+        value = _parsed(words[0]) if words else None
+        former = next((former for former in RENAMED if _is_former(name, value, former)), None)
+        if former == _IMPROVEMENT:
+            if value:
+                _refuse_contradiction(given.get("publish.policy", "best"))
                 renamed.append(["--publish.policy", "best"])
-            else:
-                new = RENAMED[former] + name.removeprefix(former)
-                if new in given:
-                    raise SettingsError(_given_twice(name, new))
-                renamed.append([f"--{new}", *pair[1:]])
+                found[former] = RENAMED[former]
+        elif former is not None:
+            new = RENAMED[former] + name.removeprefix(former)
+            if new in given:
+                raise SettingsError(_given_twice(name, new))
+            renamed.append([f"--{new}", *words])
             found[former] = RENAMED[former]
-            continue
-        if isinstance(value, Mapping) and any(old.startswith(f"{name}.") for old in RENAMED):
+        elif isinstance(value, Mapping) and any(former.startswith(f"{name}.") for former in RENAMED):
             nested: dict[str, Any] = {}
             _put(nested, name, value)
             nested, inner = rename_settings(nested)
-            if inner:
-                pair = [pair[0], _dumped(_value(nested, name))]
-                found |= inner
-        renamed.append(list(pair))
+            renamed.append([f"--{name}", _dumped(_value(nested, name)) if inner else words[0]])
+            found |= inner
+        else:
+            renamed.append([f"--{name}", *words])
     return renamed, found
 
 
@@ -206,8 +201,10 @@ def _given_twice(former: str, new: str) -> str:
     return f"{former} is the former name of {new}, and both are given; remove {former}"
 
 
-def _contradiction(policy: Any) -> str:
-    return (
-        f"publish.require_improvement: true means publish.policy: best, but the policy is {policy}; "
-        "remove require_improvement"
-    )
+def _refuse_contradiction(policy: Any) -> None:
+    """Refuse `require_improvement: true` beside another policy than `best`."""
+    if policy != "best":
+        raise SettingsError(
+            f"publish.require_improvement: true means publish.policy: best, but the policy is {policy}; "
+            "remove require_improvement"
+        )
