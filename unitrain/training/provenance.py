@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from unitrain.module_aliases import package_of
+
 PACKAGES = (
     "torch",
     "pytorch-lightning",
@@ -30,7 +32,7 @@ def copy_sources(root: Path, sources_dir: Path) -> str:
     """Copy the project's imported code into a folder; the SHA-256 over all of it.
 
     What is copied are the modules now imported whose files lie below `root`, outside of environments and of
-    unitrain itself, under their paths relative to `root`.
+    unitrain itself, under their paths relative to `root`. The library counts as the project's where it lies below `root`.
     """
     files = sorted({path for module in list(sys.modules.values()) if (path := _own_file(module, root))})
     digest = hashlib.sha256()
@@ -77,7 +79,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def _own_file(module: ModuleType, root: Path) -> Path | None:
     name = getattr(module, "__file__", None)
-    if not name or module.__name__.partition(".")[0] in ("unitrain", "__main__"):
+    if not name or package_of(module.__name__) in ("unitrain", "__main__"):
         return None
     if _is_installed(name, str(root)):  # thousands of modules, which the disk need not be asked about
         return None
