@@ -207,7 +207,7 @@ def test_only_a_triton_with_the_fixes_may_face_a_network(
 
 def test_the_choice_and_its_reason_are_told_first(triton: TritonServer) -> None:
     """Before Triton is ready."""
-    first = triton.events[0]
+    first = triton.events()[0]
     assert (first["event"], first["way"]) == ("triton", "wheel")
     assert first["reason"] == "no `tritonserver` on PATH, and the wheel is in the cache"
 
@@ -256,7 +256,7 @@ def test_a_native_triton_serves_http_where_it_is_asked_for(
     server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=(*options, "--poll")).start()
     try:
         server.wait_for("linear", 1)
-        http = next(event["http"] for event in server.events if event["event"] == "ready")
+        http = next(event["http"] for event in server.events() if event["event"] == "ready")
         with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
             assert answer.status == 200
         assert _raw_http(http, b"GET /v2/health/ready", b"").startswith(b"HTTP/1.1 200")

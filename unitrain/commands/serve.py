@@ -86,7 +86,14 @@ def _parser() -> ArgumentParser:
         action="store_true",
         help="have Triton poll the repository itself: slower, and a broken version blocks newer ones",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, for programs")
+    parser.add_argument(
+        "--parent-pid",
+        type=int,
+        default=None,
+        metavar="PID",
+        help="stop when this parent process ends, for programs that start `serve`",
+    )
     return parser
 
 
@@ -125,10 +132,11 @@ def main(argv: Sequence[str]) -> int:
         way=distribution.way,
         program=str(distribution.program),
         reason=distribution.reason,
+        log=str(launch.log_path),
     )
     if options.http_port is not None and launch.http_port is None:
         reporter.tell("no_http", f"HTTP stays off: {network_problem(options.container)}")
-    Supervisor(launch, reporter, frozenset(options.allow_backend)).run()
+    Supervisor(launch, reporter, frozenset(options.allow_backend), parent_pid=options.parent_pid).run()
     return 0
 
 

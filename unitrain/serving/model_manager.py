@@ -17,7 +17,7 @@ from unitrain.serving.hang_detection import Progress, hung_processes, kill_proce
 from unitrain.serving.health import probe_request
 from unitrain.serving.model_folder import ModelFiles, ModelFolder, Stamp, override, scan_model
 from unitrain.serving.security import runs_code
-from unitrain.serving.triton.procfs import start_of
+from unitrain.serving.triton.system_processes import start_of
 
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 10.0

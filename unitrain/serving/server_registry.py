@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unitrain.atomic_files import write_json
 from unitrain.errors import ServingError
-from unitrain.serving.triton.procfs import command_lines, start_of, started_at
+from unitrain.serving.triton.system_processes import command_lines, start_of, started_at
 
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 _TMP_DIR = Path("/tmp")  # noqa: S108 - Triton makes its folders there, whatever TMPDIR says

@@ -20,7 +20,7 @@ from unitrain.serving.triton.advisories import (
     release_of_version,
     text_of,
 )
-from unitrain.serving.triton.procfs import group_members, memory_bytes, model_processes, started_at
+from unitrain.serving.triton.system_processes import group_members, memory_bytes, model_processes, started_at
 
 _NANOSECONDS = 1e9
 

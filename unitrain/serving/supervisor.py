@@ -27,7 +27,7 @@ from unitrain.serving.triton import process as log
 from unitrain.serving.triton.advisories import text_of
 from unitrain.serving.triton.host_requirements import PLAIN_PATH
 from unitrain.serving.triton.process import Launch, TritonProcess
-from unitrain.serving.triton.procfs import model_processes
+from unitrain.serving.triton.system_processes import model_processes
 from unitrain.serving.watcher import RestartNeeded, Watcher
 
 READY_WITHIN_S = 60.0
@@ -52,7 +52,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, launch: Launch, reporter: Reporter, allowed_backends: frozenset[str] = frozenset()
+        self,
+        launch: Launch,
+        reporter: Reporter,
+        allowed_backends: frozenset[str] = frozenset(),
+        *,
+        parent_pid: int | None = None,
     ) -> None:
         # Its Python backend hands the path to a shell, unquoted: one that a shell would split goes by a link.
         self._dir = runtime.server_dir(launch.shm_prefix)
@@ -62,6 +67,7 @@ class Supervisor:
         self.launch = launch
         self.url = f"{launch.near_host}:{launch.grpc_port}"
         self._asked = 0
+        self._parent_pid = parent_pid
         self._reporter = reporter
         repository = Repository(launch.repository)
         self._watcher: Watcher | PollObserver = (
@@ -102,7 +108,8 @@ class Supervisor:
         return reason.replace(str(self._link), str(self.launch.repository)) if self._link else reason
 
     def _ends(self) -> bool:
-        return self._asked > 0
+        orphaned = self._parent_pid is not None and os.getppid() != self._parent_pid
+        return orphaned or self._asked > 0
 
     def _models(self) -> Processes:
         return model_processes(self._record.triton_pid)

@@ -17,7 +17,7 @@ from pathlib import Path
 from unitrain.errors import ServingError, UsageError
 from unitrain.serving.server_registry import ADMIN_NAME, records
 from unitrain.serving.triton.distribution import ADMIN_DIR, CANDIDATES_DIR, MODELS_DIR, Distribution
-from unitrain.serving.triton.procfs import group_members, listener_on
+from unitrain.serving.triton.system_processes import group_members, listener_on
 
 _END_BYTES = 256 << 10
 _REFUSED_FLAG = re.compile(r"unrecognized option|ambiguous|requires an argument")
