@@ -21,7 +21,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 demo: $(READY)  ## trains on real signals while a real Triton serves each new version, then streams predictions
-	$(BIN)/python -m examples.signals_clustering.demo
+	$(BIN)/python -m examples.signals_clustering_demo.demo
 
 # Three workers on two cores: a third of the time of many tests is waiting for servers and processes.
 test: $(READY)  ## every test, those against the real Triton too

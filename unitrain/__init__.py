@@ -7,7 +7,7 @@ brings torch in by itself. From here on `lightning` and `pytorch_lightning` are 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unitrain.lightning_alias import install_alias
+from unitrain.module_aliases import install_aliases
 
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO
@@ -27,7 +27,7 @@ _HOMES = {
 }
 
 
-install_alias()
+install_aliases()
 
 
 def __getattr__(name: str) -> Any:

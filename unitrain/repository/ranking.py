@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unitrain.errors import RepositoryError
+from unitrain.module_aliases import canonical_name
 from unitrain.repository.manifest import Manifest, Metric, read_manifest
 from unitrain.repository.repository import Repository
 
@@ -193,7 +194,8 @@ def _other_metric(mine: Metric, theirs: Metric) -> str | None:
         return f"its metric is {theirs.name}, not {mine.name}"
     if mine.mode != theirs.mode:
         return f"there the {'lowest' if theirs.mode == 'min' else 'highest'} {mine.name} is the best"
-    if mine.definition and theirs.definition and mine.definition != theirs.definition:
+    ours, others = (canonical_name(metric.definition or "") for metric in (mine, theirs))
+    if ours and others and ours != others:
         return f"its {mine.name} is computed by {theirs.definition}, not by {mine.definition}"
     for value, whose in ((theirs.value, "its"), (mine.value, "this one's")):
         # A manifest has null in the place of NaN, and may have been edited by hand.

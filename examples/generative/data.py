@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.digit_arrays import SIDE, load_digit_arrays
+from unitrain.datamodules.digit_arrays import SIDE, load_digit_arrays
 from unitrain.loaders import ArrayLoader
 
 VALIDATION_SEED = 0

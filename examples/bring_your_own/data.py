@@ -4,7 +4,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.diabetes_rows import Rows, load_diabetes_parts
+from examples.bring_your_own.patients import Rows, load_diabetes_parts
 
 Batches = DataLoader[tuple[torch.Tensor, ...]]
 

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.basic_motions import CLASS_NAMES, N_CHANNELS, N_STEPS, LabelledSignals, load_basic_motions
+from examples.signals_clustering.basic_motions import (
+    CLASS_NAMES,
+    N_CHANNELS,
+    N_STEPS,
+    LabelledSignals,
+    load_basic_motions,
+)
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
-from models.mlp import ACTIVATIONS, Activation
-from models.seeded_dropout import ConcreteDropout
 from unitrain.figures import truth_against_prediction
+from unitrain.models.mlp import ACTIVATIONS, Activation
+from unitrain.models.seeded_dropout import ConcreteDropout
 from unitrain.module import Tensors, UnitrainModule
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.basic_motions import CLASS_NAMES, N_CHANNELS
+from examples.signals_clustering.basic_motions import CLASS_NAMES, N_CHANNELS
 from examples.signals_clustering.client import SignalsIO
 from examples.signals_clustering.evaluation import Pca
 

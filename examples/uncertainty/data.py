@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.kinked_points import draw_points
+from examples.uncertainty.points import draw_points
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 

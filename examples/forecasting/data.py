@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.co2 import Windows, load_co2, split_origins, windows
+from examples.forecasting.co2 import Windows, load_co2, split_origins, windows
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 

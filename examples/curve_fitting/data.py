@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.curve_points import draw_points
+from examples.curve_fitting.points import draw_points
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 

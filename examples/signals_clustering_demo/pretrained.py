@@ -1,4 +1,4 @@
-"""Trains the model that comes with the repository anew: `python -m examples.signals_clustering.pretrained`.
+"""Trains the model that comes with the repository anew: `python -m examples.signals_clustering_demo.pretrained`.
 
 The version goes into triton_repo/pretrained_signals, its run into pretrained_run beside this file. What only says on
 which machine that was, is taken out: absolute paths become relative to the project, host, process and uncommitted

@@ -38,7 +38,7 @@ def score_codes(known: SignalsIO, held_out: SignalsIO, validation: float) -> Sco
         held_out: the held-out signals, likewise.
         validation: the model's explained variance of the validation signals.
     """
-    from datamodules.signals import BasicMotions
+    from examples.signals_clustering.data import BasicMotions
     from unitrain.loaders import ArrayLoader
 
     data = BasicMotions()

@@ -2,7 +2,7 @@
 
 from pytorch_lightning import LightningDataModule
 
-from datamodules.auto_mpg_rows import FEATURES, Part, load_cars
+from examples.hyperparameter_search.cars import FEATURES, Part, load_cars
 from unitrain.loaders import ArrayLoader
 
 
