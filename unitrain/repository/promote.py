@@ -7,8 +7,7 @@ from pathlib import Path
 
 from unitrain.errors import RepositoryError
 from unitrain.repository.commit import check_signature
-from unitrain.repository.layout import GOLDEN_NAME, HELD_BACK_NAME, MODEL_NAME
-from unitrain.repository.manifest import FILE_NAME as MANIFEST_NAME
+from unitrain.repository.layout import GOLDEN_NAME, HELD_BACK_NAME, MANIFEST_NAME, MODEL_NAME
 from unitrain.repository.manifest import Manifest, read_manifest
 from unitrain.repository.ranking import compare_with_newest, measured, readable_manifest
 from unitrain.repository.repository import Repository

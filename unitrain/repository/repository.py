@@ -20,7 +20,6 @@ from unitrain.repository.commit import (
     config_change,
     stage_version,
 )
-from unitrain.repository.manifest import FILE_NAME as MANIFEST_NAME
 from unitrain.repository.manifest import read_manifest
 from unitrain.repository.model_config import ModelConfig, read_config, served_numbers, signature_of
 from unitrain.repository.staging import Staging
@@ -252,7 +251,7 @@ def roll_back(repository: Repository, model: str, version: int) -> int:
     with repository.new_version(model, None) as staged:
         try:
             for path in sorted(source.iterdir()):
-                if path.name != MANIFEST_NAME and path.is_file():
+                if path.name != layout.MANIFEST_NAME and path.is_file():
                     shutil.copyfile(path, staged.path / path.name)
         except FileNotFoundError as error:
             raise RepositoryError(f"{model}: version {version} has just been removed") from error
