@@ -7,7 +7,7 @@ import numpy as np
 
 from unitrain.client.client import Client
 from unitrain.errors import UnitrainError
-from unitrain.repository.verify import Check, golden_check, read_golden, tolerance_of
+from unitrain.repository.verify import Check, compare_golden, read_golden, tolerance_of
 
 NAME = "served"
 _LOOK_EVERY_S = 0.2
@@ -35,7 +35,7 @@ def check_served(version_dir: Path, model: str, version: int, url: str, *, wait_
             answers = _answers(client, model, version, inputs)
     except UnitrainError as error:
         return Check(NAME, passed=False, detail=str(error))
-    return golden_check(NAME, outputs, answers, tolerance_of(version_dir), url)
+    return compare_golden(NAME, outputs, answers, tolerance_of(version_dir), url)
 
 
 def _answers(

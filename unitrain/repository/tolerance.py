@@ -123,7 +123,7 @@ def compare(
     return Difference(by_output, failure)
 
 
-def compare_golden(outputs: Arrays, answers: Arrays, tolerance: Tolerance, where: str) -> Difference:
+def golden_difference(outputs: Arrays, answers: Arrays, tolerance: Tolerance, where: str) -> Difference:
     """Compare a version's answers with its golden outputs; further outputs are ignored.
 
     Args:

@@ -11,7 +11,7 @@ from unitrain.repository.integrity import Contradiction, Golden, hashes_of, read
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.manifest import read_manifest
 from unitrain.repository.onnx_session import run_onnx
-from unitrain.repository.tolerance import Tolerance, compare_golden
+from unitrain.repository.tolerance import Tolerance, golden_difference
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def check_golden(version_dir: Path) -> Check:
         answers = run_onnx(version_dir / MODEL_NAME, inputs)
     except (ExportError, RepositoryError) as error:
         return Check("golden", passed=False, detail=str(error))
-    return golden_check("golden", outputs, answers, tolerance_of(version_dir), "the file")
+    return compare_golden("golden", outputs, answers, tolerance_of(version_dir), "the file")
 
 
 def tolerance_of(version_dir: Path) -> Tolerance:
@@ -77,7 +77,7 @@ def tolerance_of(version_dir: Path) -> Tolerance:
         return Tolerance()
 
 
-def golden_check(
+def compare_golden(
     name: str,
     outputs: dict[str, np.ndarray],
     answers: dict[str, np.ndarray],
@@ -85,7 +85,7 @@ def golden_check(
     where: str,
 ) -> Check:
     """Compare answers with the golden outputs, and return the outcome as a check of that name."""
-    found = compare_golden(outputs, answers, tolerance, where)
+    found = golden_difference(outputs, answers, tolerance, where)
     worst = max((figures["max_abs"] for figures in found.by_output.values()), default=0.0)
     rows = next((want.shape[0] for want in outputs.values() if want.ndim), 0)
     return Check(name, found.failure is None, found.failure or f"{rows} rows, largest difference {worst:.1e}")

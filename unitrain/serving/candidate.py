@@ -18,7 +18,7 @@ from unitrain.errors import RepositoryError
 from unitrain.repository import write_config_text
 from unitrain.repository.integrity import CheckedFiles, Contradiction, Golden, read_checked
 from unitrain.repository.layout import CANDIDATE_PREFIX, CONFIG_NAME
-from unitrain.repository.tolerance import Tolerance, compare_golden
+from unitrain.repository.tolerance import Tolerance, golden_difference
 from unitrain.serving.admin_client import Admin, Refused, ServerGone
 from unitrain.serving.health import golden_requests, is_askable, outputs_of
 from unitrain.serving.model_folder import override
@@ -61,7 +61,7 @@ class Candidates:
             if files is not None and golden is not None and is_askable(config):
                 allowed = Tolerance.from_json(files.manifest.get("tolerance"))
                 answers = self._ask(admin, config, f"{model}/{version}", golden)
-                failure = compare_golden(golden[1], answers, allowed, "this server").failure
+                failure = golden_difference(golden[1], answers, allowed, "this server").failure
         except (ServerGone, RepositoryError):
             raise
         except Contradiction as error:

@@ -14,7 +14,7 @@ from unitrain.client.io.sources import Named, Note, Windows, open_samples
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import ClientError, DataError, RepositoryError, SettingsError
 from unitrain.repository.layout import GOLDEN_NAME
-from unitrain.repository.verify import Check, golden_check, read_golden, tolerance_of
+from unitrain.repository.verify import Check, compare_golden, read_golden, tolerance_of
 
 
 class ClientIO:
@@ -171,7 +171,7 @@ class GoldenIO(ClientIO):
         if len(self._answers) < total or not self._answers:
             passed = False if self._failed else None
             return Check("golden", passed, f"{len(self._answers)} of {total} samples were answered")
-        return golden_check(
+        return compare_golden(
             "golden", self._expected, self._joined(), tolerance_of(self._version_dir), self.model.url
         )
 

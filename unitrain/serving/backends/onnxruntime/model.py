@@ -214,7 +214,7 @@ def _check_golden(session: Any, files: Any) -> None:
         raise ValueError(f"the golden samples are not answered: {_one_line(error)}") from error
     allowed = tolerance.Tolerance.from_json(files.manifest.get("tolerance"))
     answers = dict(zip(outputs, answers, strict=True))
-    difference = tolerance.compare_golden(outputs, answers, allowed, "this server")
+    difference = tolerance.golden_difference(outputs, answers, allowed, "this server")
     if difference.failure is not None:
         raise ValueError(f"the golden samples are answered otherwise than published: {difference.failure}")
 
