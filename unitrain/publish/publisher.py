@@ -140,10 +140,10 @@ class Publisher:
         template = build_template(
             module,
             rows,
-            opset=settings.opset,
+            opset=settings.onnx.opset,
             tolerance=tolerance_of(settings),
-            max_rows=settings.max_batch_size,
-            dynamic_axes=settings.dynamic_axes,
+            max_rows=settings.model_config.max_batch_size,
+            dynamic_axes=settings.onnx.dynamic_axes,
         )
         config, labels = served_config(model, template.signature, settings, class_names_of(module))
         try:
@@ -205,20 +205,22 @@ class Publisher:
             return self._write(request, staged)
 
     def check_served(self, manifest: Manifest) -> Check | None:
-        """Compare the outputs of `publish.server` with a version's golden samples; None if no server is set."""
-        if self.settings.server is None:
+        """Compare the outputs of `publish.server.url` with a version's golden samples; None if no server is set."""
+        if self.settings.server.url is None:
             return None
         return check_served(
             self.repository.version_dir(manifest.model, manifest.version),
             manifest.model,
             manifest.version,
-            self.settings.server,
-            wait_s=self.settings.server_wait_s,
+            self.settings.server.url,
+            wait_s=self.settings.server.timeout_s,
         )
 
     def prune(self) -> None:
         """Remove the versions that the settings no longer keep."""
-        self.repository.prune(self.model, self.settings.keep, num_versions=self.settings.num_versions)
+        self.repository.prune(
+            self.model, self.settings.keep, num_versions=self.settings.model_config.num_versions
+        )
 
     def close(self) -> None:
         """Stop the export process, if there is one."""
@@ -244,7 +246,7 @@ class Publisher:
             session, figures = self._prove(graph, record, folder, request.reference)
             self.template = replace(self.template, graph=graph)
         golden = golden_archive(
-            session, self.template.sample, self.settings.golden, self.settings.golden_max_bytes
+            session, self.template.sample, self.settings.golden.samples, self.settings.golden.max_bytes
         )
         beside = {path.name: sha256_of(path) for path in folder.iterdir() if path.name != MODEL_NAME}
         if golden is not None:
@@ -273,7 +275,7 @@ class Publisher:
     ) -> tuple[GraphSession, dict[str, dict[str, float]]]:
         """Write a graph, and let the file pass the gates; return its session and the parity figures."""
         path, sample = folder / MODEL_NAME, self.template.sample
-        external = graph.nbytes > self.settings.external_data_above_bytes
+        external = graph.nbytes > self.settings.onnx.external_data_above_bytes
         graph.write(path, metadata=record.to_metadata(), external=external)
         gates.valid_onnx(path)
         session = gates.loadable(path)
@@ -283,7 +285,7 @@ class Publisher:
             sample,
             tolerance=tolerance_of(self.settings),
             batched=self.template.signature.batched,
-            max_rows=self.settings.max_batch_size,
+            max_rows=self.settings.model_config.max_batch_size,
         )
         if reference is not None:
             gates.live_parity(session, sample, reference, tolerance=tolerance_of(self.settings))
@@ -310,7 +312,7 @@ class Publisher:
             signature=self.template.signature,
             sha256="",
             tolerance=asdict(tolerance_of(self.settings)),
-            opset=self.settings.opset,
+            opset=self.settings.onnx.opset,
             ir_version=graph.structure.ir_version,
             versions=self._versions,
             **vars(self.lineage),
@@ -319,9 +321,7 @@ class Publisher:
 
 def tolerance_of(settings: Publish) -> Tolerance:
     """Return the settings' tolerances."""
-    return Tolerance(
-        settings.absolute_tolerance, settings.relative_tolerance, settings.tolerances, settings.integer_share
-    )
+    return Tolerance(**vars(settings.tolerance))
 
 
 def golden_archive(

@@ -130,7 +130,7 @@ def config_change(config_path: Path, written_path: Path, wanted: ModelConfig) ->
     if config_differences(written, wanted):
         raise RepositoryError(
             f"{config_path} was edited by hand, and the settings that it came from have changed as well "
-            f"({change}); put the edits under publish.config, or undo one of the two changes"
+            f"({change}); put the edits under publish.model_config.overrides, or undo one of the two changes"
         )
     return change
 
