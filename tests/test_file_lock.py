@@ -13,7 +13,7 @@ from unitrain.file_lock import FileLock, holder, is_locked, locked
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from unitrain.lock import FileLock
+from unitrain.file_lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 if len(sys.argv) > 2 and os.fork() == 0:  # as a data worker is
