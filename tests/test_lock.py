@@ -13,16 +13,16 @@ from unitrain.file_lock import FileLock, holder, is_locked, locked
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from unitrain.lock import FileLock
+from unitrain.file_lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 if len(sys.argv) > 2 and os.fork() == 0:  # as a data worker is
     print(os.getpid(), flush=True)
-    time.sleep(30)
+    time.sleep(120)
 else:
     if len(sys.argv) == 2:
         print("held", flush=True)
-    time.sleep(30)
+    time.sleep(120)
 """
 
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from time_limits import LIMIT_S
+
 from unitrain.serving.triton.distribution import find_triton
 
-READY_WITHIN_S = 60.0
-END_WITHIN_S = 20.0
+READY_WITHIN_S = LIMIT_S
+END_WITHIN_S = LIMIT_S
 
 
 class TritonServer:
@@ -76,7 +78,7 @@ class TritonServer:
         """Of the newest tritonserver."""
         return int([e for e in self.events if e["event"] == "ready"][-1]["triton_pid"])
 
-    def wait_for(self, model: str, version: int, timeout_s: float = 20.0) -> dict[str, Any]:
+    def wait_for(self, model: str, version: int, timeout_s: float = LIMIT_S) -> dict[str, Any]:
         """The newest `loaded` event of a model, once it has that version.
 
         Raises:
@@ -89,7 +91,7 @@ class TritonServer:
     def wait_for_event(
         self,
         kind: str,
-        timeout_s: float = 20.0,
+        timeout_s: float = LIMIT_S,
         accept: Callable[[dict[str, Any]], bool] = lambda _event: True,
         *,
         after: int = 0,

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Callback
+from time_limits import LIMIT_S
 
 import unitrain
 from unitrain.errors import HookError, UsageError
@@ -151,7 +152,7 @@ def test_export_refuses_state_that_the_checkpoint_lacks(settings: Path) -> None:
     exported = subprocess.run(
         [sys.executable, "-m", "unitrain", "export", "--run", str(kept.run_dir)],
         cwd=settings.parent, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert exported.returncode == 0, exported.stderr
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from pytorch_lightning import LightningModule
+from time_limits import LIMIT_S
 from torch import nn
 
 from unitrain.errors import ExportError, PublishRefused
@@ -198,7 +199,9 @@ def test_class_of_the_main_script_is_exported_without_another_process(tmp_path: 
         "export.close()\n"
         "print([o.name for o in graph.structure.graph.output])\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "['y']"), done.stderr
 
 
