@@ -350,6 +350,7 @@ def test_examples_of_the_docstrings_run(server):
     assert runner.failures == 0
 
 
+@pytest.mark.slow
 def test_stream_that_nobody_finishes_keeps_no_program_from_ending(server):
     """Left open in the middle of answers as a script ends; it used to hang in one of three to six."""
     code = (

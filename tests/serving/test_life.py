@@ -15,6 +15,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from asking import Load, answers, ask, group_members, shared_memory_of, stubs
 from onnx_models import publish_broken, publish_model
+from slow_cases import slow_after
 from time_limits import LIMIT_S, wait_until
 from triton_server import TritonServer
 
@@ -266,7 +267,7 @@ def test_a_path_that_a_shell_would_split_and_ascii_cannot_write_is_served(
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("usage", ["serverAuth", "serverAuth,clientAuth"])
+@pytest.mark.parametrize("usage", slow_after(1, ["serverAuth,clientAuth", "serverAuth"]))
 def test_tls_is_spoken_where_the_flags_say_so(usage: str, triton_wheel: Path, tmp_path: Path) -> None:
     """The supervisor finds its way in too, by the certificate's own name; with clientAuth, both show one."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"

@@ -47,6 +47,7 @@ def test_ten_swaps_under_requests_fail_none_and_each_answer_names_its_version(tr
     assert len(load.answered) >= 9
 
 
+@pytest.mark.slow
 def test_versions_in_quick_succession_every_third_broken_end_on_the_newest_good_one(
     triton: TritonServer,
 ) -> None:

@@ -391,6 +391,7 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     assert "config.pbtxt has the output y without any axis" in failed["reason"]
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_served(triton: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the benchmark does by the thousand: graph, external data, golden samples and manifest."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))

@@ -69,6 +69,7 @@ def check_run(project: Path) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_lightnings_launcher_trains_in_two_processes(watched: Path, project: Path) -> None:
     """The average is equal on both, and only the main process writes."""
     done = run("unitrain", "fit", "--config", str(watched), *TWO, cwd=project)
@@ -77,6 +78,7 @@ def test_lightnings_launcher_trains_in_two_processes(watched: Path, project: Pat
     assert done.stderr.count("published points version 1") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_trains_in_two_processes(watched: Path, project: Path) -> None:
     """The processes are started side by side, and agree on one run."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -110,6 +112,7 @@ def test_signal_to_the_main_process_stops_both_and_the_run_resumes(settings: Pat
     assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_repository_that_refuses_ends_both_processes(settings: Path, project: Path) -> None:
     """The other one does not wait for a main process that has given up."""
     (project / "triton_repo").write_text("a file")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from slow_cases import slow_after, slow_except
 from time_limits import LIMIT_S, wait_until
 
 import unitrain
@@ -104,7 +105,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = [
+    "in the middle of an epoch",
+    "at a validation in mid-epoch",
+    "with a scheduler by epoch",
+    "with gradient accumulation",
+    "with torch's own loader and workers",
+]
+"""Cases that `make test` runs."""
+
+
+@pytest.mark.parametrize("case", slow_except(QUICK, CASES))
 def test_interrupted_and_resumed_run_equals_the_uninterrupted(
     case: str, settings: Path, project: Path
 ) -> None:
@@ -133,6 +144,7 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted(
     assert len(record["resumed"]) == 1
 
 
+@pytest.mark.slow
 def test_what_a_hook_at_the_epochs_start_does_to_the_optimizer_is_done_once(
     settings: Path, project: Path
 ) -> None:
@@ -305,7 +317,7 @@ def wait_until_it_trains(project: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+    ("number", "code"), slow_after(1, [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 )
 def test_signal_ends_with_a_checkpoint_and_its_exit_code(
     number: int, code: int, settings: Path, project: Path
