@@ -18,11 +18,11 @@ lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 if len(sys.argv) > 2 and os.fork() == 0:  # as a data worker is
     print(os.getpid(), flush=True)
-    time.sleep(30)
+    time.sleep(120)
 else:
     if len(sys.argv) == 2:
         print("held", flush=True)
-    time.sleep(30)
+    time.sleep(120)
 """
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 from unitrain.cli import main
@@ -15,7 +16,7 @@ from unitrain.cli import main
 def unitrain(project: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "unitrain", *arguments],
-        cwd=project, capture_output=True, text=True, timeout=200, check=False,
+        cwd=project, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

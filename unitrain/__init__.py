@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unitrain.module import UnitrainModule
     from unitrain.training import RunResult, fit, resume
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Client", "ClientIO", "RunResult", "UnitrainModule", "__version__", "fit", "resume"]
 
 _HOMES = {

@@ -2,9 +2,9 @@
 
 import json
 import signal
-import time
 
 import pytest
+from time_limits import wait_until
 
 OWN_IO = '''
 """A source and sink of one's own."""
@@ -109,10 +109,7 @@ def test_own_io_is_finalized_on_ctrl_c(predict, project):
     words = ("linear", "--io", "own.Own", "--io.path", done, "--io.endless", "true", "--json")
 
     def going():
-        deadline = time.monotonic() + 20
-        while not (project / "done.txt.going").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((project / "done.txt.going").exists, "no answer was taken")
 
     ran = predict(*words, cwd=project, interrupt_when=going)
     assert ran.code == 130
@@ -125,10 +122,7 @@ def test_own_io_is_finalized_on_sigterm_and_by_max_errors(predict, project):
     words = ("linear", "--io", "own.Own", "--io.path", done, "--json")
 
     def going():
-        deadline = time.monotonic() + 20
-        while not (project / "done.txt.going").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((project / "done.txt.going").exists, "no answer was taken")
 
     ran = predict(*words, "--io.endless", "true", cwd=project, interrupt_when=going, number=signal.SIGTERM)
     assert ran.code == 143

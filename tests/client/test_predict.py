@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from predict_files import ROWS, read_rows, read_text, write_rows
 from predict_process import run_predict
+from time_limits import LIMIT_S, wait_until
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_standard_input_is_answered_line_by_line(server):
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["y"] == [2 * value] * 3
         process.send_signal(2)
-        assert process.wait(10) == 130
+        assert process.wait(LIMIT_S) == 130
         assert "samples    2 in" in process.stderr.read()
 
 
@@ -101,10 +101,7 @@ def test_count_takes_the_first_and_minus_one_never_ends(predict, tmp_path, rows)
     target = tmp_path / "out.csv"
 
     def going():
-        deadline = time.monotonic() + 20
-        while not target.exists() or target.stat().st_size < 10_000:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: target.exists() and target.stat().st_size >= 10_000, "nothing was written")
 
     ran = predict(
         "linear", "--input", source, "--count", -1, "--output", target, "--json", interrupt_when=going
@@ -254,7 +251,7 @@ def test_closed_pipe_is_quiet(server):
     ) as process:
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(20) == 141
+        assert process.wait(LIMIT_S) == 141
         assert process.stderr.read() == ""
 
 

@@ -12,6 +12,7 @@ import onnx_models
 import pytest
 from predict_files import ROWS, read_rows, read_text, write_rows
 from predict_process import run_predict
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 from unitrain.errors import ClientError
@@ -115,7 +116,7 @@ def test_server_and_model_are_waited_for(tmp_path, triton_wheel):
             assert "waiting for the model" in process.stderr.readline()
             server.start()
             onnx_models.publish_model(server.repository)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=LIMIT_S)
         finally:
             process.kill()
             server.stop()

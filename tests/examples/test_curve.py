@@ -102,7 +102,6 @@ def test_client_without_answers_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_curve_follows_the_true_one(terminal: Terminal) -> None:
     """README's commands, trained in full: an RMSE of 0.25 at most, as it says, and a plot."""
     terminal.read(ROOT / "examples" / "curve_fitting" / "README.md", "")

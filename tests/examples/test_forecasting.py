@@ -159,7 +159,6 @@ def test_exponential_smoothing_is_that_of_statsmodels(series: Series) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_forecasts_are_better_than_a_year_before(terminal: Terminal) -> None:
     """README's commands, a quarter of the training: better than last year's values and their rise (0.898)."""
     terminal.read(README, "--trainer.max_epochs 10")

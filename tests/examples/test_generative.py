@@ -173,7 +173,6 @@ def test_client_asks_for_both_ways_at_once_and_draws(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_digits_are_rebuilt_better_than_by_pca(terminal: Terminal) -> None:
     """README's commands, a short training: more of held-out digits is explained than by PCA of the same size (0.78)."""
     terminal.read(README, "--trainer.max_epochs 14 --model.init_args.lr 0.002")

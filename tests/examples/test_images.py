@@ -154,7 +154,6 @@ def test_client_measures_accuracy_and_calibration(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_digits_are_right_labelled_and_pictured(terminal: Terminal) -> None:
     """README's commands and the same on MNIST, trained for a short time."""
     terminal.read(EXAMPLE / "README.md", "--trainer.max_epochs 12", "--trainer.max_epochs 3")

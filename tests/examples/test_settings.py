@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from time_limits import LIMIT_S
 
 from unitrain.class_paths import import_class, project_root
 
@@ -53,4 +54,4 @@ def test_client_runs_where_there_is_no_torch(path: Path) -> None:
         return  # the generic client, which has a test of its own
     module = client["class_path"].rpartition(".")[0]
     code = f"import sys; sys.modules.update(torch=None, pytorch_lightning=None); import {module}"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=LIMIT_S)

@@ -184,7 +184,6 @@ def test_references_cover_what_they_say() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_bands_cover_and_grow_outside_and_repeat(terminal: Terminal) -> None:
     """README's commands, a short training: 90 % bands hold 85 to 99 %, grow outside, and a seed is one function."""
     terminal.read(README, "--trainer.max_epochs 50 --model.init_args.rate 0.02")

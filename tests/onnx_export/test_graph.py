@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from slow_cases import slow_except
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,7 +24,18 @@ EXPORTED_ANEW = {"spectral layer with complex weights"}
 """Architectures for which swapping weights is not right, so that each version is exported anew."""
 
 
-@pytest.mark.parametrize("name", ZOO)
+QUICK = [
+    "mlp",
+    "residual conv with batch norm",
+    "u-net with interpolation",
+    "several inputs, bool, named tuple",
+    "transformer with a buffer that is not saved",
+    "gru",
+]
+"""Architectures that `make test` exports."""
+
+
+@pytest.mark.parametrize("name", slow_except(QUICK, ZOO))
 def test_graph_with_swapped_weights_answers_as_torch_at_any_batch_size(name: str) -> None:
     """Weights that the template never saw, at batch sizes that it never saw."""
     build, sample = ZOO[name]

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from pytorch_lightning import LightningModule
+from time_limits import LIMIT_S
 from torch import nn
 
 from unitrain.errors import ExportError, PublishRefused
@@ -162,6 +163,7 @@ def test_full_exports_run_in_one_process_that_is_kept(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attribute_that_the_training_changes_is_in_the_next_version(tmp_path: Path) -> None:
     """A graph has it as a constant, which swapping weights leaves as it was: the graph is exported anew."""
     module = Net()
@@ -182,6 +184,7 @@ def test_attribute_that_the_training_changes_is_in_the_next_version(tmp_path: Pa
     np.testing.assert_allclose(third, 4 * first, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_class_of_the_main_script_is_exported_without_another_process(tmp_path: Path) -> None:
     """The other process has another main script: it says that it can't read the class, and this one exports."""
     script = tmp_path / "script.py"
@@ -198,7 +201,9 @@ def test_class_of_the_main_script_is_exported_without_another_process(tmp_path: 
         "export.close()\n"
         "print([o.name for o in graph.structure.graph.output])\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "['y']"), done.stderr
 
 
@@ -212,6 +217,7 @@ def test_export_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     export.close()
 
 
+@pytest.mark.slow
 def test_export_process_that_nobody_closed_ends_with_its_owner() -> None:
     """It leaves neither a process nor a warning of one: warnings are errors here."""
     export = ExportProcess()

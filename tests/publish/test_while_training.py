@@ -90,6 +90,7 @@ def test_what_can_not_be_exported_is_one_sentence(run: Path, capsys: pytest.Capt
     assert "there is no run `nothing`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_edited_configuration_is_kept_and_a_conflict_refused_before_the_first_epoch(
     settings: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_versions import SIGNATURE, config_of
+from time_limits import LIMIT_S
 
 from unitrain.cli import main
 from unitrain.repository import Repository
@@ -150,5 +151,5 @@ def test_what_can_not_be_done_is_one_sentence(
 def test_models_needs_no_torch(published: Path) -> None:
     """It works where torch can't be imported."""
     command = [sys.executable, "-c", WITHOUT_TORCH, "models", "--model-repository", published]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert answer.stdout.count("codes") == 2

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import small_versions
 from small_versions import SIGNATURE, config_of, fill
+from time_limits import LIMIT_S
 
 from unitrain.errors import PublishRefused, RepositoryError, UsageError
 from unitrain.file_lock import FileLock
@@ -330,7 +331,7 @@ def test_root_beside_which_nothing_can_be_made_is_staged_within() -> None:
         Path(disk).chmod(0o555)
         try:
             command = [sys.executable, "-c", code, str(root)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         finally:
             Path(disk).chmod(0o755)
         assert done.stdout.strip() == str(root / ".unitrain-staging"), done.stderr

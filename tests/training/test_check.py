@@ -132,6 +132,7 @@ def test_fault_of_the_persons_code_is_told_with_its_line(settings: Path, project
     assert found == {"training": f"KeyError at {source}:{line}: 'nothing'"}
 
 
+@pytest.mark.slow
 def test_served_model_with_another_signature_is_found(settings: Path, project: Path) -> None:
     """Clients of the one that is served would break; a run's own settings file is in order."""
     run = unitrain.fit(settings, {"trainer.max_epochs": 1, "embeddings": None, "client_io": None}, quiet=True)
