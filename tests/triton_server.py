@@ -14,6 +14,7 @@ class TritonServer(Server):
 
     def __init__(self, repository: Path, *, log: Path, options: tuple[str, ...] = ()) -> None:
         super().__init__(repository, log_file=log, options=options)
+        self.log = log
 
     def stop_by(self, number: signal.Signals) -> int | None:
         """End it by a signal and return its exit code."""
