@@ -24,7 +24,9 @@ from unitrain.class_paths import project_root
 from unitrain.errors import RunError, SettingsError, UnitrainError, UsageError
 from unitrain.repository import check_model_name
 from unitrain.runs import RunFolder, check_experiment, find_run
-from unitrain.training.callbacks.defaults import compose
+from unitrain.training.callbacks.base import RunContext
+from unitrain.training.callbacks.defaults import default_callbacks
+from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.publishing import Publishing
 from unitrain.training.callbacks.run_record import RunRecord, UnloggedMetricError
 from unitrain.training.callbacks.step_seeding import ValidationSeeding
@@ -249,16 +251,15 @@ class Fit:
             run.update(init_from={"checkpoint": str(start), "weights": self.start_from[1]})
         theirs = arguments.pop("callbacks", None) or []
         theirs = [*(theirs if isinstance(theirs, Sequence) else [theirs]), *self.callbacks]
-        stack = compose(
-            cli.section,
-            theirs,
-            arguments,
+        context = RunContext(
             run=run,
             root=self.root,
-            model_name=model_name,
             lineage=lineage_of(run, resolved),
+            monitor=cli.section("monitor"),
+            ema=EMA(**vars(cli.section("ema"))) if cli.section("ema") else None,
             console=self.console,
         )
+        stack = default_callbacks(context, cli.section, arguments, theirs, model_name=model_name)
         self.record, self.publishing = stack.record, stack.publishing
         arguments["callbacks"] = stack.callbacks
         logged = self.resume_point.logged_step if self.resume_point else None

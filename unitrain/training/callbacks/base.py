@@ -1,12 +1,39 @@
-"""Shared parts of the callbacks: a background writer, and a schedule by validations."""
+"""Shared parts of the callbacks: the run's context, a background writer, a schedule by validations."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from unitrain.publish import Lineage
+from unitrain.runs import RunFolder
+from unitrain.settings import Monitor
+from unitrain.training.callbacks.ema import EMA
 from unitrain.training.console import Console
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Objects that the callbacks of one training share.
+
+    Attributes:
+        run: run folder, owned by this process.
+        root: project root; relative paths of the settings start here.
+        lineage: origin of the published versions: run, settings, sources and git commit.
+        monitor: metric that decides on the best checkpoint, early stopping and publishing.
+        ema: callback that averages the weights; None if `ema: null`.
+        console: log for the user.
+    """
+
+    run: RunFolder
+    root: Path
+    lineage: Lineage
+    monitor: Monitor
+    ema: EMA | None
+    console: Console
 
 
 class BackgroundWriter:
