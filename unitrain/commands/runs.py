@@ -7,8 +7,8 @@ from typing import Any
 from unitrain.commands._parser import ArgumentParser, add_experiments_dir, parse
 from unitrain.errors import UsageError
 
-_COLUMNS = ("experiment", "run", "status", "started", "duration", "epoch/step", "best metric", "published")
-_RIGHT = ("duration", "epoch/step")
+_COLUMNS = ("experiment", "run", "status", "started", "duration", "epochs/steps", "best metric", "published")
+_RIGHT = ("duration", "epochs/steps")
 _MANY = 6
 
 
@@ -79,7 +79,8 @@ def _show(text: str, experiments_dir: Path, *, as_json: bool) -> int:
         ("duration", text_of_duration(run.duration_s)),
     ]
     hidden = ("format", "status")
-    print_fields(fields + flat_fields({key: value for key, value in run.record.items() if key not in hidden}))
+    recorded = flat_fields({key: value for key, value in run.record.items() if key not in hidden})
+    print_fields(fields + [(name, _from_one(name, value)) for name, value in recorded])
     return 0
 
 
@@ -132,6 +133,12 @@ def _row(run: Any) -> list[str]:
         f"{best.get('metric')} {text_of(best.get('value'))}" if best else NOTHING,
         ", ".join(versions) or NOTHING,
     ]
+
+
+def _from_one(name: str, value: Any) -> Any:
+    """Count epochs from 1; `epoch` and `resumed[i].epoch` are numbers of complete epochs and stay unchanged."""
+    is_index = name.endswith(".epoch") and not name.startswith("resumed")
+    return value + 1 if is_index and isinstance(value, int) else value
 
 
 def _as_json(run: Any) -> dict[str, Any]:

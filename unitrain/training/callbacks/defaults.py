@@ -90,7 +90,11 @@ def default_callbacks(
         )
         ours.append(publishing)
     if stopping:
-        kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
+        kept: dict[str, Any] = {
+            "monitor": monitor.metric,
+            "mode": monitor.mode,
+            "check_on_train_epoch_end": False,
+        }
         ours.append(ResumableEarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
     ours += _progress_bar(users, trainer_args, console, monitor.metric)
     if ema:
