@@ -20,17 +20,15 @@ from torch import Tensor
 from unitrain.module import UnitrainModule
 from unitrain.onnx_export.served_graph import ServedGraph, eval_copy
 from unitrain.onnx_export.weights import weights_of
-from unitrain.runs import RunFolder
-from unitrain.settings import Monitor, Summaries
+from unitrain.settings import Summaries
 from unitrain.training.callbacks.base import (
     BackgroundWriter,
     EveryNValidations,
+    RunContext,
     batches_that_stepped,
     logged_step,
 )
-from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.run_record import improves
-from unitrain.training.console import Console
 from unitrain.training.validation_batches import evaluating, first_batch, observe, sample_inputs
 
 _OMITTED_KEYS = ("client", "links", "experiments_dir")
@@ -115,22 +113,17 @@ class TensorBoardSummaries(EveryNValidations):
 
     Args:
         settings: section `summaries` of the settings.
-        run: run folder.
-        monitor: monitored metric, whose best value is shown.
-        ema: callback that averages the weights; None if the raw ones are used.
-        console: prints warnings.
+        context: run folder, monitored metric, EMA and console.
     """
 
-    def __init__(
-        self, settings: Summaries, *, run: RunFolder, monitor: Monitor, ema: EMA | None, console: Console
-    ) -> None:
+    def __init__(self, settings: Summaries, context: RunContext) -> None:
         super().__init__(settings.histograms_every_n_validations)
         self.settings = settings
-        self._run = run
-        self._monitor = monitor
-        self._ema = ema
-        self._console = console
-        self._background = BackgroundWriter("summaries", console)
+        self._run = context.run
+        self._monitor = context.monitor
+        self._ema = context.ema
+        self._console = context.console
+        self._background = BackgroundWriter("summaries", context.console)
         self._summaries: Mapping[str, Any] | None = None
         self._best: float | None = None
 
