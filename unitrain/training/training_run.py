@@ -171,9 +171,9 @@ class Fit:
         self._close(status, reason)
         say_profile(trainer.profiler, self.console)  # type: ignore[attr-defined]
         self.console.say(f"{status}: {reason}; {self.folder.path}")
-        last_word = self.publishing.last_word() if self.publishing and not process_rank() else None
-        if last_word is not None:
-            self.console.say(last_word)
+        closing_line = self.publishing.summary() if self.publishing and not process_rank() else None
+        if closing_line is not None:
+            self.console.say(closing_line)
 
     @property
     def folder(self) -> RunFolder:
@@ -272,7 +272,7 @@ class Fit:
         loop = install_loops(
             trainer, seed, stops_again=not (self.resume_point and self.resume_point.finished)
         )
-        trainer.callbacks.insert(0, ValidationSeeding(loop.clock))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, ValidationSeeding(loop.seeder))  # type: ignore[attr-defined]
         return trainer
 
     @contextlib.contextmanager

@@ -21,7 +21,7 @@ from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.callbacks.base import has_validation
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.run_record import check_lazy, never_logged
 from unitrain.training.logged_metrics import LoggedNames
 from unitrain.training.parsing.settings_parser import SettingsCLI
@@ -65,7 +65,7 @@ def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment
             little |= {"barebones": False, "profiler": None}
             # Whether several processes agree is not what one batch can show.
             little |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapes()]
+            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapeCheck()]
             return Trainer(**arguments | little | {"callbacks": callbacks})
 
         with warnings.catch_warnings():
@@ -174,7 +174,7 @@ def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses
     if metric not in losses:
         if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:
             return f"{metric} is not logged, and nothing needs it"
-        if not LoggedNames.of(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
+        if not LoggedNames.from_source(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
             raise never_logged(metric, module, losses)
         return f"{metric} is named in the code, but not logged by the first validation"
     return f"{metric} is logged"
