@@ -25,6 +25,13 @@ class UnitrainError(Exception):
 
     Attributes:
         exit_code: exit code of the command.
+
+    Example:
+        >>> try:
+        ...     load_run("no such run")
+        ... except UnitrainError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        RunError 1
     """
 
     exit_code: ClassVar[int] = 1
