@@ -16,6 +16,7 @@ from unitrain.client.metadata import MAX_PAYLOAD_BYTES, ModelInfo, wire_dims
 from unitrain.client.streaming.batcher import join_rows
 from unitrain.client.streaming.requests import Request, StreamOptions
 from unitrain.errors import ClientError, DataError, RequestError
+from unitrain.grpc_channel import pack_strings, unpack_strings
 from unitrain.signature import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _to_raw(array: Array) -> memoryview:
     if array.dtype != object:
         # As bytes: memory views lack some dtypes (float16, bool).
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return memoryview(b"".join(len(value).to_bytes(4, "little") + value for value in array.ravel().tolist()))
+    return memoryview(pack_strings(array.ravel().tolist()))
 
 
 def _tag(field: int) -> bytes:
@@ -344,13 +345,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 def _from_length_prefixed(raw: bytes) -> Array:
     """Return Triton's strings, each after its length in 4 bytes, as an array of bytes objects."""
-    values, position = [], 0
-    while position < len(raw):
-        end = position + 4 + int.from_bytes(raw[position : position + 4], "little")
-        if end > len(raw):
-            raise ValueError("its strings are cut off")
-        values.append(raw[position + 4 : end])
-        position = end
+    values = unpack_strings(raw)
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
