@@ -73,7 +73,7 @@ def export_run(
         repository=Repository(root),
         model=model or settings.model or run.experiment,
         # An explicit export publishes even a worse version.
-        settings=replace(settings, policy="every", require_improvement=None),
+        settings=replace(settings, policy="every"),
         lineage=lineage_of(
             run, run.settings_path.read_bytes().decode(), sources_changed=bool(restored.changed_sources)
         ),

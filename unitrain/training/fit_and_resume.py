@@ -12,6 +12,7 @@ from unitrain.errors import SettingsError
 from unitrain.runs import list_runs, read_summary
 from unitrain.training.checkpoint import existing_checkpoint
 from unitrain.training.console import Console, process_rank
+from unitrain.training.parsing.settings_file import with_new_names
 from unitrain.training.parsing.settings_parser import absolute, as_flags, plain, read_settings
 from unitrain.training.resuming.resume_point import ResumePoint, find_resume_point, newest_point
 from unitrain.training.training_run import Fit, RunResult
@@ -56,7 +57,11 @@ def fit(
             print(result.best, result.published)
     """
     path = None if isinstance(settings, Mapping) else Path(settings)
-    raw = plain(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
+    raw = (
+        with_new_names(plain(settings), "settings")
+        if isinstance(settings, Mapping)
+        else read_settings(Path(settings))
+    )
     start = None if init_from is None else (str(init_from), init_weights)
     flags = as_flags(overrides or {})
     if resume == "auto":

@@ -13,8 +13,10 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from unitrain.errors import RunError, UnitrainError
 from unitrain.runs import RunFolder
 from unitrain.training.parsing.settings_errors import explained, own_error
+from unitrain.training.parsing.settings_file import config_word
 from unitrain.training.parsing.settings_parser import (
     SettingsCLI,
+    absolute,
     check_classes,
     known_settings,
     read_settings,
@@ -66,13 +68,16 @@ def restore_run(run_dir: Path, overrides: Sequence[str] = (), *, trust: bool = F
         )
     root = trusted_root(run.path, run.record(), trust=trust)
     raw = read_settings(run.settings_path)
+    overrides = [word for pair in absolute(overrides) for word in pair]
     check_classes(raw, overrides, root)
     with warnings.catch_warnings():
         # The run has printed them already.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            cli = SettingsCLI(["--config", str(run.settings_path), *overrides], raw, _bare_trainer)
+            cli = SettingsCLI(
+                ["--config", config_word(run.settings_path, raw), *overrides], raw, _bare_trainer
+            )
         except UnitrainError:
             raise
         except Exception as error:

@@ -220,11 +220,6 @@ class Fit:
             model_name = check_model_name(publish.model or experiment) if publish else ""
         except UsageError as error:
             raise SettingsError(f"publish.model: {error}") from error
-        if publish and publish.require_improvement is not None and not self.resume_point:
-            self.console.warn(
-                "publish.require_improvement is deprecated: true is publish.policy: best, which is the default, and false "
-                "has no effect; write publish.policy: best or every"
-            )
         resolved = cli.resolved()
         experiments_dir = self.root / cli.config.experiments_dir
         start = self._checkpoint_to_start_from(

@@ -39,7 +39,7 @@ class Publishing(EveryNValidations):
     the current weights are published.
 
     Errors that can be found before the first epoch end the training. Later failures are reported, and the
-    training continues, unless `publish.strict` is set.
+    training continues, unless `publish.fail_on_error` is set.
 
     Args:
         settings: section `publish` of the settings.
@@ -384,7 +384,7 @@ class Publishing(EveryNValidations):
             self._console.say(text)
 
     def _raise_if_strict(self) -> None:
-        if self.settings.strict and self._log.failure is not None:
+        if self.settings.fail_on_error and self._log.failure is not None:
             failure, self._log.failure = self._log.failure, None
             raise failure
 

@@ -33,7 +33,7 @@ from unitrain.training.callbacks.run_record import improves
 from unitrain.training.console import Console
 from unitrain.training.validation_batches import evaluating, first_batch, observe, sample_inputs
 
-_LEFT_OUT = ("client", "links", "experiments_dir")  # they have no part in what a training comes to
+_LEFT_OUT = ("client_io", "links", "experiments_dir")  # they have no part in what a training comes to
 _LONGEST = 200
 
 
