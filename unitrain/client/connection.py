@@ -212,15 +212,15 @@ def check_url(url: str) -> str:
 
 def request_error(error: Any, url: str) -> ClientError:
     """Return the `ClientError` for a gRPC error."""
-    status, words = error_text(error)
-    words = words[:MAX_QUOTED_CHARS]
+    status, details = error_text(error)
+    details = details[:MAX_QUOTED_CHARS]
     if status == "UNAVAILABLE":
         return ClientError(
-            f"{url}: no server answers ({words}); start one with `python -m unitrain serve` or name it with --url"
+            f"{url}: no server answers ({details}); start one with `python -m unitrain serve` or name it with --url"
         )
     if status == "DEADLINE_EXCEEDED":
         return RequestError(f"{url}: the server did not answer in time", kind="deadline")
-    return RequestError(f"{url}: {words} ({status})")
+    return RequestError(f"{url}: {details} ({status})")
 
 
 def is_local(url: str) -> bool:

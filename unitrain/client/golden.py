@@ -50,7 +50,7 @@ class GoldenIO(ClientIO):
         if golden is None:
             raise DataError(
                 f"{version_dir / GOLDEN_NAME}: can't be read: there is no such file; publish with "
-                "publish.golden above 0"
+                "publish.golden.samples above 0"
             )
         inputs, self._expected = golden
         samples = array_rows(inputs, model, f"golden samples of {model.name} version {version_dir.name}")

@@ -42,8 +42,13 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "models",
         "List the versions in a model repository; show, compare, verify, repeat, promote or remove some.",
-        usage="python -m unitrain models [[show] NAME [VERSION] | diff NAME A B | verify [NAME [VERSION]] | "
-        "rollback NAME VERSION | promote NAME --run RUN | prune [NAME]] [options]",
+        usage="%(prog)s [options]\n"
+        "       %(prog)s [show] NAME [VERSION] [options]\n"
+        "       %(prog)s diff NAME VERSION VERSION [options]\n"
+        "       %(prog)s verify [NAME [VERSION]] [options]\n"
+        "       %(prog)s rollback NAME VERSION [options]\n"
+        "       %(prog)s promote NAME --run RUN [options]\n"
+        "       %(prog)s prune [NAME] [options]",
     )
     parser.add_argument(
         "words",

@@ -211,7 +211,7 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
     if options.config is None:
         return options.io, {}, project_root(Path.cwd())
     path = options.config
-    name, section = _client_section(path)
+    section = _client_section(path)
     if options.io is None and not (isinstance(section, dict) and isinstance(section.get("class_path"), str)):
         raise SettingsError(
             f"{path}: expected a section `client_io: {{class_path: …, init_args: {{…}}}}`, got {section!r}"
@@ -220,12 +220,12 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
     same_class = options.io in (None, section.get("class_path"))
     arguments = (section.get("init_args") or {}) if same_class else {}
     if not isinstance(arguments, dict):
-        raise SettingsError(f"{path}: {name}.init_args must be a mapping, got {arguments!r}")
+        raise SettingsError(f"{path}: client_io.init_args must be a mapping, got {arguments!r}")
     return options.io or section["class_path"], arguments, project_root(path.parent)
 
 
-def _client_section(path: Path) -> tuple[str, Any]:
-    """Return name and content of a settings file's section `client_io`, which was `client` before."""
+def _client_section(path: Path) -> Any:
+    """Return a settings file's section `client_io`; None if it has none."""
     import yaml
 
     from unitrain.settings_renames import deprecation_line, rename_settings
@@ -238,8 +238,8 @@ def _client_section(path: Path) -> tuple[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        return "client_io", None
+        return None
     settings, found = rename_settings(settings)
     if found.get("client"):
         note(deprecation_line(str(path), {"client": found["client"]}))
-    return "client_io", settings.get("client_io")
+    return settings.get("client_io")

@@ -87,7 +87,7 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
         settings = yaml.safe_load(read_regular(path, _MAX_SETTINGS_BYTES).decode("utf-8")) or {}
         _check_size(settings)
         if not isinstance(settings, dict):
-            raise ValueError("it is no mapping of sections")
+            raise ValueError("it is no mapping of sections")  # noqa: TRY004, TRY301
         return rename_settings(settings)[0]
     except (OSError, ValueError, SettingsError, yaml.YAMLError) as error:
         raise RunError(f"{path} can't be read: {' '.join(str(error).split())}") from error
