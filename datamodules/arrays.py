@@ -28,10 +28,10 @@ class InMemory(LightningDataModule):
         validation: the same for validation; None: a share of `train`.
         test: the same for the test; None: there is none.
         names: arrays that are used, in the batches' order; empty: all.
-        validation_share: of the training rows, in (0, 1), where there are no validation arrays.
+        validation_share: share of the training rows, in (0, 1), where there are no validation arrays.
         batch_size: rows a training batch.
-        drop_last: leave out a last training batch that is not full.
-        seed: of the choice of validation rows.
+        drop_last: skip the last training batch if it is not full.
+        seed: seed of the choice of validation rows.
 
     Raises:
         DataError: a file can't be read, an array is missing, holds objects, or differs in length; a part has no
@@ -87,7 +87,7 @@ class InMemory(LightningDataModule):
         return ArrayLoader(self.validation, batch_size=max(256, self.batch_size))
 
     def test_dataloader(self) -> ArrayLoader | list[ArrayLoader]:
-        # An empty list says that there is nothing to test on.
+        # An empty list means that there is no test.
         return [] if self.test is None else ArrayLoader(self.test, batch_size=max(256, self.batch_size))
 
 

@@ -21,20 +21,20 @@ from unitrain.datamodules.csv_files import Rows, read_header, read_rows
 from unitrain.errors import DataError
 
 FORMAT = 1
-"""Of the cached files; another number makes every file be read anew."""
+"""Of the cached files; another number makes every file be read again."""
 _AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of the files are, and how they are written.
+    """Columns of the files and their format.
 
     Attributes:
         timestamp: the column with the times, which must increase.
         channels: the columns that are the signal; empty: all with a name that are neither times nor labels.
-        labels: columns that say what was going on, such as a class; any text.
+        labels: columns with labels such as a class, as text.
         delimiter: between cells.
-        timestamp_format: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
+        timestamp_format: format of `datetime.strptime`, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
             seconds since 1970.
     """
 
@@ -55,12 +55,12 @@ class Recording:
     """One file's numbers, memory-mapped.
 
     Attributes:
-        path: of the CSV file.
+        path: path of the CSV file.
         channels: their names.
         values: float32 [row, channel]; NaN where a value is missing.
         times_us: int64 [row], microseconds since 1970, UTC.
-        labels: by column int32 [row], places in `label_names`.
-        label_names: by column the texts that occur.
+        labels: int32 [row] by column, indices into `label_names`.
+        label_names: texts that occur, by column.
     """
 
     path: Path

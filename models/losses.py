@@ -34,7 +34,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
     Args:
         logits: float [batch, class, ...].
         target: int64 [batch, ...], each a class.
-        gamma: of the weight (1 - p)^gamma of a pixel whose true class is given the probability p.
+        gamma: exponent of the weight (1 - p)^gamma of a pixel whose true class is given the probability p.
     """
     cross_entropy = nn.functional.cross_entropy(logits, target, reduction="none")
     return ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()

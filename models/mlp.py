@@ -27,10 +27,10 @@ class MLP(UnitrainModule):
     `features` and `target`, float32 [batch, n_targets].
 
     Args:
-        feature_means: of each feature over the training rows; its length is the number of features.
-        feature_stds: the standard deviations, likewise, above 0.
-        target_means: of each target; its length is the number of targets.
-        target_stds: the standard deviations, likewise, above 0.
+        feature_means: mean of each feature over the training rows; its length is the number of features.
+        feature_stds: standard deviation of each feature, above 0.
+        target_means: mean of each target; its length is the number of targets.
+        target_stds: standard deviation of each target, above 0.
         hidden: units of the hidden layers, first to last; none: a linear regression.
         activation: after each hidden layer.
         dropout: share of a hidden layer's units left out in each training step, in [0, 1).
@@ -120,9 +120,9 @@ class MLPClassifier(UnitrainModule):
     [batch], a place in `class_names`.
 
     Args:
-        feature_means: of each feature over the training rows; its length is the number of features.
-        feature_stds: the standard deviations, likewise, above 0.
-        class_names: of the classes in order, two at least.
+        feature_means: mean of each feature over the training rows; its length is the number of features.
+        feature_stds: standard deviation of each feature, above 0.
+        class_names: names of the classes in order, two or more.
         hidden: units of the hidden layers, first to last; none: a logistic regression.
         activation: after each hidden layer.
         dropout: share of a hidden layer's units left out in each training step, in [0, 1).

@@ -31,14 +31,14 @@ class UNet(UnitrainModule):
     A batch is a mapping of `image` and `mask`, integers [batch, (depth,) height, width].
 
     Args:
-        class_names: of the classes in order; the first one is the background.
+        class_names: names of the classes in order; the first one is the background.
         dimensions: 2 for images, 3 for volumes.
-        n_channels: of an image.
-        channel_means: of each channel over the training images, in grey levels.
-        channel_stds: the standard deviations, likewise.
+        n_channels: number of channels of an image.
+        channel_means: mean of each channel over the training images, in grey levels.
+        channel_stds: standard deviation of each channel.
         width: channels after the first convolution; each level below has twice as many.
-        depth: how often the size is halved.
-        losses: weights by name, of `unitrain.models.losses.LOSSES`.
+        depth: number of times the size is halved.
+        losses: weights of the losses, by their names in `unitrain.models.losses.LOSSES`.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 
@@ -98,7 +98,7 @@ class UNet(UnitrainModule):
 
     @property
     def margin(self) -> int:
-        """How far away a pixel can be, at most, to have a part in another one's class; in pixels."""
+        """Maximum distance of two pixels of which one affects the other's class, in pixels."""
         depth = int(self.hparams["depth"])
         # Two convolutions a block reach 2 pixels of their level; halving and doubling reach 1 of the level above.
         levels = [2 * (2 << level) for level in range(depth)] + [2 << depth]

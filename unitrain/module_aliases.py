@@ -10,12 +10,13 @@ is `unitrain.models.unet.UNet`. A project's own `models/` folder is not affected
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 NAMES = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
 """Packages of `lightning` → the same packages under their own names."""
@@ -126,6 +127,21 @@ def canonical_name(name: str) -> str:
         if name == former or name.startswith(f"{former}."):
             return moved + name[len(former) :]
     return f"unitrain.{name}" if name.partition(".")[0] in LIBRARY else name
+
+
+def with_canonical_names(settings: Any) -> Any:
+    """Return settings whose class paths have the canonical name wherever the loaded module has an alias."""
+    if isinstance(settings, list):
+        return [with_canonical_names(item) for item in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    found = {key: with_canonical_names(value) for key, value in settings.items()}
+    class_path = found.get("class_path")
+    if isinstance(class_path, str) and class_path.partition(".")[0] in LIBRARY:
+        module, _, name = class_path.rpartition(".")
+        loaded = sys.modules.get(module)
+        found["class_path"] = f"{loaded.__name__}.{name}" if loaded else class_path
+    return found
 
 
 def former_name(name: str) -> str:

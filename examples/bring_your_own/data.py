@@ -16,7 +16,7 @@ class Diabetes(LightningDataModule):
 
     Args:
         batch_size: patients a training batch.
-        seed: of the split into 266 patients for training, 88 for validation and 88 held out.
+        seed: seed of the split into 266 patients for training, 88 for validation and 88 held out.
     """
 
     def __init__(self, batch_size: int = 32, seed: int = 0) -> None:
@@ -26,12 +26,12 @@ class Diabetes(LightningDataModule):
 
     @property
     def feature_means(self) -> list[float]:
-        """Of the training patients, one a feature."""
+        """Mean of each feature over the training patients."""
         return [float(value) for value in self.parts.train.features.mean(0)]
 
     @property
     def feature_stds(self) -> list[float]:
-        """The standard deviations, likewise."""
+        """Standard deviation of each feature over the training patients."""
         return [float(value) for value in self.parts.train.features.std(0)]
 
     @property

@@ -32,10 +32,10 @@ def load_diabetes_parts(seed: int = 0) -> Parts:
     """266 of the 442 patients for training, 88 for validation, 88 held out, by chance.
 
     Args:
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, whose package the data lies in, is not installed.
+        ModuleNotFoundError: scikit-learn, whose package contains the data, is not installed.
     """
     from sklearn.datasets import load_diabetes
 

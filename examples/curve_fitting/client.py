@@ -1,4 +1,4 @@
-"""The served curve asked on a grid, compared with the truth, and drawn."""
+"""Query the served curve on a grid, compare it with the truth, and draw it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +13,16 @@ TARGET_RMSE = 0.25
 
 
 class CurveIO(ClientIO):
-    """Asks for y on a grid of x, prints the error to the true curve, and writes a plot.
+    """Queries y on a grid of x, prints the error to the true curve, and writes a plot.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
         x_min: the grid's first point.
         x_max: the grid's last point.
         n_points: points of the grid.
         plot: the picture's path, relative to the working folder; empty: none.
         n_data: points of the data that the plot shows.
-        data_seed: of those points; the data module's `seed`, for the ones that were trained on.
+        data_seed: seed of those points; the data module's `seed` gives the training points.
 
     Attributes:
         rmse: root mean square error of the answers to the true curve, in y's unit; NaN before any answer.

@@ -12,10 +12,10 @@ from unitrain.client import ClientIO, ModelInfo
 
 
 class ForecastIO(ClientIO):
-    """Asks for forecasts from every fourth week of the held-out years, prints their errors and draws some.
+    """Queries forecasts from every fourth week of the held-out years, prints their errors and draws some.
 
     Args:
-        model: what the server says of the model; its signature says how long past and horizon are.
+        model: description of the served model; its signature has the lengths of past and horizon.
         plot: the picture's path, relative to the working folder; empty: none.
 
     Attributes:

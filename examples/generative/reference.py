@@ -30,7 +30,7 @@ def mixture_samples(images: Floats, n_samples: int, *, components: int, seed: in
         images: [image, ...].
         n_samples: digits to draw.
         components: normal distributions in the mixture, of any covariance.
-        seed: of fit and draw.
+        seed: seed of fit and draw.
     """
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture

@@ -10,10 +10,10 @@ from unitrain.client import ClientIO, ModelInfo
 
 
 class CarsIO(ClientIO):
-    """Asks for the consumption of the cars that no training and no search has seen, and prints the error.
+    """Queries the consumption of the cars that no training and no search has seen, and prints the error.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
 
     Attributes:
         rmse: root mean square error of the answers, in miles a gallon; NaN before any answer.

@@ -1,4 +1,4 @@
-"""What the commands of both drivers have in common."""
+"""Options and output that the commands of both drivers share."""
 
 import argparse
 import subprocess

@@ -72,9 +72,9 @@ def search(objective: Objective, space: Mapping[str, Any], path: Path, *, total:
     Args:
         objective: says what to train.
         space: hyperopt's expressions by the settings' dotted names.
-        path: of the search's file.
+        path: path of the search's file.
         total: trials, the earlier ones included.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         SettingsError: the file holds something else than hyperopt's trials.

@@ -55,7 +55,7 @@ class SharedStudy:
 
     Attributes:
         study: Optuna's.
-        path: of the journal file.
+        path: path of the journal file.
         worker: this process's name, which its trials carry.
     """
 
@@ -70,12 +70,12 @@ class SharedStudy:
         """The study of a journal file, made where there is none.
 
         Args:
-            path: of the file.
+            path: path of the file.
             mode: min or max.
-            pruner: which ends hopeless trials.
-            epochs: of a whole trial.
-            seed: of the sampler; each worker and each resumption draws other numbers.
-            index: of this worker among those of one command.
+            pruner: pruner that ends unpromising trials.
+            epochs: epochs of a complete trial.
+            seed: seed of the sampler; each worker and each resumption draws other numbers.
+            index: number of this worker among those of one command.
 
         Raises:
             SettingsError: the file holds a study of another direction, or can't be read.
@@ -153,7 +153,7 @@ class SharedStudy:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of those that were asked for: it ended by itself, and if badly, it says why."""
+    """Return whether a trial is one of those that were asked for: it ended by itself, and if badly, it says why."""
     return trial.state in ENDED or (trial.state is TrialState.FAIL and "failure" in trial.user_attrs)
 
 

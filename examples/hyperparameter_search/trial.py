@@ -17,12 +17,12 @@ QUIET = {"publish": None, "embeddings": None, "summaries": None}
 
 @dataclass(frozen=True)
 class Objective:
-    """What is searched for, by a settings file.
+    """Objective of a search by a settings file.
 
     Attributes:
         config: the settings file.
         settings: its content.
-        metric: that is monitored.
+        metric: monitored metric.
         mode: min or max.
         overrides: settings that hold for every trial, by dotted name.
     """
@@ -58,7 +58,7 @@ class Objective:
 
     @property
     def search_dir(self) -> Path:
-        """Where a search keeps its own files, beside the experiment's runs."""
+        """Return the folder of a search's files, beside the experiment's runs."""
         return Path(str(self.overrides.get("experiments_dir", "experiments"))) / f"{self.experiment}.search"
 
     @property
@@ -72,12 +72,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial came to.
+    """Result of a trial.
 
     Attributes:
         value: the monitored metric's best; None if it was never measured.
-        epochs: that were trained.
-        duration_s: from start to end.
+        epochs: trained epochs.
+        duration_s: seconds from start to end.
         run_dir: its run's folder.
         interrupted: the exit code that a signal asks for; 0 where there was none.
     """
@@ -96,7 +96,7 @@ def train_trial(
 
     Args:
         objective: says what.
-        values: of the searched settings, by dotted name.
+        values: values of the searched settings, by dotted name.
         look_on: told (epoch, monitored metric) after each validation; True ends the training.
 
     Raises:

@@ -15,11 +15,11 @@ _AREA, _LEAST_SHARE = 400, 0.02  # of a point that stands for all the digits, in
 
 
 class HeldOutIO(ClientIO):
-    """Asks for the classes of the held-out digits, and prints accuracy and calibration.
+    """Queries the classes of the held-out digits, and prints accuracy and calibration.
 
     Args:
-        model: what the server says of the model.
-        data: which digits: `digits` (8 by 8 pixels) or `mnist` (28 by 28).
+        model: description of the served model.
+        data: kind of digits: `digits` (8 by 8 pixels) or `mnist` (28 by 28).
         plot: a picture of the calibration and of the mistakes; empty: none.
 
     Attributes:

@@ -17,10 +17,10 @@ from unitrain.errors import DataError
 
 
 class TilesIO(ClientIO):
-    """Asks for the classes of an image tile by tile, and writes them as a mask and laid over the image.
+    """Queries the classes of an image tile by tile, and writes them as a mask and laid over the image.
 
     Args:
-        model: what the server says of the model; it takes one image, in two or three dimensions.
+        model: description of the served model, which takes one image in two or three dimensions.
         image: a .png, .tif or .npy file; empty: stardist's nuclei in as many dimensions, whose held-out part
             is then also scored.
         value_range: grey values of the file that become 0 and 255, for files of more than 8 bit.

@@ -11,7 +11,7 @@ _SIGMA = 1.0
 
 
 def otsu(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """What is brighter than the threshold of the whole image."""
+    """Return the pixels that are brighter than the threshold of the image."""
     bright: NDArray[np.bool_] = image > threshold_otsu(image)
     return bright
 

@@ -1,4 +1,4 @@
-"""The served codes clustered without their classes, beside PCA and k-means; `--help` tells the options."""
+"""The served codes clustered without their classes, beside PCA and k-means; `--help` lists the options."""
 
 import argparse
 from collections.abc import Sequence

@@ -14,19 +14,19 @@ from unitrain.serving.triton.wheel import cache_dir
 
 
 class CsvSignalsIO(ClientIO):
-    """Asks for the codes of the last rows of each file, and prints the explained variance beside PCA's.
+    """Queries the codes of the last rows of each file, and prints the explained variance beside PCA's.
 
     Args:
-        model: what the server says of the model; its input says how many steps a window has.
-        folder: of the files; `package:path` is a folder in an installed package.
+        model: description of the served model; its input has the number of steps of a window.
+        folder: folder of the files; `package:path` is a folder in an installed package.
         timestamp: the column of times.
         channels: the columns that are the signal; empty: all that are neither times nor labels.
         labels: columns that are no channels; written beside the codes.
         delimiter: between cells.
-        timestamp_format: as the data module takes it.
+        timestamp_format: format of the times, as for the data module.
         max_gap: the longest time between two rows that is no gap, in multiples of the file's usual one.
-        share: of each file's rows, the last, that are asked for: those that training did not see.
-        hop: rows from one asked window's begin to the next one's.
+        share: share of each file's rows, the last ones, to query: training did not see them.
+        hop: rows from one queried window's begin to the next one's.
         output: an .npz file to write at the end: `code`, `start`, `stop` and the labels, a row a window;
             empty: none.
         plot: a picture of the codes and a window; empty: none.

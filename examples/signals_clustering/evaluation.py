@@ -1,4 +1,4 @@
-"""How good codes and reconstructions are, beside those of principal component analysis (PCA); numpy alone."""
+"""Quality of codes and reconstructions, compared with principal component analysis (PCA); numpy alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,10 @@ def nearest_neighbour_accuracy(
     """Share of the asked codes whose nearest known code, by Euclidean distance, has their class.
 
     Args:
-        known: codes [sample, value]; likewise `asked`.
-        known_labels: classes [sample]; likewise `asked_labels`.
+        known: codes [sample, value].
+        asked: codes [sample, value].
+        known_labels: classes [sample].
+        asked_labels: classes [sample].
     """
     distances = np.square(asked[:, None] - known[None]).sum(-1)
     return float((known_labels[distances.argmin(1)] == asked_labels).mean())
@@ -33,7 +35,7 @@ class Pca:
     """The linear code of least squared error.
 
     Attributes:
-        mean: of the signals it was fitted on, [value].
+        mean: mean of the fitted signals, [value].
         components: orthonormal directions, [code value, value].
     """
 

@@ -35,7 +35,7 @@ def score_codes(known: SignalsIO, held_out: SignalsIO, validation: float) -> Sco
 
     Args:
         known: the training signals with the model's answers.
-        held_out: the held-out signals, likewise.
+        held_out: held-out signals with the model's answers.
         validation: the model's explained variance of the validation signals.
     """
     from examples.signals_clustering.data import BasicMotions

@@ -16,7 +16,7 @@ Z_90 = 1.6449
 
 @dataclass(frozen=True)
 class Bands:
-    """What is predicted at each point, and how surely; all in y's unit, [point].
+    """Predictions with their uncertainty, in y's unit, [point].
 
     Attributes:
         mean: over the draws.
@@ -47,7 +47,7 @@ def bands_of_draws(mean: Floats, log_variance: Floats) -> Bands:
 
     Args:
         mean: predicted.
-        log_variance: of the noise, predicted.
+        log_variance: predicted logarithm of the noise's variance.
     """
     return Bands(mean.mean(0), mean.std(0, ddof=1), np.sqrt(np.exp(log_variance).mean(0)))
 
@@ -56,11 +56,11 @@ def draw_bands(path: Path, x: Floats, bands: Bands, draws: Floats, *, title: str
     """Write the picture: both bands with some of the draws, and the deviations below.
 
     Args:
-        path: of the .png file.
+        path: path of the .png file.
         x: the points, ascending.
         bands: at these points.
         draws: the means of each draw, [draw, point].
-        title: of the whole.
+        title: title of the figure.
     """
     from matplotlib.figure import Figure
 

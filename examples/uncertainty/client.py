@@ -14,16 +14,16 @@ Floats = NDArray[np.float32]
 
 
 class BandsIO(ClientIO):
-    """Asks for each point with each seed, prints how the bands fare, and draws them.
+    """Queries each point with each seed, prints how the bands fare, and draws them.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
         seeds: draws of the network, with the seeds 0, 1, ...; at least 2.
         x_min: the drawn grid's first point.
         x_max: the drawn grid's last point.
         n_grid: points of the grid.
         n_fresh: noisy points in the trained range by which coverage is measured.
-        fresh_seed: of those points; none that a training draws by default.
+        fresh_seed: seed of those points, another one than a training's default.
         plot: the picture's path, relative to the working folder; empty: none.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What scikit-learn makes of the same points: a Gaussian process, and gradient boosting of two quantiles.
+"""Scikit-learn's references on the same points: a Gaussian process, and gradient boosting of two quantiles.
 
 `python -m examples.uncertainty.reference` prints the client's figures for both.
 """
@@ -22,7 +22,7 @@ def gaussian_process(x: NDArray[np.float32], y: NDArray[np.float32], asked: NDAr
     Args:
         x: known points, [point, 1]; likewise `asked`.
         y: observed there, [point, 1].
-        asked: where to predict.
+        asked: points of the predictions.
     """
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
