@@ -188,7 +188,7 @@ def _rest(report: "Report", total: int | None) -> str:
 
 
 def _every(seconds: float, report: "Report", show: Callable[[], None], first_s: float) -> Callable[[], None]:
-    """`show`, no more often than that: asking the clock costs far less than showing does."""
+    """`show`, no more often than that: reading the clock costs far less than showing does."""
     next_s = first_s
 
     def shown() -> None:
