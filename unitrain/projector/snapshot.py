@@ -195,7 +195,7 @@ def write_snapshot(
     rows = len(next(iter(points.values())))
     if rows > MAX_ROWS:
         raise DataError(
-            f"embeddings: {rows} rows, the Projector shows at most {MAX_ROWS}; give a sample of them"
+            f"embeddings: {rows} rows, the Projector shows up to {MAX_ROWS}; give a sample of them"
         )
     if sprites is not None and len(sprites) != rows:
         raise DataError(f"embeddings: {len(sprites)} sprites, expected {rows}, one a row")

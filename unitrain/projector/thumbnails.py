@@ -38,7 +38,7 @@ def thumbnail_index(shape: tuple[int, ...], size_px: int) -> tuple[Any, ...] | N
     """Return an index of the part of a sample that is drawn; None if it can't be drawn.
 
     [channel, height, width] is a picture; [channel, step] a signal, or a picture where there are more
-    channels than curves could be told apart; [step] a signal of one channel. Of a signal's channels the first
+    channels than curves can show; [step] a signal of one channel. Of a signal's channels the first
     are drawn, one for each 10 pixels of `size_px`; of a picture's, the first three as colours, or the first.
 
     Args:

@@ -126,7 +126,7 @@ def find_run(text: str, experiments_dir: Path) -> Path:
     if len(exact) == 1:
         return exact[0].path
     if not exact:
-        raise RunError(f"there is no run `{text}` in {experiments_dir}; `runs` lists those there are")
+        raise RunError(f"there is no run `{text}` in {experiments_dir}; `runs` lists the existing ones")
     names = ", ".join(f"{run.experiment}/{run.name}" for run in exact[:5])
     raise RunError(f"`{text}` is the beginning of {len(exact)} runs ({names}); give more of the name")
 

@@ -301,7 +301,7 @@ def check_experiment(name: str) -> str:
     """Return an experiment's name if it is a valid name of a folder.
 
     Raises:
-        UsageError: it is empty, too long, begins with a dot, or has one of / # % & + ? or a control character.
+        UsageError: it is empty, longer than 120 bytes, begins with a dot, or has one of / # % & + ? or a control character.
     """
     fits = (
         name.isprintable()
@@ -312,7 +312,7 @@ def check_experiment(name: str) -> str:
     )
     if not fits:
         raise UsageError(
-            f"experiment: expected a folder's name of at most {_LONGEST_NAME_BYTES} bytes without / # % & + ?, "
+            f"experiment: expected a folder's name of up to {_LONGEST_NAME_BYTES} bytes without / # % & + ?, "
             f"a leading dot or blanks around it, got {name[:_LONGEST_NAME_BYTES]!r}; choose another name"
         )
     return name
