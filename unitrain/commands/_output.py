@@ -192,7 +192,7 @@ def _rest(report: "StreamStatistics", total: int | None) -> str:
 def _every(
     seconds: float, report: "StreamStatistics", show: Callable[[], None], first_s: float
 ) -> Callable[[], None]:
-    """`show`, no more often than that: asking the clock costs far less than showing does."""
+    """Return a `show` that is called no more often than that; reading the clock is cheap."""
     next_s = first_s
 
     def shown() -> None:

@@ -1,4 +1,7 @@
-"""Run folders: made, locked, recorded, listed and compared."""
+"""Run folders: created, locked, recorded, listed and compared.
+
+training → `RunFolder` (settings.yaml, run.json, checkpoints/) → `list_runs`, `find_run` → `RunSummary` → `compare_runs`
+"""
 
 from unitrain.runs.compare import Comparison, compare_runs
 from unitrain.runs.listing import RunSummary, find_run, list_runs, read_summary

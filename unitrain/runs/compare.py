@@ -1,4 +1,4 @@
-"""Two runs side by side: the settings that differ, and what came of it."""
+"""Comparison of two runs: the settings that differ, and the metrics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NOT_SET = "(not set)"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two runs.
+    """Differences of two runs.
 
     Attributes:
         settings: dotted key → (value in the first, value in the second); only where they differ,
