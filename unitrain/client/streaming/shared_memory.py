@@ -167,8 +167,8 @@ class SharedMemory:
         server = find_server(self._url)
         if server is None or not server.admin:
             raise ClientError(
-                f"{self._url}: --shm needs a server that this user's `serve` started on this host, without "
-                "--http-port; leave --shm out"
+                f"{self._url}: --shm needs a server that this user's `serve` started on this host; "
+                "leave --shm out"
             )
         admin = Admin(self._url, socket_path=Path(server.admin))
         try:
