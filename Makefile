@@ -1,17 +1,20 @@
-# `make demo` and `make test` are all that a fresh machine needs: Python >= 3.11 and make.
+# `make demo` and `make test` are all that a fresh machine needs: Python 3.11 or newer, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Tests wait for servers and processes for half of their time: twice as many workers as cores keep the cores busy.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? 2 * n : 8)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test check fix serve tensorboard bench lock clean
+.PHONY: help setup demo test test-all coverage check fix serve tensorboard bench lock clean
 .DEFAULT_GOAL := help
 
-help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY)  ## the environment in .venv, by the lock, and the Triton wheel
+setup: $(READY)  ## Create the environment in .venv and download the Triton wheel
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("unitrain needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -20,33 +23,40 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m unitrain serve --install
 	@touch $@
 
-demo: $(READY)  ## trains on real signals while a real Triton serves each new version, then streams predictions
-	$(BIN)/python -m examples.signals_clustering.demo
+demo: $(READY)  ## Train on real signals, serve each new version with Triton, stream predictions
+	$(BIN)/python -m examples.signals_clustering_demo.demo
 
-# Three workers on two cores: a third of the time of many tests is waiting for servers and processes.
-test: $(READY)  ## every test, those against the real Triton too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+test: $(READY)  ## Run the tests of every feature (about 5 minutes on two cores)
+	$(PYTEST) -m "not slow"
 
-check: $(READY)  ## lint, format, types
+test-all: $(READY)  ## Run all tests, with every example's training (about 20 minutes on two cores)
+	$(PYTEST)
+
+coverage: $(READY)  ## Run `make test` and fail below the coverage floor
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+
+check: $(READY)  ## Check lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: $(READY)  ## what the linter and the formatter can mend themselves
+fix: $(READY)  ## Fix what the linter and the formatter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-serve: $(READY)  ## Triton on triton_repo/, until Ctrl-C
+serve: $(READY)  ## Serve triton_repo/ with Triton until Ctrl-C
 	$(BIN)/python -m unitrain serve --model-repository triton_repo
 
-tensorboard: $(READY)  ## TensorBoard on experiments/
+tensorboard: $(READY)  ## Show experiments/ in TensorBoard
 	$(BIN)/python -m unitrain tensorboard
 
-bench: $(READY)  ## every benchmark, over an hour in all; each prints its ratios
+bench: $(READY)  ## Run all benchmarks (over an hour); each prints its ratios
 	@for file in $$(grep -l __main__ benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-lock: $(READY)  ## write requirements.lock anew from the environment
-	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > requirements.lock
+lock: $(READY)  ## Write requirements.lock from the environment, and the locks with hashes in requirements/
+	$(BIN)/pip freeze --exclude-editable --exclude uv | sed -E 's/\+cpu$$//' > requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python requirements/compile.py
 
-clean:  ## removes the environment and what training left
-	rm -rf $(VENV) experiments build dist *.egg-info
+clean:  ## Remove the environment, builds and experiments/
+	rm -rf $(VENV) experiments build dist *.egg-info .coverage .coverage.*

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.csv_files import data_path
+from unitrain.datamodules.csv_files import data_path
 from unitrain.errors import DataError
 from unitrain.loaders import ArrayLoader
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.csv_files import Rows, read_header, read_rows
+from unitrain.datamodules.csv_files import Rows, read_header, read_rows
 from unitrain.errors import DataError
 
 FORMAT = 1

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 
-from datamodules.csv_files import find_files
-from datamodules.csv_series import Columns, Recording, Windows, open_recording
+from unitrain.datamodules.csv_files import find_files
+from unitrain.datamodules.csv_series import Columns, Recording, Windows, open_recording
 from unitrain.errors import DataError
 from unitrain.loaders import DatasetLoader
 from unitrain.serving.triton.wheel import cache_dir

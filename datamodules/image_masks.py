@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from pytorch_lightning import LightningDataModule
 
-from datamodules.image_files import Pair, find_pairs
-from datamodules.image_patches import (
+from unitrain.datamodules.image_files import Pair, find_pairs
+from unitrain.datamodules.image_patches import (
     PARTS,
     Augmentation,
     BalancedPatches,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.image_files import OpenFiles, Pair, channels_first, grey_levels
+from unitrain.datamodules.image_files import OpenFiles, Pair, channels_first, grey_levels
 from unitrain.errors import DataError
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.csv_files import MISSING, Rows, data_path, is_number, read_header, read_rows
+from unitrain.datamodules.csv_files import MISSING, Rows, data_path, is_number, read_header, read_rows
 from unitrain.errors import DataError
 from unitrain.loaders import ArrayLoader
 

@@ -8,8 +8,8 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, R2Score
 
-from models.mlp import perceptron
 from unitrain.figures import reconstructions
+from unitrain.models.mlp import perceptron
 from unitrain.module import Tensors, UnitrainModule, batch_inputs
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
-from models.tcn import TCN
 from unitrain.figures import truth_against_prediction
+from unitrain.models.tcn import TCN
 from unitrain.module import Tensors, UnitrainModule
 
 

@@ -92,7 +92,7 @@ class MLP(UnitrainModule):
         if target.shape != expected:
             raise HookError(
                 f"MLP: it predicts numbers and takes targets of shape {list(expected)}, got {list(target.shape)}; link "
-                "target_means and target_stds, or take `models.mlp.MLPClassifier` for classes"
+                "target_means and target_stds, or take `unitrain.models.mlp.MLPClassifier` for classes"
             )
         return nn.functional.mse_loss(
             outputs["prediction"], standardised(target, self.target_means, self.target_stds)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from models.losses import LOSSES
 from unitrain.errors import HookError
 from unitrain.figures import segmentation
+from unitrain.models.losses import LOSSES
 from unitrain.module import Tensors, UnitrainModule
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -38,7 +38,7 @@ class UNet(UnitrainModule):
         channel_stds: the standard deviations, likewise.
         width: channels after the first convolution; each level below has twice as many.
         depth: how often the size is halved.
-        losses: weights by name, of `models.losses.LOSSES`.
+        losses: weights by name, of `unitrain.models.losses.LOSSES`.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 

@@ -1,9 +1,11 @@
-"""A real Triton for the tests that ask for one."""
+"""A real Triton for the tests that need one, and one trained project for all tests that only read a run."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from trained_project import Trained, train_once
 from triton_server import TritonServer
 
 from unitrain.serving.triton import wheel as install
@@ -23,3 +25,10 @@ def triton(tmp_path: Path, triton_wheel: Path) -> Iterator[TritonServer]:
         yield server.start()
     finally:
         server.stop(timeout_s=0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A project with one finished run, trained once for all workers. Tests must not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    return train_once((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained")

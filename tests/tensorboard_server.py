@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-TIMEOUT_S = 30.0
+from time_limits import LIMIT_S, wait_until
 
 
 class TensorBoard:
@@ -36,14 +34,14 @@ class TensorBoard:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(LIMIT_S)
         assert self.process.stderr is not None
         self.process.stderr.close()
 
     def get(self, route: str, **query: object) -> bytes:
         """The answer to one of the page's requests; HTTPError where it is not 200."""
         url = f"{self.url}/data/plugin/projector/{route}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - our own server's http
+        with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:  # noqa: S310 - our own server's http
             return answer.read()
 
     def post(self, route: str, question: object) -> Any:
@@ -53,7 +51,7 @@ class TensorBoard:
             json.dumps(question).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310 - likewise
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - likewise
             return json.load(answer)
 
     def runs(self) -> list[str]:
@@ -62,10 +60,7 @@ class TensorBoard:
     def wait_for(self, snapshot_dir: Path) -> str:
         """The name of the run that a snapshot is, once the server lists it."""
         run = str(snapshot_dir.relative_to(self.log_dir))
-        deadline = time.monotonic() + TIMEOUT_S
-        while run not in self.runs():
-            assert time.monotonic() < deadline, f"{run} is not among {self.runs()}"
-            time.sleep(0.1)
+        wait_until(lambda: run in self.runs(), f"{run} was not listed")
         return run
 
     def info(self, run: str) -> dict[str, dict[str, Any]]:

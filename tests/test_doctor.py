@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from time_limits import LIMIT_S, wait_until
 
 from unitrain import doctor as diagnosis
 from unitrain.cli import main
@@ -42,12 +42,9 @@ def test_a_doctor_that_is_ended_leaves_no_server(triton_wheel: Path, tmp_path: P
     process = subprocess.Popen(
         [sys.executable, "-m", "unitrain", "doctor"], env=os.environ | {"TMPDIR": str(tmp_path)}
     )
-    deadline = time.monotonic() + 120
-    while not _mentioning(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert _mentioning(tmp_path)
+    wait_until(lambda: _mentioning(tmp_path), "no server was started")
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(LIMIT_S) == 128 + signal.SIGTERM
     assert _mentioning(tmp_path) == []
     assert list(tmp_path.glob("unitrain-*")) == []
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from time_limits import LIMIT_S
 
 from unitrain import figures
 from unitrain.errors import DataError
@@ -93,4 +94,4 @@ def test_neither_importing_nor_drawing_brings_pyplot_or_torch_in() -> None:
         "figures.confusion_matrix([0, 1], [0, 1])();"
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT_S)

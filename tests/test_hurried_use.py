@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from time_limits import LIMIT_S
 
 from unitrain.cli import main
 
@@ -99,14 +100,16 @@ def test_streams_that_take_nothing(streams: str, code: int, error: str, tmp_path
             '{"status": "finished", "x": "%s"}' % ("y" * 10**5)
         )
     command = f"'{sys.executable}' -m unitrain runs --json --experiments_dir '{experiments_dir}' {streams}; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=LIMIT_S
+    )
     assert (done.returncode, done.stderr) == (code, error)
 
 
 def test_a_closed_standard_output_does_not_become_a_file(tmp_path: Path) -> None:
     """What `new` prints is not written into the files that it makes."""
     command = f"cd '{tmp_path}' && '{sys.executable}' -m unitrain new project >&-"
-    assert subprocess.run(["bash", "-c", command], check=False, timeout=60).returncode == 0
+    assert subprocess.run(["bash", "-c", command], check=False, timeout=LIMIT_S).returncode == 0
     assert not [
         p for p in (tmp_path / "project").rglob("*") if p.is_file() and "to train it" in p.read_text()
     ]
@@ -122,7 +125,7 @@ def test_json_can_be_read_in_any_encoding(encoding: str, tmp_path: Path) -> None
         f"import io, json, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding={encoding!r})\n"
         f"from unitrain.cli import main\nsys.exit(main(['runs', '--json', '--experiments_dir', {str(tmp_path)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     import json
 

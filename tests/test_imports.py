@@ -7,14 +7,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from time_limits import LIMIT_S
 
 import unitrain
 from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "atomic_files", "json_files", "terminal_output", "lightning_alias", "grpc_channel"],
-    ["signature", "settings", "file_lock", "class_paths"],
+    ["errors", "atomic_files", "json_files", "terminal_output", "module_aliases", "grpc_channel"],
+    ["signature", "settings", "settings_renames", "file_lock", "class_paths"],
     ["runs"],
     ["projector", "figures"],
     ["repository"],
@@ -93,7 +94,7 @@ def test_only_the_training_side_names_torch(file: Path) -> None:
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run code in an interpreter where torch can't be imported."""
     command = [sys.executable, "-c", NO_TORCH + code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @pytest.mark.parametrize("command", FREE_COMMANDS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 from unitrain.cli import main
@@ -15,7 +16,7 @@ from unitrain.cli import main
 def unitrain(project: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "unitrain", *arguments],
-        cwd=project, capture_output=True, text=True, timeout=200, check=False,
+        cwd=project, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -56,7 +57,7 @@ def test_new_project_trains_publishes_and_is_served(
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("a b", "letters, digits"), ("../x", "letters, digits"), ("taken", "is there already")],
+    [("a b", "letters, digits"), ("../x", "letters, digits"), ("taken", "exists; choose another name")],
 )
 def test_wrong_name_is_refused_and_nothing_is_made(
     tmp_path: Path, name: str, reason: str, capsys: pytest.CaptureFixture[str]

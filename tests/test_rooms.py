@@ -1,6 +1,7 @@
 """The tree can be guessed: no circles, no two files of one name, no tiny files, no crowded rooms."""
 
 import ast
+import re
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -85,3 +86,39 @@ def test_faces_describe_their_rooms() -> None:
     for file in FILES:
         if file.name == "__init__.py":
             assert ast.get_docstring(ast.parse((PACKAGE / file).read_text())), file
+
+
+def test_pages_for_contributors_name_existing_files_and_symbols() -> None:
+    """Each `path` is there, and each `path::symbol` is defined in its file; every room is in the table."""
+    root = PACKAGE.parent
+    pages = {name: (root / name).read_text() for name in ("CONTRIBUTING.md", "docs/architecture.md")}
+    named = re.findall(
+        r"`((?:unitrain|tests|examples|models|datamodules)/[\w./]*)(?:::(\w+))?`", "".join(pages.values())
+    )
+    assert named
+    for path, symbol in named:
+        assert (root / path).exists(), path
+        if symbol:
+            assert re.search(
+                rf"^(?:class|def) {symbol}\b|^{symbol} = ", (root / path).read_text(), re.MULTILINE
+            ), symbol
+    rooms = {f"unitrain/{file.parent}/" for file in FILES if file.name != "__init__.py" and file.parts[1:]}
+    inner = ("unitrain/template/", "unitrain/serving/backends/")
+    assert {room for room in rooms if not room.startswith(inner)} <= {path for path, _ in named}
+
+
+def test_version_is_the_same_in_all_places() -> None:
+    """The changelog has a section for it, and the citation names it."""
+    root = PACKAGE.parent
+    version = unitrain.__version__
+    assert f"## [{version}] - " in (root / "CHANGELOG.md").read_text()
+    assert f"version: {version}\n" in (root / "CITATION.cff").read_text()
+
+
+def test_help_of_make_lists_every_target() -> None:
+    """A target without a description is not found by anyone."""
+    text = (PACKAGE.parent / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):(?! ?=)", text, re.MULTILINE)
+    described = re.findall(r"^([a-z-]+):.*## [A-Z]", text, re.MULTILINE)
+    assert set(targets) == set(described)
+    assert set(targets) == set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())

@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+from time_limits import LIMIT_S
+
 from unitrain.serving import Server
 from unitrain.serving.triton.distribution import find_triton
 
@@ -16,7 +18,7 @@ class TritonServer(Server):
 
     def stop_by(self, number: signal.Signals) -> int | None:
         """End it by a signal and return its exit code."""
-        return self._end(number, timeout_s=60)
+        return self._end(number, timeout_s=LIMIT_S)
 
 
 def native_tritonserver(folder: Path, backends_dir: Path | None = None) -> Path:

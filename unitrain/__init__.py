@@ -7,14 +7,14 @@ brings torch in by itself. From here on `lightning` and `pytorch_lightning` are 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unitrain.lightning_alias import install_alias
+from unitrain.module_aliases import install_aliases
 
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO
     from unitrain.module import UnitrainModule
     from unitrain.training import RunResult, fit, resume
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Client", "ClientIO", "RunResult", "UnitrainModule", "__version__", "fit", "resume"]
 
 _HOMES = {
@@ -27,7 +27,7 @@ _HOMES = {
 }
 
 
-install_alias()
+install_aliases()
 
 
 def __getattr__(name: str) -> Any:

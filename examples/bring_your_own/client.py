@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.diabetes_rows import Parts, load_diabetes_parts
+from examples.bring_your_own.patients import Parts, load_diabetes_parts
 from unitrain.client import ClientIO, ModelInfo
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.curve_points import draw_points, true_curve
+from examples.curve_fitting.points import draw_points, true_curve
 from unitrain.client import ClientIO, ModelInfo
 
 TARGET_RMSE = 0.25

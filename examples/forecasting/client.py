@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.co2 import load_co2, split_origins, windows
+from examples.forecasting.co2 import load_co2, split_origins, windows
 from examples.forecasting.reference import REFERENCES, known_values, rmse, row
 from unitrain.client import ClientIO, ModelInfo
 

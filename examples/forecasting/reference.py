@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.co2 import FIRST_HELD_OUT, PERIOD, Series, load_co2, split_origins, windows
+from examples.forecasting.co2 import FIRST_HELD_OUT, PERIOD, Series, load_co2, split_origins, windows
 
 Floats = NDArray[np.float64]
 SMOOTHING = (0.05, 0.01, 0.5)

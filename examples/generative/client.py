@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.digit_arrays import INK, load_digit_arrays
 from unitrain.client import ClientIO, ModelInfo
+from unitrain.datamodules.digit_arrays import INK, load_digit_arrays
 
 Floats = NDArray[np.float32]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.digit_arrays import INK, load_digit_arrays
 from examples.generative.scores import (
     DigitFeatures,
     explained_variance,
     frechet_distance,
     two_sample_accuracy,
 )
+from unitrain.datamodules.digit_arrays import INK, load_digit_arrays
 
 Floats = NDArray[np.floating[Any]]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.auto_mpg_rows import load_cars
+from examples.hyperparameter_search.cars import load_cars
 from unitrain.client import ClientIO, ModelInfo
 
 

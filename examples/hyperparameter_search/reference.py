@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.auto_mpg_rows import load_cars
+from examples.hyperparameter_search.cars import load_cars
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.digit_arrays import load_digit_arrays
-from datamodules.mnist_arrays import load_mnist
+from examples.images.mnist import load_mnist
+from unitrain.datamodules.digit_arrays import load_digit_arrays
 
 Data = Literal["digits", "mnist"]
 Part = Literal["train", "validation", "held_out"]

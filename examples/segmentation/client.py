@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.image_files import channels_first, grey_levels, open_array
-from datamodules.nuclei_files import load_nuclei
+from examples.segmentation.nuclei import load_nuclei
 from examples.segmentation.pictures import write_mask, write_overlay
 from examples.segmentation.scores import foreground_iou
 from examples.segmentation.tiling import Tile, stitch, tiles
 from unitrain.client import ClientIO, ModelInfo
+from unitrain.datamodules.image_files import channels_first, grey_levels, open_array
 from unitrain.errors import DataError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import gaussian, threshold_otsu
 
-from datamodules.nuclei_files import load_nuclei
+from examples.segmentation.nuclei import load_nuclei
 from examples.segmentation.scores import foreground_iou
 
 _SIGMA = 1.0

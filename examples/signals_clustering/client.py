@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.basic_motions import load_basic_motions
+from examples.signals_clustering.basic_motions import load_basic_motions
 from unitrain.client import ClientIO, ModelInfo
 
 
@@ -21,7 +21,7 @@ class SignalsIO(ClientIO):
 
     Attributes:
         signals: float32 [signal, channel, step], in the sensors' units, as asked.
-        labels: int64 [signal], the classes' places in `datamodules.basic_motions.CLASS_NAMES`.
+        labels: int64 [signal], the classes' places in `examples.signals_clustering.basic_motions.CLASS_NAMES`.
         rows: places in `signals` of those that were answered.
         codes: their codes, float32 [code_size] each.
         reconstructions: float32 [channel, step] each, in the sensors' units.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.basic_motions import CLASS_NAMES, load_basic_motions
+from examples.signals_clustering.basic_motions import CLASS_NAMES, load_basic_motions
 from examples.signals_clustering.evaluation import Pca
 from unitrain import Client
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.csv_files import find_files
-from datamodules.csv_series import Columns, Windows, open_recording
 from examples.signals_clustering.evaluation import Pca, explained_variance
 from unitrain.client import ClientIO, ModelInfo
+from unitrain.datamodules.csv_files import find_files
+from unitrain.datamodules.csv_series import Columns, Windows, open_recording
 from unitrain.serving.triton.wheel import cache_dir
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.kinked_points import X_MAX, X_MIN, draw_points, true_curve
+from examples.uncertainty.points import X_MAX, X_MIN, draw_points, true_curve
 
 Floats = NDArray[np.floating[Any]]
 Z_90 = 1.6449

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.kinked_points import X_MAX, X_MIN, draw_points, true_curve
 from examples.uncertainty.bands import Bands, bands_of_draws, draw_bands
+from examples.uncertainty.points import X_MAX, X_MIN, draw_points, true_curve
 from unitrain.client import ClientIO, ModelInfo
 
 Floats = NDArray[np.float32]

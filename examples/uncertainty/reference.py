@@ -9,8 +9,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.kinked_points import X_MAX, X_MIN, draw_points, true_curve
 from examples.uncertainty.bands import Bands
+from examples.uncertainty.points import X_MAX, X_MIN, draw_points, true_curve
 
 N_POINTS, POINTS_SEED = 1000, 0
 N_FRESH, FRESH_SEED = 2000, 99

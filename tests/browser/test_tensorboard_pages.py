@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from time_limits import LIMIT_S
 
 CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,6 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
 ]  # fmt: skip
 pytestmark = [
-    pytest.mark.timeout(600),
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to look with"),
 ]
@@ -47,7 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         flags = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
         settings = ROOT / "examples/signals_clustering/settings.yaml"
         command = [sys.executable, "-m", "unitrain", "fit", "--config", settings, "--experiments_dir", logs]
-        subprocess.run([*command, *flags], check=True, timeout=240, capture_output=True)
+        subprocess.run([*command, *flags], check=True, timeout=LIMIT_S, capture_output=True)
     process = subprocess.Popen(
         [
             sys.executable,
@@ -67,7 +67,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     found = next(filter(None, (re.search(r"http://\S+", line) for line in process.stdout)))
     yield found[0].rstrip("/")
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def page(url: str) -> Iterator[Any]:
 def answer(url: str, route: str, **query: str) -> Any:
     """What the server has for one of the page's requests."""
     where = f"{url}/data/{route}?{urllib.parse.urlencode(query)}"
-    with urllib.request.urlopen(where, timeout=30) as found:  # noqa: S310 - our own server's http
+    with urllib.request.urlopen(where, timeout=LIMIT_S) as found:  # noqa: S310 - our own server's http
         return json.load(found)
 
 

@@ -20,7 +20,7 @@ def server(tmp_path_factory, triton_wheel):
     try:
         running.start()
         for name in ("linear", "two", "picky", "whole"):
-            running.wait_for(name, 1, timeout_s=60)
+            running.wait_for(name, 1)
         yield running
     finally:
         running.stop()

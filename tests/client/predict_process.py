@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from time_limits import LIMIT_S
+
 
 @dataclass
 class Ran:
@@ -40,7 +42,7 @@ def run_predict(
             if interrupt_when is not None:
                 interrupt_when()
                 os.kill(process.pid, number)
-            out, err = process.communicate(stdin, timeout=60)
+            out, err = process.communicate(stdin, timeout=LIMIT_S)
         except BaseException:
             process.kill()
             raise

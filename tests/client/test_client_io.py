@@ -2,9 +2,9 @@
 
 import json
 import signal
-import time
 
 import pytest
+from time_limits import wait_until
 
 OWN_IO = '''
 """A source and sink of one's own."""
@@ -57,18 +57,19 @@ def test_own_io_replaces_source_and_sink(predict, project):
     assert done.read_text() == "True 4 [0.0, 1.0, 2.0, 3.0]"
 
 
-def test_own_io_comes_from_the_settings(predict, project):
-    """The `client` section names the class and its options; the command line's win."""
+@pytest.mark.parametrize("section", ["client_io", "client"])
+def test_own_io_comes_from_the_settings(predict, project, section):
+    """The `client_io` section, `client` before, names the class and its options; the command line's win."""
     done = project / "done.txt"
     settings = project / "examples" / "settings.yaml"
     settings.parent.mkdir()
-    settings.write_text(f"client: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
+    settings.write_text(f"{section}: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
     assert predict("linear", "--config", settings, "--io.rows", 2).code == 0
     assert done.read_text() == "False 2 [0.0, 2.0]"
     settings.write_text("experiment: x\n")
     ran = predict("linear", "--config", settings)
     assert ran.code == 2
-    assert "expected a section `client:" in ran.err
+    assert "expected a section `client_io:" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -108,10 +109,7 @@ def test_own_io_is_finalized_on_ctrl_c(predict, project):
     words = ("linear", "--io", "own.Own", "--io.path", done, "--io.endless", "true", "--json")
 
     def going():
-        deadline = time.monotonic() + 20
-        while not (project / "done.txt.going").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((project / "done.txt.going").exists, "no answer was taken")
 
     ran = predict(*words, cwd=project, interrupt_when=going)
     assert ran.code == 130
@@ -124,10 +122,7 @@ def test_own_io_is_finalized_on_sigterm_and_by_max_errors(predict, project):
     words = ("linear", "--io", "own.Own", "--io.path", done, "--json")
 
     def going():
-        deadline = time.monotonic() + 20
-        while not (project / "done.txt.going").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((project / "done.txt.going").exists, "no answer was taken")
 
     ran = predict(*words, "--io.endless", "true", cwd=project, interrupt_when=going, number=signal.SIGTERM)
     assert ran.code == 143

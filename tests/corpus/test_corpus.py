@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from slow_cases import slow_after, slow_except
 
 from corpus import load_all
 from corpus.case import CASES, Case, Small, pair, total
@@ -22,7 +23,7 @@ from unitrain.publish import Publisher
 
 load_all()
 
-QUICK = [
+SEEN = [
     "ActivationIsReplaced", "BatchNormByFunction", "BranchOnBatchSize", "CurrentEpoch", "HoldsALock", "HyperParameterChanges",
     "InputNamedCat", "LabelsInBatch", "LazyLayers", "NonLeafTensor", "OldWeightNorm", "PlainTensorInFitStart",
     "PruningCallback", "QuantizationAware", "RareNeighbour", "SparseAdjacencyBuffer", "SqueezedFully", "StarArguments",
@@ -32,7 +33,15 @@ QUICK = [
 
 Of the others one in twenty-four is tested; `benchmarks/module_corpus.py` runs all.
 """
-SLOW = [name for name in CASES if name not in QUICK][::24]
+QUICK = [
+    "BatchNormByFunction",
+    "HyperParameterChanges",
+    "LabelsInBatch",
+    "OldWeightNorm",
+    "SubtractsTheBatchMean",
+]
+"""Kinds that `make test` trains."""
+CHOSEN = [*SEEN, *[name for name in CASES if name not in SEEN][::24]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +57,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("name", slow_except(QUICK, CHOSEN))
 def test_pattern_is_served_as_it_answers_or_refused_before_the_first_epoch(name: str, project: Path) -> None:
     """The verdict is one that the pattern declares."""
     verdict = judge(CASES[name], project)
@@ -68,6 +77,7 @@ def _case(module: type = Small, **changes: Any) -> Case:
     return dataclasses.replace(plain, **changes)
 
 
+@pytest.mark.slow
 def test_the_judge_notices_weights_that_are_not_the_live_ones(project: Path) -> None:
     """One weight of a good version's graph is changed by a hundredth."""
     case = CASES["BareLightningModule"]
@@ -89,27 +99,30 @@ def test_the_judge_notices_weights_that_are_not_the_live_ones(project: Path) -> 
 
 @pytest.mark.parametrize(
     ("call", "expected"),
-    [
-        (lambda module, inputs: module(**inputs) + 0.01, "1 rows: output is off by 0.01 "),
-        (
-            lambda module, inputs: module(**inputs) * (1 + (len(inputs["x"]) > 40)),
-            "64 rows: output is off by ",
-        ),
-        (
-            lambda module, inputs: module(**inputs) * (1 + (len(inputs["x"]) == 3)),
-            "3 rows: output is off by ",
-        ),
-        (
-            lambda module, inputs: module(**inputs)[:, 0],
-            "output is float32 of the shape (1, 1), the live module's float32 of (1,)",
-        ),
-        (lambda module, inputs: {"other": module(**inputs)}, "outputs are ['output']"),
-        (
-            lambda module, inputs: module(**inputs).double(),
-            "output is float32 of the shape (1, 1), the live module's float64 of (1, 1)",
-        ),
-        (lambda module, inputs: module(**inputs) + torch.rand(()), "output is off by "),
-    ],
+    slow_after(
+        2,
+        [
+            (lambda module, inputs: module(**inputs) + 0.01, "1 rows: output is off by 0.01 "),
+            (
+                lambda module, inputs: module(**inputs) * (1 + (len(inputs["x"]) > 40)),
+                "64 rows: output is off by ",
+            ),
+            (
+                lambda module, inputs: module(**inputs) * (1 + (len(inputs["x"]) == 3)),
+                "3 rows: output is off by ",
+            ),
+            (
+                lambda module, inputs: module(**inputs)[:, 0],
+                "output is float32 of the shape (1, 1), the live module's float32 of (1,)",
+            ),
+            (lambda module, inputs: {"other": module(**inputs)}, "outputs are ['output']"),
+            (
+                lambda module, inputs: module(**inputs).double(),
+                "output is float32 of the shape (1, 1), the live module's float64 of (1, 1)",
+            ),
+            (lambda module, inputs: module(**inputs) + torch.rand(()), "output is off by "),
+        ],
+    ),
 )
 def test_the_judge_notices_a_module_that_answers_otherwise(project: Path, call: Any, expected: str) -> None:
     """The live module is queried by a call that the published graph knows nothing of."""
@@ -118,6 +131,7 @@ def test_the_judge_notices_a_module_that_answers_otherwise(project: Path, call: 
     assert expected in verdict.detail
 
 
+@pytest.mark.slow
 def test_the_judge_notices_rows_that_depend_on_their_neighbours(project: Path) -> None:
     """Differences that each size by itself does not show: the served graph takes the batch's mean away."""
     case = CASES["BareLightningModule"]
@@ -145,6 +159,7 @@ def test_the_judge_notices_rows_that_depend_on_their_neighbours(project: Path) -
     assert "among 16 others" in wrong
 
 
+@pytest.mark.slow
 def test_the_judge_tells_refusals_crashes_and_late_refusals_apart(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

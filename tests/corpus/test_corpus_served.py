@@ -30,7 +30,6 @@ PATTERNS = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_the_server_answers_as_the_live_module(tmp_path: Path, triton: TritonServer) -> None:
     """One server for all of them: names, shapes, types and values, for one row and for several."""
     (tmp_path / "pyproject.toml").touch()
@@ -43,7 +42,7 @@ def test_the_server_answers_as_the_live_module(tmp_path: Path, triton: TritonSer
             published[name] = (version, live.answers[step_of(triton.repository / name, version)])
     with Client(triton.url) as client:
         for name, (version, answers) in published.items():
-            triton.wait_for(name, version, timeout_s=60.0)
+            triton.wait_for(name, version)
             for size in (1, 17):
                 rows = CASES[name].rows(size, seed=size)
                 wanted = {spec.name for spec in client.model(name).signature.inputs}

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from time_limits import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -11,5 +13,5 @@ def unitrain(*arguments: str, cwd: Path = ROOT, stdin: str | None = None) -> sub
     """`python -m unitrain` with these arguments; never raises for its exit code."""
     return subprocess.run(
         [sys.executable, "-m", "unitrain", *arguments],
-        cwd=cwd, input=stdin, capture_output=True, text=True, timeout=250, check=False,
+        cwd=cwd, input=stdin, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 SHORT, LONGER = "--trainer.max_epochs 1", "--trainer.max_epochs 102"
@@ -21,10 +22,9 @@ EXEMPT = {
     ". .venv/bin/activate": "the environment is there",
     "python -m unitrain fit --resume last": "needs a run that was killed: tests/training/test_resume.py",
     "python -m unitrain models promote": "needs a run that holds a version back: tests/publish/test_policy.py",
-    "python -m examples.signals_clustering.pretrained": "trained in full by test_pretrained.py",
+    "python -m examples.signals_clustering_demo.pretrained": "trained in full by test_pretrained.py",
 }
 PLACEHOLDERS = {"RUN": "last", "F": "examples/curve_fitting/settings.yaml"}
-WITHIN_S = 600
 
 
 def sh_blocks(text: str) -> list[list[str]]:
@@ -113,12 +113,12 @@ class Terminal:
     def _run(self, command: str) -> str:
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {command}"],
-            cwd=self.project, env=self._env(), capture_output=True, text=True, timeout=WITHIN_S, check=False,
+            cwd=self.project, env=self._env(), capture_output=True, text=True, timeout=LIMIT_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
         for config in (self.project / "triton_repo").glob("*/config.pbtxt") if self.server else ():
             newest = max(int(path.name) for path in config.parent.glob("[1-9]*"))
-            self.server.wait_for(config.parent.name, newest, timeout_s=60) if self.server else None
+            self.server.wait_for(config.parent.name, newest) if self.server else None
         return done.stdout
 
     def _look(self, command: str) -> None:
@@ -136,7 +136,7 @@ class Terminal:
             assert "TensorBoard: http://" in said, f"$ {command}\n{said}"
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0
 
     def _two_runs(self) -> dict[str, str]:

@@ -8,9 +8,9 @@ import torch
 from commands import ROOT
 from terminal import Terminal
 
-from datamodules.csv_files import data_path, find_files, read_rows
-from datamodules.csv_series import Columns, open_recording
-from datamodules.csv_windows import CsvWindows
+from unitrain.datamodules.csv_files import data_path, find_files, read_rows
+from unitrain.datamodules.csv_series import Columns, open_recording
+from unitrain.datamodules.csv_windows import CsvWindows
 from unitrain.errors import DataError
 
 README = ROOT / "examples" / "signals_clustering" / "README.md"
@@ -264,7 +264,6 @@ def test_packages_bring_folders_of_their_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_csv_files_are_trained_on_and_served(terminal: Terminal) -> None:
     """README's commands, a third of the epochs: codes of real recordings explain a third of their variance."""
     terminal.read(README, "--trainer.max_epochs 1", "--trainer.max_epochs 4")

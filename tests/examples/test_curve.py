@@ -8,10 +8,10 @@ import torch
 from commands import ROOT
 from terminal import Terminal
 
-from datamodules.curve import NoisyCurve
-from datamodules.curve_points import draw_points, true_curve
 from examples.curve_fitting.client import CurveIO
-from models.curve import CurveRegressor
+from examples.curve_fitting.data import NoisyCurve
+from examples.curve_fitting.model import CurveRegressor
+from examples.curve_fitting.points import draw_points, true_curve
 from unitrain.client import ModelInfo
 from unitrain.errors import HookError
 from unitrain.signature import Signature, TensorSpec
@@ -102,7 +102,6 @@ def test_client_without_answers_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_curve_follows_the_true_one(terminal: Terminal) -> None:
     """README's commands, trained in full: an RMSE of 0.25 at most, as it says, and a plot."""
     terminal.read(ROOT / "examples" / "curve_fitting" / "README.md", "")

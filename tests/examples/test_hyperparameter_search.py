@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,17 @@ import yaml
 from commands import ROOT
 from optuna.trial import TrialState
 from terminal import Terminal
+from time_limits import LIMIT_S, wait_until
 
-from datamodules.auto_mpg import AutoMpg
-from datamodules.auto_mpg_rows import FEATURES, load_cars
 from examples.hyperparameter_search import search, search_hyperopt
+from examples.hyperparameter_search.cars import FEATURES, load_cars
 from examples.hyperparameter_search.command import run_command
+from examples.hyperparameter_search.data import AutoMpg
 from examples.hyperparameter_search.report import draw_plots, report_lines
 from examples.hyperparameter_search.space import read_space, values_in
 from examples.hyperparameter_search.study import SharedStudy
-from models.mlp import MLP
 from unitrain.errors import SettingsError
+from unitrain.models.mlp import MLP
 
 FOLDER = ROOT / "examples" / "hyperparameter_search"
 README = FOLDER / "README.md"
@@ -190,8 +190,8 @@ def test_killed_worker_loses_one_trial_and_the_best_is_published(
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     path = experiments / "hyperparameter_search.search" / "optuna.journal"
-    killed = kill_a_worker(path, deadline=time.monotonic() + 120)
-    shown, complaints = process.communicate(timeout=200)
+    killed = wait_until(lambda: kill_a_worker(path), "no worker began a trial")
+    shown, complaints = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, shown + complaints
     assert f"worker {killed} ended by SIGKILL" in complaints
     assert "4 trials: 3 complete, 0 pruned, 0 failed, 1 lost with their workers" in shown
@@ -207,20 +207,17 @@ def test_killed_worker_loses_one_trial_and_the_best_is_published(
     assert study.best_value == min(t.value for t in study.get_trials(states=(TrialState.COMPLETE,)))
 
 
-def kill_a_worker(path: Path, deadline: float) -> int:
-    """The process id of a worker that was killed in the middle of a trial."""
-    while time.monotonic() < deadline:
-        if path.is_file():
-            running = open_study(path).study.get_trials(states=(TrialState.RUNNING,))
-            workers = [
-                t.user_attrs["worker"] for t in running if t.intermediate_values and "worker" in t.user_attrs
-            ]
-            if workers:
-                pid = int(workers[0].rsplit("-", 2)[1])
-                os.kill(pid, signal.SIGKILL)
-                return pid
-        time.sleep(0.1)
-    raise AssertionError("no worker began a trial")
+def kill_a_worker(path: Path) -> int | None:
+    """Kill a worker in the middle of a trial and return its process id; None if no trial is running."""
+    if not path.is_file():
+        return None
+    running = open_study(path).study.get_trials(states=(TrialState.RUNNING,))
+    workers = [t.user_attrs["worker"] for t in running if t.intermediate_values and "worker" in t.user_attrs]
+    if not workers:
+        return None
+    pid = int(workers[0].rsplit("-", 2)[1])
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 @pytest.mark.slow
@@ -245,7 +242,6 @@ def test_hyperopt_goes_on_where_it_was_interrupted_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_the_best_trial_is_served(terminal: Terminal) -> None:
     """README's commands: the best of four short trials is what answers, and the pictures are drawn."""
     terminal.read(README)

@@ -12,10 +12,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from commands import ROOT, unitrain
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 from examples.signals_clustering.clustering import purity
-from examples.signals_clustering.pretrained import MODEL, RUNS, naming, ship, train
+from examples.signals_clustering_demo.pretrained import MODEL, RUNS, naming, ship, train
 from unitrain.repository.manifest import read_manifest
 
 VERSION_DIR = ROOT / "triton_repo" / MODEL / "1"
@@ -102,7 +103,7 @@ def test_fresh_clone_serves_predicts_and_shows_at_once(
         )
         clustered = subprocess.run(
             [sys.executable, "-m", "examples.signals_clustering.clustering", "--url", server.url, "--model", MODEL],
-            cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT_S,
         )  # fmt: skip
     finally:
         server.stop()
@@ -121,7 +122,7 @@ def test_fresh_clone_serves_predicts_and_shows_at_once(
         said = board.stdout.readline()
     finally:
         board.terminate()
-        board.communicate(timeout=60)
+        board.communicate(timeout=LIMIT_S)
     assert f"this is the run in {RUNS}" in said
 
 

@@ -11,7 +11,6 @@ READMES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_commands_of_the_readme_run_as_they_stand(terminal: Terminal) -> None:
     """Each ends well, one after the other, as a person would type them on a fresh clone; later ones name versions."""
     terminal.read(ROOT / "README.md", "")

@@ -9,9 +9,9 @@ from commands import ROOT
 from PIL import Image
 from terminal import Terminal
 
-from datamodules.nuclei import NucleiPatches
-from datamodules.nuclei_files import load_nuclei
 from examples.segmentation.client import TilesIO
+from examples.segmentation.data import NucleiPatches
+from examples.segmentation.nuclei import load_nuclei
 from examples.segmentation.pictures import write_mask
 from examples.segmentation.reference import otsu
 from examples.segmentation.scores import foreground_iou
@@ -131,7 +131,6 @@ def test_a_volume_s_mask_is_no_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_served_nuclei_are_better_than_otsu_s(terminal: Terminal) -> None:
     """README's commands and the same on the volume, trained for a short time: a higher IoU than by Otsu's threshold."""
     narrow = "--model.init_args.width 8"

@@ -280,7 +280,7 @@ class QueriesTheServer(pl.Callback):
 
     def ask(self, step: int, version: int) -> None:
         """One request without a version, once the server has loaded this one."""
-        self.server.wait_for(self.pattern.name, version, timeout_s=60.0)
+        self.server.wait_for(self.pattern.name, version)
         rows = {name: value.numpy() for name, value in self.pattern.rows(17, seed=17).items()}
         with Client(self.server.url) as client:
             answer = client.predict(self.pattern.name, **rows)

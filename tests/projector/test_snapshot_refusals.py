@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from time_limits import LIMIT_S
 
 from unitrain.errors import DataError
 from unitrain.projector import prune_snapshots, write_snapshot
@@ -147,5 +148,5 @@ from unitrain.projector import write_snapshot
 write_snapshot(Path(sys.argv[1]), "served", {"code": np.ones((4, 3))}, {"row": range(4)}, step=1,
                sprites=np.ones((4, 2, 2)))
 """
-    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=LIMIT_S)
     assert (tmp_path / "embeddings" / "step_1" / "sprites.png").is_file()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from time_limits import LIMIT_S, wait_until
 
 from unitrain.cli import main
 from unitrain.projector import write_snapshot
@@ -51,19 +52,18 @@ class Command:
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode
 
     def projector_runs(self, count: int) -> list[str]:
         """The runs with embeddings, once there are `count`."""
-        deadline = time.monotonic() + 20
-        while True:
-            with urllib.request.urlopen(f"{self.url}/data/plugin/projector/runs", timeout=20) as answer:  # noqa: S310
+
+        def listed() -> list[str]:
+            with urllib.request.urlopen(f"{self.url}/data/plugin/projector/runs", timeout=LIMIT_S) as answer:  # noqa: S310
                 runs: list[str] = json.load(answer)
-            if len(runs) >= count:
-                return sorted(runs)
-            assert time.monotonic() < deadline, runs
-            time.sleep(0.1)
+            return sorted(runs) if len(runs) >= count else []
+
+        return wait_until(listed, f"TensorBoard did not list {count} runs")
 
 
 @pytest.fixture
@@ -176,11 +176,11 @@ def test_a_browser_is_opened_where_there_is_one(
     arguments = ["--experiments_dir", experiments, "--port", 0, *options]
     command = Command(*arguments, BROWSER=f"{browser} %s", **environment)
     started.append(command)
-    deadline = time.monotonic() + (20 if opened else 1)
-    while not notes.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert notes.exists() == opened
-    if opened:
+    if not opened:
+        time.sleep(1)
+        assert not notes.exists()
+    else:
+        wait_until(notes.exists, "the browser was not opened")
         assert notes.read_text().strip() == f"{command.url}/"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import LightningModule
+from slow_cases import slow_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unitrain
@@ -79,7 +80,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("cadence", [1, 2, 100])
+@pytest.mark.parametrize("cadence", slow_after(1, [1, 2, 100]))
 def test_the_best_is_served_where_early_stopping_ends_the_training(
     settings: Path, repository: Repository, captured: list[int], cadence: int
 ) -> None:
@@ -105,7 +106,9 @@ def test_the_best_is_served_where_early_stopping_ends_the_training(
 
 @pytest.mark.parametrize(
     ("error", "step"),
-    [(RepositoryError("no space left"), 2 * STEPS), (PublishRefused("parity", "off"), 3 * STEPS)],
+    slow_after(
+        1, [(RepositoryError("no space left"), 2 * STEPS), (PublishRefused("parity", "off"), 3 * STEPS)]
+    ),
 )
 def test_the_best_that_was_refused_is_tried_again_or_followed_by_the_next_best(
     settings: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, error: Exception, step: int
@@ -153,7 +156,7 @@ def test_a_worse_run_is_held_back_and_can_be_promoted(
     command = f"python -m unitrain models promote points --run experiments/points/{worse.run_dir.name}"
     reason = (
         f"val_loss 0.6 is worse than the 0.3 of version 1 (run points/{first.run_dir.name}); `{command}` publishes it "
-        "all the same, and `--publish.policy every` does so in a training"
+        "anyway; `--publish.policy every` publishes every version of a training"
     )
     assert last == f"nothing was published, since all 2 candidates were held back: {reason}"
     entries = record(worse)["held_back"]
@@ -182,6 +185,7 @@ def test_a_worse_run_is_held_back_and_can_be_promoted(
     assert "is version 2 already" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_better_run_is_published_and_an_equal_one_is_held_back(
     settings: Path, repository: Repository
 ) -> None:
@@ -193,6 +197,7 @@ def test_a_better_run_is_published_and_an_equal_one_is_held_back(
     assert train(settings, [0.25], **{"publish.policy": "every"}).published == [3]
 
 
+@pytest.mark.slow
 def test_a_higher_metric_is_better_where_the_mode_says_so(settings: Path, repository: Repository) -> None:
     """An accuracy, say."""
     high = {"monitor": {"metric": "val_loss", "mode": "max"}}
@@ -225,6 +230,7 @@ def test_what_can_not_be_compared_is_published_and_said_so(
     assert f"not comparable with version 1, because {reason}" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_compared_with_the_version_that_a_rollback_serves(settings: Path, repository: Repository) -> None:
     """A version that was rolled back keeps nobody back."""
     train(settings, [0.5])
@@ -233,6 +239,7 @@ def test_compared_with_the_version_that_a_rollback_serves(settings: Path, reposi
     assert train(settings, [0.3]).published == [4]
 
 
+@pytest.mark.slow
 def test_versions_that_are_damaged_or_foreign_keep_nothing_back(
     settings: Path, repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +254,7 @@ def test_versions_that_are_damaged_or_foreign_keep_nothing_back(
         path = repository.version_dir("points", newest) / "manifest.json"
 
 
+@pytest.mark.slow
 def test_damaged_held_back_version_is_not_promoted(
     settings: Path, repository: Repository, project: Path
 ) -> None:
@@ -271,6 +279,7 @@ def test_damaged_held_back_version_is_not_promoted(
     assert repository.versions("points") == [1]
 
 
+@pytest.mark.slow
 def test_without_validation_data_each_cadence_is_published(
     settings: Path, repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,9 +291,10 @@ def test_without_validation_data_each_cadence_is_published(
     assert result.published
     assert manifests(repository)[-1].step == 3 * STEPS
     told = capfd.readouterr().err
-    assert told.count("there are no validation data, so the weights are published as they are") == 1
+    assert told.count("there are no validation data, so the current weights are published") == 1
 
 
+@pytest.mark.slow
 def test_without_the_metric_each_cadence_is_published(
     settings: Path, repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,9 +303,10 @@ def test_without_the_metric_each_cadence_is_published(
     train(settings, [0.1, 0.1], quiet=False, **off | {"model.class_path": "models.scripted.Unmeasured"})
     assert manifests(repository)[-1].step == 2 * STEPS
     told = capfd.readouterr().err
-    assert told.count("no validation has measured val_loss, so the weights are published as they are") == 1
+    assert told.count("no validation has measured val_loss, so the current weights are published") == 1
 
 
+@pytest.mark.slow
 def test_metric_that_is_no_number_is_never_published(
     settings: Path, repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +318,7 @@ def test_metric_that_is_no_number_is_never_published(
     assert told.count("no validation has given a finite val_loss, so nothing is published") == 1
 
 
+@pytest.mark.slow
 def test_of_several_validation_loaders_the_monitored_one_counts(
     settings: Path, repository: Repository
 ) -> None:
@@ -323,7 +335,7 @@ def test_of_several_validation_loaders_the_monitored_one_counts(
     assert train(settings, [0.4], **two).held_back == [STEPS]
 
 
-@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("averaged", slow_after(1, [True, False]))
 def test_resumed_run_publishes_the_best_that_was_lost(
     settings: Path, repository: Repository, averaged: bool
 ) -> None:
@@ -350,6 +362,7 @@ def test_resumed_run_publishes_the_best_that_was_lost(
     assert (served == 2 * STEPS) is not averaged
 
 
+@pytest.mark.slow
 def test_resumed_run_publishes_no_step_twice(settings: Path, repository: Repository) -> None:
     """Neither what was published nor what was held back before the interruption comes again."""
     dying = {"model.class_path": "models.scripted.Dying"}
@@ -415,6 +428,7 @@ def test_earlier_setting_is_an_alias_with_a_warning(
         train(settings, [0.4], **{"publish.require_improvement": True, "publish.policy": "every"})
 
 
+@pytest.mark.slow
 def test_run_of_an_earlier_release_is_resumed(settings: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Its saved settings have `require_improvement: false`, which is no wish of anybody."""
     run = train(settings, [0.3, 0.2]).run_dir

@@ -90,6 +90,7 @@ def test_what_can_not_be_exported_is_one_sentence(run: Path, capsys: pytest.Capt
     assert "there is no run `nothing`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_edited_configuration_is_kept_and_a_conflict_refused_before_the_first_epoch(
     settings: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,5 +106,5 @@ def test_an_edited_configuration_is_kept_and_a_conflict_refused_before_the_first
     assert read_config(path).max_batch_size == 8
     runs = len(list((project / "experiments" / "points").iterdir()))
     with pytest.raises(SettingsError, match=r"edited by hand.*8 there, 16 by the settings"):
-        unitrain.fit(settings, one | {"publish.max_batch_size": 16}, quiet=True)
+        unitrain.fit(settings, one | {"publish.model_config.max_batch_size": 16}, quiet=True)
     assert len(list((project / "experiments" / "points").iterdir())) == runs

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningModule
+from time_limits import LIMIT_S
 from torch import nn
 
 from unitrain.errors import PublishRefused
@@ -51,11 +52,11 @@ def test_of_requests_that_wait_only_the_latest_is_published(tmp_path: Path) -> N
     def report(outcome: Outcome) -> None:
         outcomes.append(outcome)
         began.set()
-        go_on.wait(30)
+        go_on.wait(LIMIT_S)
 
     worker = Worker(made, report)
     worker.submit(request(module, 1))
-    assert began.wait(60)
+    assert began.wait(LIMIT_S)
     for step in (2, 3, 4):
         worker.submit(request(module, step))
     go_on.set()

@@ -26,29 +26,28 @@ def publish(repository: Repository, scale: float, value: float) -> int:
         "linear", linear_signature(N), max_batch_size=64, num_versions=2, max_queue_delay_microseconds=100
     )
 
-    def fill(version_dir: Path, number: int) -> None:
-        model = linear_model(version_dir / "model.onnx", scale, N)
+    with repository.new_version("linear", config) as staged:
+        model = linear_model(staged.path / "model.onnx", scale, N)
         inputs = {"x": np.arange(2.0 * N, dtype=np.float32).reshape(2, N)}
         outputs = run_onnx(model, inputs)
-        np.savez(version_dir / "golden.npz", **{"inputs/x": inputs["x"], "outputs/y": outputs["y"]})
+        np.savez(staged.path / "golden.npz", **{"inputs/x": inputs["x"], "outputs/y": outputs["y"]})
         Manifest(
             model="linear",
-            version=number,
+            version=staged.number,
             published_at="2026-01-02T03:04:05+00:00",
             run="lines/2026-01-02_03-00-00",
-            run_dir=str(repository.root.parent / f"run-{number}"),
-            step=10 * number,
-            epoch=number,
+            run_dir=str(repository.root.parent / f"run-{staged.number}"),
+            step=10 * staged.number,
+            epoch=staged.number,
             weights="ema",
             signature=linear_signature(N),
             sha256=sha256_of(model),
-            golden_sha256=sha256_of(version_dir / "golden.npz"),
-            settings_sha256=str(number),
+            golden_sha256=sha256_of(staged.path / "golden.npz"),
+            settings_sha256=str(staged.number),
             metric=Metric("val_loss", value, "min"),
             parity={"y": {"max_abs": 0.0, "max_rel": 0.0}},
-        ).write(version_dir)
-
-    return repository.publish("linear", config, fill)
+        ).write(staged.path)
+    return staged.number
 
 
 @pytest.fixture

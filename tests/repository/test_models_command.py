@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_versions import SIGNATURE, config_of
+from time_limits import LIMIT_S
 
 from unitrain.cli import main
 from unitrain.repository import Repository
@@ -40,14 +41,11 @@ def _manifest(version: int) -> Manifest:
 @pytest.fixture
 def published(repository: Repository) -> Path:
     """Versions 1 and 2 of `codes`, the second without a manifest."""
-
-    def fill(version_dir: Path, number: int) -> None:
-        (version_dir / "model.onnx").write_bytes(bytes(2048))
-        if number == 1:
-            _manifest(number).write(version_dir)
-
-    repository.publish("codes", config_of(), fill)
-    repository.publish("codes", config_of(), fill)
+    for _ in range(2):
+        with repository.new_version("codes", config_of()) as staged:
+            (staged.path / "model.onnx").write_bytes(bytes(2048))
+            if staged.number == 1:
+                _manifest(staged.number).write(staged.path)
     return repository.root
 
 
@@ -153,5 +151,5 @@ def test_what_can_not_be_done_is_one_sentence(
 def test_models_needs_no_torch(published: Path) -> None:
     """It works where torch can't be imported."""
     command = [sys.executable, "-c", WITHOUT_TORCH, "models", "--model-repository", published]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert answer.stdout.count("codes") == 2

@@ -9,6 +9,7 @@ import sys
 import termios
 
 import pytest
+from time_limits import LIMIT_S
 
 from unitrain.commands._output import print_table, text_of_bytes, text_of_duration
 
@@ -24,7 +25,7 @@ def _on_terminal(columns: int) -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     command = [sys.executable, "-c", PROGRAM]
-    subprocess.run(command, stdout=theirs, check=True, timeout=30, env=environment | {"TERM": "xterm"})
+    subprocess.run(command, stdout=theirs, check=True, timeout=LIMIT_S, env=environment | {"TERM": "xterm"})
     os.close(theirs)
     text = os.read(ours, 100_000).decode()
     os.close(ours)

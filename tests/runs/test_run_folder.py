@@ -24,7 +24,7 @@ from unitrain.runs import RunFolder
 run = RunFolder.create(Path(sys.argv[1]), "curve")
 run.update(status="running")
 print(run.path, flush=True)
-time.sleep(30)
+time.sleep(120)
 """
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from time_limits import LIMIT_S
 
 from unitrain.cli import main
 from unitrain.runs import RunFolder
@@ -110,5 +111,5 @@ def test_what_can_not_be_done_is_one_sentence(
 def test_runs_needs_no_torch(experiments: Path) -> None:
     """It works where torch can't be imported."""
     command = [sys.executable, "-c", WITHOUT_TORCH, "runs", "--experiments_dir", experiments]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert answer.stdout.count("finished") == 2

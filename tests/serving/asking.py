@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
+from time_limits import LIMIT_S
 from tritonclient.utils import InferenceServerException
 
 
@@ -16,11 +17,11 @@ def ask(url: str, rows: np.ndarray, *, model: str = "linear", version: str = "")
     with triton_grpc.InferenceServerClient(url) as client:
         tensor = triton_grpc.InferInput("x", list(rows.shape), "FP32")
         tensor.set_data_from_numpy(rows.astype(np.float32))
-        result = client.infer(model, [tensor], model_version=version, client_timeout=10)
+        result = client.infer(model, [tensor], model_version=version, client_timeout=LIMIT_S)
         return result.as_numpy("y"), int(result.get_response().model_version)
 
 
-def answers(url: str, *, model: str = "linear", within_s: float) -> bool:
+def answers(url: str, *, model: str = "linear", within_s: float = LIMIT_S) -> bool:
     """Whether the model answers before the time is over."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -54,7 +55,7 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(30)
+        self._thread.join(LIMIT_S)
 
     def _run(self) -> None:
         rows = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -63,7 +64,7 @@ class Load:
             tensor.set_data_from_numpy(rows)
             while not self._over.is_set():
                 try:
-                    result = client.infer("linear", [tensor], client_timeout=10)
+                    result = client.infer("linear", [tensor], client_timeout=LIMIT_S)
                     version = int(result.get_response().model_version)
                     np.testing.assert_allclose(result.as_numpy("y"), rows * (version + 1))
                 except (InferenceServerException, AssertionError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as triton_grpc
+from time_limits import LIMIT_S
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -40,7 +41,7 @@ def raw_call(port: int, method: str, message: bytes, headers: tuple[tuple[str, s
     sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, b"")
     sent += _frame(HEADERS, 4, 1, b"".join(_literal(*field) for field in fields))
     sent += _frame(DATA, 1, 1, b"\0" + struct.pack(">I", len(message)) + message)
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
         connection.sendall(sent)
         received = connection.makefile("rb")
         while len(head := received.read(9)) == 9:

@@ -8,6 +8,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from onnx import TensorProto, helper
 from onnx_models import linear_signature, publish_model, save_graph
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
@@ -23,7 +24,7 @@ def _infer(url: str, model: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             tensor = triton_grpc.InferInput(name, list(array.shape), kind)
             tensor.set_data_from_numpy(array)
             tensors.append(tensor)
-        result = client.infer(model, tensors, client_timeout=20)
+        result = client.infer(model, tensors, client_timeout=LIMIT_S)
         return {row.name: result.as_numpy(row.name) for row in result.get_response().outputs}
 
 
@@ -189,5 +190,5 @@ def test_many_models_are_loaded_at_the_same_time(triton: TritonServer) -> None:
     for number in range(12):
         publish_model(triton.repository, f"model_{number}", signature=linear_signature(3))
     for number in range(12):
-        triton.wait_for(f"model_{number}", 1, timeout_s=60)
+        triton.wait_for(f"model_{number}", 1)
         assert _infer(triton.url, f"model_{number}", x=np.ones((1, 3), np.float32))["y"][0, 0] == 2

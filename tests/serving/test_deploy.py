@@ -123,7 +123,7 @@ def test_kubectl_builds_the_manifests() -> None:
     ).stdout
     kinds = [document["kind"] for document in yaml.safe_load_all(built)]
     assert sorted(kinds) == ["Deployment", "PersistentVolumeClaim", "Service"]
-    assert "image: registry.example.org/unitrain-serving:0.1.0" in built
+    assert "image: registry.example.org/unitrain-serving:0.2.0" in built
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)

@@ -17,6 +17,7 @@ import tritonclient.grpc as triton_grpc
 from asking import answers, ask, group_members, stubs
 from onnx import TensorProto, helper
 from onnx_models import publish_model, save_graph
+from time_limits import LIMIT_S, wait_until
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
@@ -24,7 +25,8 @@ from unitrain.serving.hang_detection import Progress, hung_processes
 from unitrain.serving.triton.system_processes import cpu_s, start_of
 from unitrain.signature import Signature, TensorSpec
 
-WITHIN_S = 30.0
+WITHIN_S = 300.0
+"""Ten times what a quiet machine needs at most."""
 LONG_S = 24.0
 """Longer than two probes may wait for an answer."""
 
@@ -35,12 +37,12 @@ def test_a_stopped_triton_is_restarted(triton: TritonServer) -> None:
     triton.wait_for("linear", 1)
     group, seen, began = triton.triton_pid, len(triton.events()), time.monotonic()
     os.kill(group, signal.SIGSTOP)
-    restarting = triton.wait_for_event("restarting", 2 * WITHIN_S, after=seen)
+    restarting = triton.wait_for_event("restarting", after=seen)
     assert "has not answered" in restarting["reason"]
     assert time.monotonic() - began < WITHIN_S
-    triton.wait_for_event("loaded", WITHIN_S, after=seen)
+    triton.wait_for_event("loaded", after=seen)
     assert group_members(group) == []
-    assert answers(triton.url, within_s=10)
+    assert answers(triton.url)
 
 
 def test_a_stopped_process_of_a_model_is_ended_and_the_model_reloaded(triton: TritonServer) -> None:
@@ -54,15 +56,13 @@ def test_a_stopped_process_of_a_model_is_ended_and_the_model_reloaded(triton: Tr
     )
     seen, began, group = len(triton.events()), time.monotonic(), triton.triton_pid
     os.kill(stub, signal.SIGSTOP)
-    unhealthy = triton.wait_for_event("unhealthy", 2 * WITHIN_S, after=seen)
+    unhealthy = triton.wait_for_event("unhealthy", after=seen)
     assert unhealthy["model"] == "linear"
-    triton.wait_for_event("loaded", WITHIN_S, after=seen)
-    assert answers(triton.url, within_s=10)
+    triton.wait_for_event("loaded", after=seen)
+    assert answers(triton.url)
     assert time.monotonic() - began < WITHIN_S
     assert triton.triton_pid == group
-    while start_of(stub) is not None:
-        assert time.monotonic() - began < WITHIN_S
-        time.sleep(0.1)
+    wait_until(lambda: start_of(stub) is None, "the stopped process did not end")
     assert len(stubs(group)) == 2
     assert ask(triton.url, np.ones((1, 3)), model="other")[1] == 1
     assert {event["model"] for event in triton.events()[seen:]} == {"linear"}
@@ -81,11 +81,11 @@ def test_a_process_that_is_stopped_while_it_computes_is_ended(triton: TritonServ
             time.sleep(0.05)
         seen, began = len(triton.events()), time.monotonic()
         os.kill(stub, signal.SIGSTOP)
-        triton.wait_for_event("unhealthy", 2 * WITHIN_S, after=seen)
-        triton.wait_for_event("loaded", WITHIN_S, after=seen)
+        triton.wait_for_event("unhealthy", after=seen)
+        triton.wait_for_event("loaded", after=seen)
         assert time.monotonic() - began < WITHIN_S
         with pytest.raises(InferenceServerException):
-            asked.result(WITHIN_S)
+            asked.result(LIMIT_S)
     assert _ask_integer(triton.url, "spin", 1) == 1
     assert start_of(stub) is None
 
@@ -210,7 +210,7 @@ def test_a_model_that_computes_or_waits_for_long_is_left_alone(triton_wheel: Pat
                 model: pool.submit(_ask_integer, server.url, model, value) for model, value in values.items()
             }
             for model, answer in asked.items():
-                assert answer.result(240) == values[model]
+                assert answer.result(LIMIT_S) == values[model]
         assert time.monotonic() - began > LONG_S / 2
         time.sleep(12)  # a probe that waits is over
         assert [event for event in server.events()[seen:] if event["event"] != "loaded"] == []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from asking import ask, shared_memory_of
 from onnx_models import publish_model
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 from unitrain.client import Client
@@ -36,7 +37,7 @@ def _intrude(triton: TritonServer) -> dict[str, Any]:
     assert record is not None
     script = str(Path(__file__).with_name("intruder.py"))
     command = [sys.executable, script, str(NOBODY), triton.url.rpartition(":")[2], record.admin]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -188,7 +189,7 @@ def test_only_the_call_that_opens_a_file_to_everyone_does_nothing(tmp_path: Path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
         start_new_session=True,  # what it started is ended by its group
     )

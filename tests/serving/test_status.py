@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from asking import ask, stubs
 from onnx_models import linear_model, publish_broken, publish_model
+from time_limits import LIMIT_S
 from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
@@ -24,7 +25,7 @@ from unitrain.signature import Signature
 
 def _status(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unitrain", "serve", "status", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 def _with_manifest(root: Path) -> int:
@@ -115,7 +116,7 @@ def test_prometheus_metrics_count_the_requests(triton: TritonServer) -> None:
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
     ask(triton.url, np.ones((2, 3)))
-    with urllib.request.urlopen(triton.metrics_url, timeout=5) as answer:  # noqa: S310 - our own server
+    with urllib.request.urlopen(triton.metrics_url, timeout=LIMIT_S) as answer:  # noqa: S310 - our own server
         text = answer.read().decode()
     assert re.search(r'nv_inference_request_success\{model="linear",version="1"\} [1-9]', text)
 

@@ -59,7 +59,7 @@ def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_pat
         assert (tmp_path / "ran").exists()
         assert ask(server.url, np.ones((1, 3)), model="code")[0][0, 0] == 2
         version = _python_model(server.repository, "code", tmp_path / "ran", dies=True)
-        failed = server.wait_for_event("failed", timeout_s=40)
+        failed = server.wait_for_event("failed")
         assert (failed["version"], "set aside" in failed["reason"]) == (version, True)
         server.wait_for_event(
             "loaded", accept=lambda e: e["versions"] == [1], after=server.events().index(failed)
@@ -68,7 +68,7 @@ def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_pat
         assert not [event for event in server.events() if event["event"] == "restarting"]
         _python_model(tmp_path, "alone", tmp_path / "ran", dies=True)
         (tmp_path / "alone").rename(server.repository / "alone")
-        restarted = server.wait_for_event("restarting", timeout_s=60)
+        restarted = server.wait_for_event("restarting")
         assert "alone does not answer" in restarted["reason"], "there is no other version to take its place"
         server.wait_for_event(
             "failed", accept=lambda e: e["model"] == "alone", after=server.events().index(restarted)

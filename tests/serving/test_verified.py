@@ -116,11 +116,11 @@ def test_what_its_manifest_contradicts_is_set_aside_and_the_last_good_version_se
     for name in DAMAGES:
         publish_model(triton.repository, name, golden=GOLDEN)
     for name in DAMAGES:
-        triton.wait_for(name, 1, timeout_s=60)
+        triton.wait_for(name, 1)
     for name, (damage, _) in DAMAGES.items():
         assert _publish_damaged(triton.repository, name, damage) == 2
     for name, (_, reason) in DAMAGES.items():
-        failed = triton.wait_for_event("failed", 60, lambda e, name=name: e["model"] == name)
+        failed = triton.wait_for_event("failed", accept=lambda e, name=name: e["model"] == name)
         assert failed["version"] == 2
         assert reason in failed["reason"]
         assert failed["reason"].count("/") < 20
@@ -167,8 +167,8 @@ def test_everything_is_checked_again_when_triton_is_restarted(triton: TritonServ
     _flip_unseen(triton.repository / "linear" / "2")
     seen = len(triton.events())
     os.kill(triton.triton_pid, signal.SIGKILL)
-    assert triton.wait_for_event("failed", 60, after=seen)["version"] == 2
-    triton.wait_for_event("loaded", 60, lambda e: e["versions"] == [1], after=seen)
+    assert triton.wait_for_event("failed", after=seen)["version"] == 2
+    triton.wait_for_event("loaded", accept=lambda e: e["versions"] == [1], after=seen)
     np.testing.assert_array_equal(ask(triton.url, ROWS)[0], 2 * ROWS)
 
 
@@ -181,8 +181,8 @@ def test_a_version_damaged_since_is_not_revived(triton: TritonServer) -> None:
     seen = len(triton.events())
     for pid in stubs(triton.triton_pid):
         os.kill(pid, signal.SIGKILL)
-    assert triton.wait_for_event("failed", 60, after=seen)["version"] == 2
-    triton.wait_for_event("loaded", 60, lambda e: e["versions"] == [1], after=seen)
+    assert triton.wait_for_event("failed", after=seen)["version"] == 2
+    triton.wait_for_event("loaded", accept=lambda e: e["versions"] == [1], after=seen)
     np.testing.assert_array_equal(ask(triton.url, ROWS)[0], 2 * ROWS)
     assert not [event for event in triton.events() if event["event"] == "restarting"]
 
@@ -220,7 +220,7 @@ def test_versions_of_every_kind_are_served_as_published(triton: TritonServer) ->
     del data["digest"]
     path.write_text(json.dumps(data | {"format": 1}))
     for name in ("beside", "shout", "half", "whole", "no_golden", "foreign", "old"):
-        triton.wait_for(name, 1, timeout_s=60)
+        triton.wait_for(name, 1)
 
     def damaged(path: Path) -> None:
         beside(path)
@@ -391,6 +391,7 @@ def test_numbers_and_scalar_outputs_that_triton_can_not_have_are_told(triton: Tr
     assert "config.pbtxt has the output y without any axis" in failed["reason"]
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_served(triton: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the benchmark does by the thousand: graph, external data, golden samples and manifest."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from asking import answers
 from onnx_models import publish_model
+from time_limits import LIMIT_S, wait_until
 from triton_server import TritonServer, native_tritonserver
 
 from unitrain import doctor as diagnosis
@@ -96,7 +97,7 @@ def _serve(*options: str, path: Path | None = None, **environment: str) -> subpr
         env=os.environ | environment | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
 
@@ -135,15 +136,12 @@ def test_a_container_is_ended_by_its_name_with_serve(tmp_path: Path) -> None:
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         stdout=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 20
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(log.exists, "the program was not started")
     time.sleep(0.3)
     process.kill()
     process.wait()
     name = next(word for word in log.read_text().splitlines() if word.startswith("--name="))
-    while "kill\n" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: "kill\n" in log.read_text(), "the container was not killed")
     assert f"kill\n{name.removeprefix('--name=')}\n" in log.read_text()
 
 
@@ -229,10 +227,10 @@ def test_print_gives_a_plain_command_for_each_way_that_a_shell_can_run(
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(["sh", "-c", f"exec {ways['wheel']['command']}"], stdout=log, stderr=log)
         try:
-            assert answers("127.0.0.1:18841", within_s=30)
+            assert answers("127.0.0.1:18841")
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(LIMIT_S)
 
 
 def test_print_without_any_triton_tells_how_to_install_one(tmp_path: Path) -> None:
@@ -265,9 +263,9 @@ def test_printed_command_closes_administration_over_http(triton_wheel: Path, tmp
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(["sh", "-c", f"exec {ways['native']['command']}"], stdout=log, stderr=log)
         try:
-            assert answers("127.0.0.1:18844", within_s=60)
+            assert answers("127.0.0.1:18844")
             http = "127.0.0.1:18846"
-            with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=LIMIT_S) as answer:
                 assert answer.status == 200
             assert _raw_http(http, b"GET /v2/health/ready", b"").startswith(b"HTTP/1.1 200")
             for header in (b"", *(b"%b: %b\r\n" % (name, value) for name in _NAMES for value in _VALUES)):
@@ -280,7 +278,7 @@ def test_printed_command_closes_administration_over_http(triton_wheel: Path, tmp
             assert server_status("127.0.0.1:18844").versions[0].state == "READY"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(LIMIT_S)
 
 
 _NAMES = (b"CLOSED TO EVERYONE", b"closed to everyone", b"CLOSED-TO-EVERYONE")
@@ -289,7 +287,7 @@ _VALUES = (b"", b"\n", b"\r\n ", b"%0A", b"x\n\n", b"\n x")
 
 def _raw_http(url: str, line: bytes, header: bytes) -> bytes:
     host, _, port = url.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
         connection.sendall(
             line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n" + header + b"\r\n"
         )

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from time_limits import LIMIT_S, wait_until
 
 from unitrain.repository import Repository
 
@@ -39,7 +39,12 @@ def watched(project: Path) -> Path:
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A command that ends in bounded time."""
     return subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=150, check=False, cwd=cwd
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        cwd=cwd,
     )
 
 
@@ -64,6 +69,7 @@ def check_run(project: Path) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_lightnings_launcher_trains_in_two_processes(watched: Path, project: Path) -> None:
     """The average is equal on both, and only the main process writes."""
     done = run("unitrain", "fit", "--config", str(watched), *TWO, cwd=project)
@@ -72,6 +78,7 @@ def test_lightnings_launcher_trains_in_two_processes(watched: Path, project: Pat
     assert done.stderr.count("published points version 1") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_trains_in_two_processes(watched: Path, project: Path) -> None:
     """The processes are started side by side, and agree on one run."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -88,12 +95,10 @@ def test_signal_to_the_main_process_stops_both_and_the_run_resumes(settings: Pat
         command, stderr=subprocess.PIPE, text=True, cwd=project, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 90
-        while not list(project.glob("experiments/points/*/checkpoints/last.ckpt")):
-            assert time.monotonic() < deadline, "the training did not begin"
-            time.sleep(0.1)
+        checkpoint = "experiments/points/*/checkpoints/last.ckpt"
+        wait_until(lambda: list(project.glob(checkpoint)), "the training did not begin")
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LIMIT_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -107,6 +112,7 @@ def test_signal_to_the_main_process_stops_both_and_the_run_resumes(settings: Pat
     assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_repository_that_refuses_ends_both_processes(settings: Path, project: Path) -> None:
     """The other one does not wait for a main process that has given up."""
     (project / "triton_repo").write_text("a file")

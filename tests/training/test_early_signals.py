@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from time_limits import LIMIT_S, wait_until
 
 from unitrain.cli import main
 
@@ -79,10 +79,9 @@ def test_a_signal_while_torch_is_imported_is_one_line(settings: Path, project: P
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_until(lambda: "libtorch" in maps.read_text(), "torch was not imported", every_s=0.01)
     os.kill(process.pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, out) == (143, "stopped by SIGTERM\n")
     assert not (project / "experiments").exists()

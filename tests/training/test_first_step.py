@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 import unitrain
 from unitrain.errors import HookError, UnitrainError, UsageError
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.parsing.settings_check import check
 
 TINY = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "summaries": None, "ema": None}
@@ -91,7 +91,7 @@ def test_only_the_first_steps_are_looked_at(shapes: Path, monkeypatch: pytest.Mo
     unitrain.fit(shapes, TINY | {"trainer.max_epochs": 2}, callbacks=[Modes()], quiet=True)
     assert len(begun) == 2
     assert torch._C._len_torch_function_stack() == depth
-    assert LossShapes().state_dict() == {}
+    assert LossShapeCheck().state_dict() == {}
 
 
 def test_nan_in_a_batch_is_reported_as_such(shapes: Path) -> None:
@@ -113,11 +113,11 @@ def test_nan_in_arrays_is_reported_with_file_and_row(shapes: Path, tmp_path: Pat
     np.savez(tmp_path / "table.npz", features=x, target=target)
     content = {
         "model": {
-            "class_path": "models.mlp.MLP",
+            "class_path": "unitrain.models.mlp.MLP",
             "init_args": {"feature_means": [0.0] * 4, "feature_stds": [1.0] * 4},
         },
         "data": {
-            "class_path": "datamodules.arrays.InMemory",
+            "class_path": "unitrain.datamodules.arrays.InMemory",
             "init_args": {"train": str(tmp_path / "table.npz"), "validation_share": 0.1},
         },
         "early_stopping": None,

@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trained_project import Trained
 
 import unitrain
+from unitrain.class_paths import import_class
 from unitrain.repository import Repository
 from unitrain.repository.manifest import read_manifest
 from unitrain.runs import list_runs
@@ -20,12 +22,11 @@ from unitrain.training.checkpoint import DurableCheckpointIO
 from unitrain.training.console import Console
 
 
-def test_fit_leaves_a_complete_run_folder(settings: Path, project: Path) -> None:
+def test_fit_leaves_a_complete_run_folder(trained: Trained) -> None:
     """Settings, sources, record, checkpoints, events and embeddings are where they belong."""
-    result = unitrain.fit(settings, quiet=True)
-    run = result.run_dir
+    run, project, result = trained.run_dir, trained.project, trained.result
     assert run.parent == project / "experiments" / "points"
-    assert (result.status, result.exit_code) == ("finished", 0)
+    assert (result["status"], result["exit_code"]) == ("finished", 0)
     assert (run / "sources/models/small.py").read_text() == (project / "models/small.py").read_text()
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
@@ -36,8 +37,8 @@ def test_fit_leaves_a_complete_run_folder(settings: Path, project: Path) -> None
         min(record["best"]["value"], record["metrics"]["val_loss"])
     )
     assert {"torch", "pytorch-lightning", "unitrain"} <= set(record["versions"])
-    assert result.best_checkpoint == run / "checkpoints/best.ckpt"
-    assert result.last_checkpoint == run / "checkpoints/last.ckpt"
+    assert result["best_checkpoint"] == str(run / "checkpoints/best.ckpt")
+    assert result["last_checkpoint"] == str(run / "checkpoints/last.ckpt")
     steps = {p.parent.name for p in (run / "embeddings").glob("*/projector_config.pbtxt")}
     assert steps == {"step_24", "step_32"}  # every three validations, and at the end
     [summary] = list_runs(project / "experiments", "points")
@@ -58,16 +59,13 @@ def test_tensorboard_has_scalars_histograms_and_the_graph(settings: Path) -> Non
 
 
 def test_published_graph_answers_as_the_averaged_weights_of_the_checkpoint(
-    settings: Path, project: Path
+    trained: Trained, project: Path
 ) -> None:
     """The last version is the EMA with preprocess and postprocess inside, at any batch size."""
-    result = unitrain.fit(settings, quiet=True)
-    assert result.published == [1, 2]
-    repository = Repository(project / "triton_repo")
-    checkpoint = torch.load(result.last_checkpoint, weights_only=True)
-    from models.small import Curve  # the project's own, put on the path by fit
-
-    module = Curve(scale=5.0)
+    assert trained.result["published"] == [1, 2]
+    repository = Repository(trained.project / "triton_repo")
+    checkpoint = torch.load(trained.result["last_checkpoint"], weights_only=True)
+    module = import_class("models.small.Curve", project)(scale=5.0)
     module.load_state_dict(checkpoint["state_dict"])
     module.eval()
     session = onnxruntime.InferenceSession(str(repository.version_dir("points", 2) / "model.onnx"))
@@ -82,16 +80,15 @@ def test_published_graph_answers_as_the_averaged_weights_of_the_checkpoint(
     assert not torch.equal(raw["net.0.weight"], checkpoint["state_dict"]["net.0.weight"])
 
 
-def test_manifest_tells_where_a_version_came_from(settings: Path, project: Path) -> None:
+def test_manifest_tells_where_a_version_came_from(trained: Trained) -> None:
     """Run, step, metric, weights, parity and signature are in the manifest and the golden samples hold."""
-    result = unitrain.fit(settings, quiet=True)
-    version_dir = Repository(project / "triton_repo").version_dir("points", 2)
+    version_dir = Repository(trained.project / "triton_repo").version_dir("points", 2)
     manifest = read_manifest(version_dir)
     assert manifest is not None
-    assert manifest.run == f"points/{result.run_dir.name}"
+    assert manifest.run == f"points/{trained.run_dir.name}"
     assert (manifest.step, manifest.weights, manifest.version) == (32, "ema", 2)
     assert manifest.metric is not None
-    assert manifest.metric.value == pytest.approx(result.metrics["val_loss"])
+    assert manifest.metric.value == pytest.approx(trained.result["metrics"]["val_loss"])
     assert set(manifest.parity) == {"y", "positive"}
     assert manifest.parity["y"]["max_abs"] < 1e-4
     golden = np.load(version_dir / "golden.npz")
@@ -116,13 +113,14 @@ def test_a_plain_module_and_data_module_work_unchanged(settings: Path, project: 
     assert list((result.run_dir / "embeddings").glob("*/projector_config.pbtxt"))
 
 
-def test_a_runs_own_settings_rerun_it_to_the_bit(settings: Path) -> None:
+def test_a_runs_own_settings_rerun_it_to_the_bit(trained: Trained, tmp_path: Path) -> None:
     """The resolved settings give the same weights, links included, publishing and embeddings on or off."""
-    first = unitrain.fit(settings, quiet=True)
-    resolved = first.run_dir / "settings.yaml"
+    first = trained.copy_to(tmp_path / "copy")
+    resolved = first / "settings.yaml"
     assert yaml.safe_load(resolved.read_text())["links"] == {"data.scale": "model.init_args.scale"}
     second = unitrain.fit(resolved, {"publish": None, "embeddings": None, "summaries": None}, quiet=True)
-    a, b = (torch.load(r.last_checkpoint, weights_only=True) for r in (first, second))
+    paths = (first / "checkpoints/last.ckpt", second.last_checkpoint)
+    a, b = (torch.load(path, weights_only=True) for path in paths)
     assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
     assert all(
         torch.equal(a["current_model_state"][name], b["current_model_state"][name])

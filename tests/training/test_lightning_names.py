@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from time_limits import LIMIT_S
 
 import unitrain
 from unitrain.cli import main
@@ -47,7 +48,7 @@ def docs_style(settings: Path) -> Path:
 def test_both_names_are_the_same_modules(order: str) -> None:
     """Whichever was imported first, as long as unitrain was imported before the second."""
     command = [sys.executable, "-W", "ignore", "-c", ORDERS[order] + SAME]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -62,7 +63,7 @@ def test_two_copies_of_lightning_are_refused_with_the_way_out(tmp_path: Path) ->
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_S,
         check=False,
         cwd=tmp_path,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from resume_draws import Draw, check, drawn, warm_up
+from slow_cases import slow_after
 
 SEED = 1
 DRAWS = (3, 9, 10, 13, 28, 39)
@@ -49,7 +50,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     warm_up(tmp_path_factory.mktemp("warm") / "project")
 
 
-@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("known", slow_after(1, KNOWN))
 def test_settings_that_once_resumed_differently_resume_exactly(
     known: str, tmp_path: Path, warm: None
 ) -> None:
@@ -59,7 +60,7 @@ def test_settings_that_once_resumed_differently_resume_exactly(
     assert (verdict.exact, verdict.reasons) == (True, [])
 
 
-@pytest.mark.parametrize("number", DRAWS)
+@pytest.mark.parametrize("number", slow_after(1, DRAWS))
 def test_drawn_settings_resume_exactly(number: int, tmp_path: Path, warm: None) -> None:
     """Loaders, samplers, augmentation, schedulers, accumulation, hooks, metrics, early stopping, events and signals."""
     verdict = check(drawn(SEED, number), tmp_path)

@@ -1,13 +1,14 @@
 """What a run leaves for TensorBoard, beside what its module logs."""
 
 import shutil
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard_server import TensorBoard
+from time_limits import wait_until
 
 import unitrain
 
@@ -114,16 +115,16 @@ def test_runs_compare_by_final_and_best_metrics_in_the_hparams_tab(draws: Path) 
     names = {str(result.run_dir.relative_to(draws.parents[1] / "experiments")): result for result in results}
     server = TensorBoard(draws.parents[1] / "experiments")
     try:
-        deadline = time.monotonic() + 30
         wanted = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
-        while True:
-            experiment = server.post("experiment", {"experimentName": ""})
-            tags = {info["name"]["tag"] for info in experiment["metricInfos"]}
-            if {"val_loss", "best/val_loss", "val_MSE"} <= tags:
-                break
-            assert time.monotonic() < deadline, experiment
-            time.sleep(0.2)
-        columns = [{"metric": info["name"]} for info in experiment["metricInfos"]]
+
+        def metrics() -> list[dict[str, Any]]:
+            return server.post("experiment", {"experimentName": ""})["metricInfos"]
+
+        def has_all() -> bool:
+            return {"val_loss", "best/val_loss", "val_MSE"} <= {info["name"]["tag"] for info in metrics()}
+
+        wait_until(has_all, "TensorBoard did not list the metrics")
+        columns = [{"metric": info["name"]} for info in metrics()]
         question = {"allowedStatuses": wanted, "colParams": columns, "startIndex": 0, "sliceSize": 10}
         groups = server.post("session_groups", question)["sessionGroups"]
     finally:

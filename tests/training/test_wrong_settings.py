@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from time_limits import LIMIT_S
 
 import unitrain
 from unitrain.errors import UsageError
@@ -33,7 +34,7 @@ WRONG = {
     "name with a slash": ({"publish.model": "a/b"}, "name"),
     "name of dots": ({"publish.model": ".."}, "name"),
     "experiment with a slash": ({"experiment": "../up"}, "experiment"),
-    "unknown key of the client": ({"client": {"class": "a.B"}}, "there is no setting `client.class`"),
+    "unknown key of client_io": ({"client_io": {"class": "a.B"}}, "there is no setting `client_io.class`"),
     "none of the choices": (
         {"monitor.mode": "mim"},
         "monitor.mode: expected min or max, got mim; did you mean `min`?",
@@ -169,7 +170,7 @@ def test_metric_that_is_never_logged_is_refused_with_those_that_are(settings: Pa
 def test_command_line_prints_one_sentence_and_exits_2(settings: Path) -> None:
     """No traceback, nothing but the error on standard error."""
     command = [sys.executable, "-m", "unitrain", "fit", "--config", str(settings), "--trainer.max_epoch", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 2
     assert (
         done.stderr == "error: there is no setting `trainer.max_epoch`; did you mean `trainer.max_epochs`?\n"

@@ -42,7 +42,7 @@ def _parser() -> ArgumentParser:
         default=[],
     )
     parser.add_argument(
-        "--experiments_dir",
+        "--experiments-dir",
         type=Path,
         default=_EXPERIMENTS_DIR,
         metavar="DIR",

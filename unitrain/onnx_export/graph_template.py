@@ -85,7 +85,7 @@ class Template:
 
         Args:
             weights: what the copy gets; random ones are tried in their places.
-            export: see `exported_anew`.
+            export: see `exported_again`.
         """
         served = self.served.of(state.module)
         load_weights(served.module, weights)
@@ -98,14 +98,14 @@ class Template:
 
         Args:
             weights: by name.
-            export: see `exported_anew`.
+            export: see `exported_again`.
         """
         load_weights(self.served.module, weights)
         return (
-            self.graph.with_weights(weights, prefix=PREFIX) if self.swappable else self.exported_anew(export)
+            self.graph.with_weights(weights, prefix=PREFIX) if self.swappable else self.exported_again(export)
         )
 
-    def exported_anew(self, export: Export | None = None) -> OnnxGraph:
+    def exported_again(self, export: Export | None = None) -> OnnxGraph:
         """The graph of `served` as it is now.
 
         Args:

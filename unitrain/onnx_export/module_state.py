@@ -21,6 +21,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError
+from unitrain.module_aliases import former_name
 from unitrain.onnx_export.module_copy import ATOMIC, FrozenTrainer, copy_module, parts_of
 
 _OWN = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_device", "_dtype"}
@@ -195,7 +196,8 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, s
         }
         classes = tuple(
             sorted(
-                (path, f"{type(part).__module__}.{type(part).__qualname__}") for path, part in kept.items()
+                (path, former_name(f"{type(part).__module__}.{type(part).__qualname__}"))
+                for path, part in kept.items()
             )
         )
         return (classes, tuple(state))

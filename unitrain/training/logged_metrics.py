@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from unitrain.module_aliases import package_of
+
 _LIBRARIES = {
     "builtins",
     "torch",
@@ -75,7 +77,7 @@ def _nodes(kind: type) -> Iterator[ast.AST | None]:
     """The syntax of a class, its bases and its module's functions, without overridden methods; None: there is none."""
     overridden: set[str] = set()
     for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in _LIBRARIES:
+        if package_of(base.__module__) in _LIBRARIES:
             continue
         try:
             statements = ast.parse(inspect.getsource(sys.modules[base.__module__])).body

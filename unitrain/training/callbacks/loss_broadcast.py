@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from unitrain.errors import HookError
+from unitrain.module_aliases import package_of
 
 LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 """Losses that broadcast with a warning; torch's others refuse or take it for an error themselves."""
@@ -96,7 +97,7 @@ class BroadcastCheck(TorchFunctionMode):
         raise _refusal(name, first, second)
 
 
-class LossShapes(Callback):
+class LossShapeCheck(Callback):
     """Checks the first training step and the first validation step of a process for broadcasting."""
 
     def __init__(self) -> None:
@@ -186,8 +187,8 @@ def _place() -> str:
     """` at file:line` of the innermost code that is no library's."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - Python's way to the stack
     while frame is not None:
-        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if top not in _LIBRARIES and "site-packages" not in Path(frame.f_code.co_filename).parts:
+        package = package_of(str(frame.f_globals.get("__name__", "")))
+        if package not in _LIBRARIES and "site-packages" not in Path(frame.f_code.co_filename).parts:
             return f" at {frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

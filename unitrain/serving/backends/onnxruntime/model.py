@@ -212,12 +212,9 @@ def _check_golden(session: Any, files: Any) -> None:
         answers = session.run(list(outputs), integrity.feeds(inputs))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ValueError(f"the golden samples are not answered: {_one_line(error)}") from error
-    difference = tolerance.compare(
-        outputs,
-        dict(zip(outputs, answers, strict=True)),
-        tolerance.Tolerance.from_json(files.manifest.get("tolerance")),
-        sides=("the golden samples", "this server"),
-    )
+    allowed = tolerance.Tolerance.from_json(files.manifest.get("tolerance"))
+    answers = dict(zip(outputs, answers, strict=True))
+    difference = tolerance.golden_difference(outputs, answers, allowed, "this server")
     if difference.failure is not None:
         raise ValueError(
             f"the golden samples give other answers than when they were published: {difference.failure}"
