@@ -179,8 +179,7 @@ class SharedMemory:
         server = find_server(self._url)
         if server is None or not server.admin:
             raise ClientError(
-                f"{self._url}: --shm needs a server that this user's `serve` started on this host, without "
-                "--http-port; omit --shm"
+                f"{self._url}: --shm needs a server that this user's `serve` started on this host; omit --shm"
             )
         admin = Admin(self._url, socket_path=Path(server.admin))
         try:
