@@ -86,13 +86,16 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(read_regular(path, _MAX_SETTINGS_BYTES).decode("utf-8")) or {}
         _check_size(settings)
-        if not isinstance(settings, dict):
-            raise ValueError("it is no mapping of sections")  # noqa: TRY004, TRY301
-        return rename_settings(settings)[0]
-    except (OSError, ValueError, SettingsError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} can't be read: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise RunError(f"{path} can't be read: it is nested too deeply") from error
+    if not isinstance(settings, dict):
+        raise RunError(f"{path} can't be read: expected a mapping of sections, got {type(settings).__name__}")
+    try:
+        return rename_settings(settings)[0]
+    except SettingsError as error:
+        raise RunError(f"{path} can't be read: {error}") from error
 
 
 def _check_size(settings: Any) -> None:
