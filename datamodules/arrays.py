@@ -72,7 +72,7 @@ class InMemory(LightningDataModule):
             self.train, self.validation = known, read_arrays(validation, names)
         self.test = None if test is None else read_arrays(test, names)
         for part, arrays in (("validation", self.validation), ("test", self.test or self.train)):
-            expected, got = _told(self.train), _told(arrays)
+            expected, got = _described(self.train), _described(arrays)
             if got != expected:
                 raise DataError(f"InMemory, {part}: expected {expected} as in training, got {got}")
 
@@ -117,8 +117,8 @@ def read_arrays(source: str | Arrays, names: Sequence[str] = ()) -> dict[str, ND
             raise DataError(f"{where}, {name}: expected numbers [row, ...], got {array.dtype} {array.shape}")
     lengths = {name: len(array) for name, array in chosen.items()}
     if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{where}: expected arrays of one length above 0, got {told}")
+        found_lengths = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: expected arrays of one length above 0, got {found_lengths}")
     return {name: _for_torch(array, f"{where}, {name}") for name, array in chosen.items()}
 
 
@@ -146,5 +146,5 @@ def _dtype_for_torch(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def _told(arrays: Arrays) -> str:
+def _described(arrays: Arrays) -> str:
     return ", ".join(f"{name} {array.dtype}{list(array.shape[1:])}" for name, array in sorted(arrays.items()))

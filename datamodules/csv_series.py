@@ -111,8 +111,8 @@ def open_recording(path: Path, columns: Columns, cache: Path) -> Recording:
     folder = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not folder.is_dir():
         _convert(path, columns, channels, folder)
-    told = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
-    n_rows = told["rows"]
+    stored = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
+    n_rows = stored["rows"]
 
     def mapped(name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         return np.memmap(folder / name, dtype, "r", shape=shape)
@@ -123,12 +123,12 @@ def open_recording(path: Path, columns: Columns, cache: Path) -> Recording:
         mapped("values", np.float32, (n_rows, len(channels))),
         mapped("times_us", np.int64, (n_rows,)),
         {name: mapped(f"label_{i}", np.int32, (n_rows,)) for i, name in enumerate(columns.labels)},
-        told["label_names"],
+        stored["label_names"],
     )
 
 
 def _convert(path: Path, columns: Columns, channels: Sequence[str], folder: Path) -> None:
-    """Write a file's numbers to the cache; the folder appears when they are whole."""
+    """Write a file's numbers to the cache; the folder appears once they are complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".staging-"))
     codes: dict[str, dict[str, int]] = {name: {} for name in columns.labels}
@@ -152,8 +152,8 @@ def _convert(path: Path, columns: Columns, channels: Sequence[str], folder: Path
                 n_rows, last_us = n_rows + len(times), int(times[-1])
         if not n_rows:
             raise DataError(f"{path}: expected rows below the names of the columns, got none")
-        told = {"rows": n_rows, "label_names": {name: list(known) for name, known in codes.items()}}
-        (staging / "recording.json").write_text(json.dumps(told), encoding="utf-8")
+        content = {"rows": n_rows, "label_names": {name: list(known) for name, known in codes.items()}}
+        (staging / "recording.json").write_text(json.dumps(content), encoding="utf-8")
         try:
             staging.rename(folder)
         except OSError:

@@ -19,7 +19,7 @@ Labelled = tuple[Images, NDArray[np.int64]]
 
 
 class LabelledImages(LightningDataModule):
-    """Images in arrays; a subclass says which. Training images are moved, turned and scaled a little.
+    """Images in arrays, which a subclass loads. Training images are shifted, rotated and scaled a little.
 
     Batches are mappings of `image`, uint8 [batch, channel, height, width], and `label`, int64 [batch], a place
     in `class_names`. A validation is one batch.

@@ -162,7 +162,7 @@ class Encoding:
                 raise DataError(f"{table.path}, column {name}: expected numbers, got missing values alone")
             if np.spacing(np.float32(np.nanmax(np.abs(column)))) > _COARSEST * np.nanstd(column) > 0:
                 raise DataError(
-                    f"{table.path}, column {name}: expected numbers that float32 can tell apart, got values near "
+                    f"{table.path}, column {name}: expected numbers that float32 can distinguish, got values near "
                     f"{np.nanmean(column):.6g} that differ by {np.nanstd(column):.3g}; subtract an offset from the column"
                 )
         return cls(

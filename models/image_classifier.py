@@ -1,4 +1,4 @@
-"""A convolutional classifier of small images, whose probabilities mean what they say."""
+"""A convolutional classifier of small images, with calibrated probabilities."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +18,7 @@ _LEAST, _GREATEST = 0.05, 20.0
 
 
 class ImageClassifier(UnitrainModule):
-    """A convolutional network that says of which class an image is.
+    """A convolutional network that predicts the class of an image.
 
     Serves `image`, uint8 [batch, n_channels, height, width] →
 

@@ -11,7 +11,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     """1 - the soft Dice coefficient, the mean over classes; a scalar in [0, 1].
 
     Milletari et al. 2016, https://arxiv.org/abs/1606.04797. A class's coefficient is that of all pixels of
-    the batch together: one that a single patch lacks says little about that patch.
+    the batch together: its absence from a single patch means little for that patch.
 
     Args:
         logits: float [batch, class, ...].

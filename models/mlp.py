@@ -33,7 +33,7 @@ class MLP(UnitrainModule):
         target_stds: standard deviation of each target, above 0.
         hidden: units of the hidden layers, first to last; none: a linear regression.
         activation: after each hidden layer.
-        dropout: share of a hidden layer's units left out in each training step, in [0, 1).
+        dropout: share of a hidden layer's units dropped in each training step, in [0, 1).
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 
@@ -125,7 +125,7 @@ class MLPClassifier(UnitrainModule):
         class_names: names of the classes in order, two or more.
         hidden: units of the hidden layers, first to last; none: a logistic regression.
         activation: after each hidden layer.
-        dropout: share of a hidden layer's units left out in each training step, in [0, 1).
+        dropout: share of a hidden layer's units dropped in each training step, in [0, 1).
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 
@@ -156,7 +156,7 @@ class MLPClassifier(UnitrainModule):
             raise ValueError(f"MLPClassifier: expected feature_stds above 0, got {min(feature_stds)}")
         if len(class_names) < 2:  # noqa: PLR2004 - two classes
             raise ValueError(
-                f"MLPClassifier: expected the names of two classes at least, got {', '.join(class_names) or 'none'}; a "
+                f"MLPClassifier: expected the names of two or more classes, got {', '.join(class_names) or 'none'}; a "
                 "CsvTable has them with `target_is_category: true`"
             )
         self.save_hyperparameters()

@@ -21,7 +21,7 @@ class SeededUniform(nn.Module):
 
     Args:
         width: numbers a row.
-        stream: tells the parts of a model apart: each draws other numbers for the same seed.
+        stream: number of the random stream; parts of a model with different streams draw different numbers for a seed.
     """
 
     def __init__(self, width: int, stream: int) -> None:

@@ -26,7 +26,7 @@ class UNet(UnitrainModule):
     [batch, (depth,) height, width], a place in `class_names` each.
 
     Standardisation is part of the graph. Normalisation by batch, not by image: a pixel's class depends on
-    nothing but what lies within `margin` pixels of it, so large images can be answered in tiles.
+    nothing but pixels within `margin` pixels of it, so large images can be answered in tiles.
 
     A batch is a mapping of `image` and `mask`, integers [batch, (depth,) height, width].
 

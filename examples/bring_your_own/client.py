@@ -1,4 +1,4 @@
-"""The held-out patients asked through the served model, beside what scikit-learn makes of them."""
+"""Query the served model for the held-out patients, and compare with scikit-learn."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +55,7 @@ class DiabetesIO(ClientIO):
 
 
 def references(parts: Parts) -> dict[str, NDArray[np.float64]]:
-    """Return scikit-learn's predictions for the held-out patients, [patient] by model, after training and validation patients.
+    """Return scikit-learn's predictions for the held-out patients, [row] by model, after training and validation patients.
 
     The mean of the target is the one that anything has to be better than.
     """

@@ -36,12 +36,12 @@ class Diabetes(LightningDataModule):
 
     @property
     def target_mean(self) -> float:
-        """Of the training patients."""
+        """Mean of the target over the training patients."""
         return float(self.parts.train.target.mean())
 
     @property
     def target_std(self) -> float:
-        """Of the training patients."""
+        """Standard deviation of the target over the training patients."""
         return float(self.parts.train.target.std())
 
     def train_dataloader(self) -> Batches:

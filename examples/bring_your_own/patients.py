@@ -12,8 +12,8 @@ class Rows(NamedTuple):
     """Patients.
 
     Attributes:
-        features: float32 [patient, 10], in the units they were measured in.
-        target: float32 [patient, 1], the disease's progression after one year, 25 to 346.
+        features: float32 [row, 10], in the units they were measured in.
+        target: float32 [row, 1], the disease's progression after one year, 25 to 346.
     """
 
     features: NDArray[np.float32]

@@ -65,7 +65,7 @@ class CurveIO(ClientIO):
         self.rmse = float(np.sqrt(np.mean((y - true_curve(x)) ** 2)))
         versions = ", ".join(map(str, sorted(self._versions)))
         print(
-            f"RMSE to the true curve {self.rmse:.3f} (target: at most {TARGET_RMSE}), "
+            f"RMSE to the true curve {self.rmse:.3f} (target: {TARGET_RMSE} or less), "
             f"{len(y)} points, version {versions}"
         )
         if self._plot is not None:

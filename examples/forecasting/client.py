@@ -47,7 +47,9 @@ class ForecastIO(ClientIO):
         rows = list(self._answers)
         future, origins = self._windows.future[rows], self._windows.origins[rows]
         forecasts: dict[str, NDArray[np.floating]] = {"served": np.stack(list(self._answers.values()))}
-        forecasts |= {name: told(self._series, origins, self._horizon) for name, told in REFERENCES.items()}
+        forecasts |= {
+            name: predict(self._series, origins, self._horizon) for name, predict in REFERENCES.items()
+        }
         known = known_values(self._series)
         print(f"{len(rows)} forecasts of {self._horizon} weeks, from {self._series.dates[origins[0]]} on")
         for name, forecast in forecasts.items():

@@ -31,8 +31,8 @@ def two_sample_accuracy(real: Floats, made: Floats, *, seed: int = 0) -> float:
     Lopez-Paz and Oquab 2017, https://arxiv.org/abs/1610.06545.
 
     Args:
-        real: images [image, ...]; likewise `made`, of which as many are taken.
-        made: generated digits.
+        real: real images [image, ...].
+        made: generated images [image, ...], of which as many are used.
         seed: seed of the folds.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score

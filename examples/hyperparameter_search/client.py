@@ -1,4 +1,4 @@
-"""The held-out cars asked for, and how far the answers are off."""
+"""Query the served model for the held-out cars, and print the error of the answers."""
 
 from collections.abc import Iterator
 

@@ -12,7 +12,7 @@ FOLDER = Path("examples") / "hyperparameter_search"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Tells the defaults that there are."""
+    """Help formatter that adds the defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)

@@ -89,7 +89,7 @@ def read_space(path: Path) -> list[Dimension]:
 
 
 def values_in(settings: Mapping[str, Any], space: list[Dimension]) -> dict[str, Any]:
-    """The values that a settings file has for the dimensions; those that it lacks, or that lie outside, are left out."""
+    """Return a settings file's values for the dimensions, without those that are missing or out of range."""
     found = {}
     for dimension in space:
         value: Any = settings

@@ -1,7 +1,7 @@
 """An Optuna study on one file, shared by workers anywhere, any of which may be killed.
 
 A worker holds a lock for as long as it lives, and its trials name it. A trial that runs for a worker whose lock
-nobody holds is lost: it is marked failed, and another one takes its place.
+no process holds is lost: it is marked failed, and another one takes its place.
 """
 
 import os
@@ -139,7 +139,7 @@ class SharedStudy:
         lost = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get("worker", "")
-            # A worker that died between asking and signing has left a trial without a name: asking is locked.
+            # A worker that died between creation and signing leaves a trial without a name: creation is locked.
             if not worker or not is_locked(_beside(self.path, "workers") / worker):
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 lost.append(trial.number)
@@ -153,7 +153,7 @@ class SharedStudy:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Return whether a trial is one of those that were asked for: it ended by itself, and if badly, it says why."""
+    """Return whether a trial counts: it ended by itself, and if it failed, it has the reason."""
     return trial.state in ENDED or (trial.state is TrialState.FAIL and "failure" in trial.user_attrs)
 
 

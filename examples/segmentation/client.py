@@ -24,7 +24,7 @@ class TilesIO(ClientIO):
         image: a .png, .tif or .npy file; empty: stardist's nuclei in as many dimensions, whose held-out part
             is then also scored.
         value_range: grey values of the file that become 0 and 255, for files of more than 8 bit.
-        tile: pixels along each axis that are asked at once.
+        tile: pixels along each axis of one request.
         margin: pixels at a tile's edges that another tile answers; the U-Net's `margin` makes stitching exact.
         mask: file of the stitched classes: .npy, or .png of an image; empty: none.
         overlay: .png of the image with the classes laid over it; empty: none.
@@ -97,6 +97,6 @@ def _read(path: str, dimensions: int, value_range: Sequence[float] | None) -> ND
         return grey_levels(array, value_range)
     if array.dtype != np.uint8:
         raise DataError(
-            f"{path}: expected 8-bit grey values, got {array.dtype}; --io.value-range '[LOW, HIGH]' says which become 0 and 255"
+            f"{path}: expected 8-bit grey values, got {array.dtype}; --io.value-range '[LOW, HIGH]' sets which become 0 and 255"
         )
     return np.asarray(array)

@@ -43,7 +43,7 @@ def tiles(shape: tuple[int, ...], size: int, margin: int, multiple: int = 4) -> 
     step = (size - before - margin) // multiple * multiple
     if step < 1:
         raise ValueError(
-            f"tiles: expected a size of at least {before + margin + multiple} for a margin of {margin}, got {size}"
+            f"tiles: expected a size of {before + margin + multiple} or more for a margin of {margin}, got {size}"
         )
     found = []
     for targets in itertools.product(*(_cuts(length, size, step, margin) for length in shape)):

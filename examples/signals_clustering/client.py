@@ -48,8 +48,8 @@ class SignalsIO(ClientIO):
         self.versions.append(version)
 
     def finalize(self) -> None:
-        asked = ", ".join(map(str, sorted(set(self.versions)))) or "none"
-        print(f"{len(self.rows)} of {len(self.signals)} signals answered, versions {asked}")
+        versions = ", ".join(map(str, sorted(set(self.versions)))) or "none"
+        print(f"{len(self.rows)} of {len(self.signals)} signals answered, versions {versions}")
         if self._output and self.rows:
             np.savez(
                 self._output,

@@ -16,18 +16,18 @@ def explained_variance(signals: Floats, reconstructions: Floats) -> float:
 
 
 def nearest_neighbour_accuracy(
-    known: Floats, known_labels: NDArray[np.int64], asked: Floats, asked_labels: NDArray[np.int64]
+    known: Floats, known_labels: NDArray[np.int64], queried: Floats, queried_labels: NDArray[np.int64]
 ) -> float:
-    """Share of the asked codes whose nearest known code, by Euclidean distance, has their class.
+    """Share of the queried codes whose nearest known code, by Euclidean distance, has their class.
 
     Args:
         known: codes [sample, value].
-        asked: codes [sample, value].
+        queried: codes [sample, value].
         known_labels: classes [sample].
-        asked_labels: classes [sample].
+        queried_labels: classes [sample].
     """
-    distances = np.square(asked[:, None] - known[None]).sum(-1)
-    return float((known_labels[distances.argmin(1)] == asked_labels).mean())
+    distances = np.square(queried[:, None] - known[None]).sum(-1)
+    return float((known_labels[distances.argmin(1)] == queried_labels).mean())
 
 
 @dataclass(frozen=True)

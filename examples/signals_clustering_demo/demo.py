@@ -174,7 +174,7 @@ def _report(console: Console, served: Served, manifest: Manifest, hot_loaded: li
         ("loaded during training", f"versions {', '.join(map(str, hot_loaded)) or 'none'}"),
         ("stream", f"{served.samples_per_s:,.0f} samples/s"),
         ("latency of one sample", f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"),
-        ("parity with torch", f"{parity:.1e} at most, in the outputs' units"),
+        ("parity with torch", f"maximum {parity:.1e}, in the outputs' units"),
         ("run folder", _shown(run_dir)),
         ("plot", _shown(plot)),
         ("TensorBoard", "make tensorboard"),
@@ -191,17 +191,17 @@ def _judge(scores: Scores, parity: float, hot_loaded: list[int]) -> int:
         for met, text in (
             (
                 len(hot_loaded) >= MIN_HOT_LOADED,
-                f"{len(hot_loaded)} versions loaded during training, at least {MIN_HOT_LOADED} expected",
+                f"{len(hot_loaded)} versions loaded during training, expected {MIN_HOT_LOADED} or more",
             ),
             (
                 ours >= MIN_EXPLAINED_VARIANCE,
-                f"explained variance {ours:.3f}, at least {MIN_EXPLAINED_VARIANCE} expected",
+                f"explained variance {ours:.3f}, expected {MIN_EXPLAINED_VARIANCE} or more",
             ),
             (
                 ours >= MIN_RATIO_TO_PCA * pca,
-                f"{ours / pca:.2f} times PCA's, at least {MIN_RATIO_TO_PCA} expected",
+                f"{ours / pca:.2f} times PCA's, expected {MIN_RATIO_TO_PCA} or more",
             ),
-            (parity <= MAX_PARITY, f"parity error {parity:.1e}, at most {MAX_PARITY:.0e} expected"),
+            (parity <= MAX_PARITY, f"parity error {parity:.1e}, expected {MAX_PARITY:.0e} or less"),
         )
         if not met
     ]

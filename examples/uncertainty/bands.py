@@ -11,7 +11,7 @@ from examples.uncertainty.points import X_MAX, X_MIN, draw_points, true_curve
 
 Floats = NDArray[np.floating[Any]]
 Z_90 = 1.6449
-"""Standard deviations about the mean between which a normal variable lies nine times in ten."""
+"""Half width of the central 90 % interval of a normal variable, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Bands:
 
     Attributes:
         mean: over the draws.
-        epistemic: standard deviation that the draws have about it: what the data do not tell.
+        epistemic: standard deviation that the draws have about it: what the data leave unknown.
         aleatoric: standard deviation of the noise, as predicted.
     """
 
@@ -38,7 +38,7 @@ class Bands:
         return Bands(self.mean[chosen], self.epistemic[chosen], self.aleatoric[chosen])
 
     def coverage(self, y: Floats) -> float:
-        """Share of the observations, [point], that lie inside the 90 % band."""
+        """Share of the observations, [point], inside the 90 % band."""
         return float((np.abs(y - self.mean) <= Z_90 * self.total).mean())
 
 

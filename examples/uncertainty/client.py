@@ -1,4 +1,4 @@
-"""The served curve asked with many seeds: what is known of it, what is not, and how often the band is right."""
+"""Query the served curve with many seeds, and draw the mean, its uncertainty and the band's coverage."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 
 class BandsIO(ClientIO):
-    """Queries each point with each seed, prints how the bands fare, and draws them.
+    """Queries each point with each seed, prints the bands' coverage, and draws them.
 
     Args:
         model: description of the served model.
@@ -27,8 +27,8 @@ class BandsIO(ClientIO):
         plot: the picture's path, relative to the working folder; empty: none.
 
     Attributes:
-        grid: the bands on the grid; None before `finalize`, likewise the next.
-        coverage: share of the fresh points that lie inside the 90 % band.
+        grid: the bands on the grid; None before `finalize`.
+        coverage: share of the fresh points inside the 90 % band; None before `finalize`.
 
     Raises:
         ValueError: fewer than 2 seeds.
