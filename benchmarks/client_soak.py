@@ -93,7 +93,7 @@ def soak(
     kill_at = {count * (n + 1) // (kills + 1) for n in range(kills)}
     killed, first_tenth, largest = 0, 0.0, 0.0
     try:
-        server.wait_for(MODEL)
+        server.wait_for(MODEL, timeout_s=600)
         swapper.start()
         start = time.monotonic()
         with Client(server.url) as client:

@@ -61,7 +61,7 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
             cwd=ROOT,
         )  # fmt: skip
         try:
-            server.wait_for(MODEL)
+            server.wait_for(MODEL, timeout_s=600)
             return ask(server.url, Repository(repository), seconds)
         finally:
             training.terminate()

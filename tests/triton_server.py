@@ -1,7 +1,9 @@
 """`unitrain.serving.Server` for tests, and a Triton that looks like a native one."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from time_limits import LIMIT_S
 
@@ -13,8 +15,23 @@ class TritonServer(Server):
     """A server with its log beside the test's files."""
 
     def __init__(self, repository: Path, *, log: Path, options: tuple[str, ...] = ()) -> None:
-        super().__init__(repository, log_file=log, options=options)
+        super().__init__(repository, log_file=log, options=options, timeout_s=LIMIT_S)
         self.log = log
+
+    def wait_for(self, model: str, version: int | None = None, timeout_s: float = LIMIT_S) -> int:
+        """Wait as `Server.wait_for` does, with the time limit of the tests."""
+        return super().wait_for(model, version, timeout_s)
+
+    def wait_for_event(
+        self,
+        name: str,
+        timeout_s: float = LIMIT_S,
+        accept: Callable[[dict[str, Any]], bool] = lambda _event: True,
+        *,
+        after: int = 0,
+    ) -> dict[str, Any]:
+        """Wait as `Server.wait_for_event` does, with the time limit of the tests."""
+        return super().wait_for_event(name, timeout_s, accept, after=after)
 
     def stop_by(self, number: signal.Signals) -> int | None:
         """End it by a signal and return its exit code."""

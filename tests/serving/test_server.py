@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from onnx_models import publish_broken, publish_model
+from time_limits import LIMIT_S
 
 from unitrain.client import Client
 from unitrain.errors import ServingError, UsageError
@@ -139,7 +140,7 @@ def test_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         record = server_registry.find_server(url)
         program.kill()
     assert record is not None
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     while record.is_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not record.is_alive()

@@ -59,7 +59,8 @@ def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_pat
         assert (tmp_path / "ran").exists()
         assert ask(server.url, np.ones((1, 3)), model="code")[0][0, 0] == 2
         version = _python_model(server.repository, "code", tmp_path / "ran", dies=True)
-        failed = server.wait_for_event("failed")
+        # The version may be noticed before config.pbtxt is changed back.
+        failed = server.wait_for_event("failed", accept=lambda e: e["version"] == version)
         assert (failed["version"], "set aside" in failed["reason"]) == (version, True)
         server.wait_for_event(
             "loaded", accept=lambda e: e["versions"] == [1], after=server.events().index(failed)
