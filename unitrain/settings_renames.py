@@ -173,9 +173,10 @@ def _put(settings: dict[str, Any], name: str, value: Any) -> bool:
     """Set the value under a dotted name; return False if the name is taken."""
     *groups, key = name.split(".")
     for group in groups:
-        settings = settings.setdefault(group, {})
-        if not isinstance(settings, dict):
+        inner: Any = settings.setdefault(group, {})
+        if not isinstance(inner, dict):
             return False
+        settings = inner
     if key in settings:
         return False
     settings[key] = value
