@@ -173,7 +173,7 @@ def _put(settings: dict[str, Any], name: str, value: Any) -> bool:
     """Set the value under a dotted name; return False if the name is taken."""
     *groups, key = name.split(".")
     for group in groups:
-        inner: object = settings.setdefault(group, {})
+        inner: Any = settings.setdefault(group, {})
         if not isinstance(inner, dict):
             return False
         settings = inner

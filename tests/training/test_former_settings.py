@@ -84,7 +84,7 @@ def test_former_settings_from_a_file_to_a_resumed_run(
     as_an_earlier_release_wrote(run / "settings.yaml")
     evaluated = unitrain.evaluate(run)
     assert evaluated.metrics["val_loss"] == unitrain.load_run(run).metrics["val_loss"]
-    assert main(["export", str(run), "--model-repository", "other"]) == 0
+    assert unitrain.export(run, "other", quiet=True).version == 1
     capfd.readouterr()
     again = unitrain.resume(run, {"trainer.max_epochs": 2}, quiet=True)
     assert again.metrics
