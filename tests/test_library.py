@@ -13,7 +13,6 @@ import yaml
 
 import unitrain
 from unitrain.class_paths import import_class
-from unitrain.errors import SettingsError
 from unitrain.module_aliases import MOVED, canonical_name, former_name
 from unitrain.repository.manifest import Metric
 from unitrain.repository.ranking import _other_metric
@@ -156,8 +155,13 @@ def test_library_class_by_its_short_name_outside_of_a_clone_is_refused_with_the_
     tmp_path: Path,
 ) -> None:
     """The message names the class path that works."""
-    with pytest.raises(SettingsError, match=r"did you mean `unitrain\.models\.unet\.UNet`"):
-        import_class("models.unet.UNet", tmp_path)
+    code = (
+        "from pathlib import Path\nfrom unitrain.class_paths import import_class\n"
+        "from unitrain.errors import SettingsError\n"
+        f"try:\n    import_class('models.unet.UNet', Path({str(tmp_path)!r}))\n"
+        "except SettingsError as error:\n    print(error)"
+    )
+    assert "did you mean `unitrain.models.unet.UNet`?" in python(code, tmp_path)
 
 
 @pytest.mark.slow
