@@ -124,7 +124,7 @@ def test_foreign_entries_are_noted(published: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr()
     assert "007" not in told.out
     assert "codes, since they are no models or versions: 007" in told.err
-    assert "as no versions or models: stray" in told.err
+    assert "since they are no models or versions: stray" in told.err
 
 
 @pytest.mark.parametrize(
