@@ -333,7 +333,7 @@ class Sparse(MLP):
 
 
 REFUSED = {
-    MatrixExponential: "ONNX has no operator for torch's matrix_exp: write it with others",
+    MatrixExponential: "ONNX has no operator for torch's matrix_exp: write it with other operators",
     Packs: "it can't trace pack_padded_sequence: run the recurrent layer on the padded sequences",
     Caches: "set use_cache=False",
     Sparse: r"make the sparse tensor dense with to_dense\(\)",

@@ -39,7 +39,7 @@ def names_in(directory: Path) -> list[str]:
         ({"tensors": {"code": np.full((4, 3), np.nan)}}, "none of the 4 rows is finite in code"),
         (
             {"tensors": {"code": np.zeros((100_001, 1), "f4")}},
-            "100001 rows, the Projector shows at most 100000",
+            "100001 rows, the Projector shows up to 100000",
         ),
         ({"labels": {"class": [1, 2]}}, "label class has 2 values, expected 4"),
         ({"sprites": np.zeros((3, 2, 2), np.uint8)}, "3 sprites, expected 4"),

@@ -111,7 +111,7 @@ def test_listener_that_fails_does_not_keep_later_versions_back(
         worker.finish()
     assert {1, 2} <= {step % 10 for step in seen}
     assert len(made.repository.versions("net")) == len(seen)
-    assert "could not be told" in caplog.text
+    assert "could not be reported" in caplog.text
 
 
 def test_damaged_record_of_the_newest_version_does_not_keep_later_ones_back(tmp_path: Path) -> None:

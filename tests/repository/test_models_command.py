@@ -124,8 +124,8 @@ def test_foreign_entries_are_noted(published: Path, capsys: pytest.CaptureFixtur
     assert main(["models", "--model-repository", str(published)]) == 0
     told = capsys.readouterr()
     assert "007" not in told.out
-    assert "codes, as no versions or models: 007" in told.err
-    assert "as no versions or models: stray" in told.err
+    assert "codes, since they are no models or versions: 007" in told.err
+    assert "since they are no models or versions: stray" in told.err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from time_limits import LIMIT_S
 from unitrain.commands._output import print_table, text_of_bytes, text_of_duration
 
 PROGRAM = """
-from unitrain.commands.tables import print_table
+from unitrain.commands._output import print_table
 print_table(("run", "best"), [("a [red] run with a name of fifty characters, or so", "0.5"), ("b", "10")], right=("best",))
 """
 
