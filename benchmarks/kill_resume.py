@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from unitrain.training.resuming.resume_point import unsound
+from unitrain.training.checkpoint import checkpoint_fault
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")
@@ -67,7 +67,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 process.wait()
                 figures["kills"] += 1
                 saved = list(place.glob("*/*/checkpoints/*.ckpt"))
-                figures["corrupt files"] += sum(unsound(path) is not None for path in saved)
+                figures["corrupt files"] += sum(checkpoint_fault(path) is not None for path in saved)
                 if not saved or figures["kills"] >= options.kills:
                     process = fit(place, options) if not saved else resume(place)
                     if saved:

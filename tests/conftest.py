@@ -24,7 +24,7 @@ def triton(tmp_path: Path, triton_wheel: Path) -> Iterator[TritonServer]:
     try:
         yield server.start()
     finally:
-        server.stop(hurry=True)
+        server.stop(timeout_s=0)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from time_limits import LIMIT_S, wait_until
 
 import unitrain
 from unitrain.errors import RunError, UnitrainError
-from unitrain.training.resuming.resume_point import unsound
+from unitrain.training.checkpoint import checkpoint_fault
 
 OFF = {"publish": None, "embeddings": None, "summaries": None}
 
@@ -193,13 +193,13 @@ def test_damaged_last_checkpoint_is_passed_over_for_the_best(
     weight = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]["net.0.weight"]
     data[data.index(weight.numpy().tobytes())] ^= 1
     run.last_checkpoint.write_bytes(data)
-    assert unsound(run.last_checkpoint) is not None
+    assert checkpoint_fault(run.last_checkpoint) is not None
     resumed = unitrain.resume(run.run_dir, {"trainer.max_epochs": 3})
     said = capsys.readouterr().err
     assert "last.ckpt is damaged" in said
     assert "resumes from best.ckpt" in said
     assert resumed.status == "finished"
-    assert unsound(run.last_checkpoint) is None
+    assert checkpoint_fault(run.last_checkpoint) is None
 
 
 def test_nothing_to_resume_is_an_error(settings: Path, project: Path) -> None:
@@ -276,7 +276,7 @@ def test_settings_that_change_on_resuming_hold_or_are_said_not_to(
     resumed = unitrain.resume(run.run_dir, changes)
     assert json.loads((run.run_dir / "run.json").read_text())["epoch"] == 4
     assert resumed.reason == "val_loss no longer improved (early stopping)"
-    assert "the optimizer goes on as it was saved" in capsys.readouterr().err
+    assert "the optimizer continues with its saved state" in capsys.readouterr().err
 
 
 def test_new_run_begins_with_anothers_weights(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,7 +371,7 @@ def test_killed_run_is_recognised_and_resumed_as_the_last(settings: Path, projec
     from unitrain.runs import list_runs
 
     assert [run.status for run in list_runs(project / "experiments")] == ["killed"]
-    assert unsound(run_dir / "checkpoints/last.ckpt") is None
+    assert checkpoint_fault(run_dir / "checkpoints/last.ckpt") is None
     done = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] // 8
     resumed = unitrain.resume(
         "last", {"trainer.max_epochs": done + 1}, experiments_dir=project / "experiments", quiet=True
@@ -388,7 +388,7 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_best(settings: Path,
         "        bad = self.training and self.trainer.current_epoch == 2\n"
         "        return super().loss(inputs, outputs, batch)['mse'] * (float('nan') if bad else 1.0)\n"
     )
-    with pytest.raises(UnitrainError, match=r"the loss of Diverges is NaN or infinite at epoch 2") as caught:
+    with pytest.raises(UnitrainError, match=r"the loss of Diverges is NaN or infinite at epoch 3") as caught:
         unitrain.fit(settings, {"model.class_path": "models.small.Diverges"}, quiet=True)
     assert caught.value.exit_code == 1
     [run] = (project / "experiments/points").iterdir()
@@ -405,7 +405,7 @@ def test_a_loss_optimized_by_hand_that_is_no_number_stops_the_run(settings: Path
     """Such a step returns nothing: the loss is seen where it is differentiated."""
     settings.write_text(settings.read_text().replace("links:", "# links:"))
     model = {"model.class_path": "models.small.ByHand", "model.init_args.nan_at": 1}
-    with pytest.raises(UnitrainError, match=r"the loss of ByHand is NaN or infinite at epoch 1"):
+    with pytest.raises(UnitrainError, match=r"the loss of ByHand is NaN or infinite at epoch 2"):
         unitrain.fit(settings, OFF | model, quiet=True)
 
 
@@ -457,7 +457,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(settings: Path, project: Path) -
         check=True,
     )
     assert "can't be written" in done.stdout
-    assert unsound(first.last_checkpoint) is None
+    assert checkpoint_fault(first.last_checkpoint) is None
     assert torch.load(first.last_checkpoint, weights_only=True)["global_step"] == 8
     assert not list(first.run_dir.rglob("*.tmp"))
 

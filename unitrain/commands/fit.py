@@ -131,20 +131,25 @@ def _print_settings() -> None:
     import dataclasses
     import inspect
 
-    from unitrain import settings
+    from unitrain.settings import SECTIONS
+
+    def fields_of(kind: type, prefix: str) -> None:
+        texts = _field_texts(inspect.getsource(kind))
+        for field in dataclasses.fields(kind):
+            name = f"{prefix}.{field.name}"
+            if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+                fields_of(field.type, name)
+                continue
+            has_default = field.default is not dataclasses.MISSING
+            default = f" (default: {field.default})" if has_default else ""
+            print(f"  --{name}  {texts.get(field.name, '')}{default}")
 
     print(
         "settings beside Lightning's own (trainer, model, data, optimizer, lr_scheduler, seed_everything):\n"
     )
-    for name in ("Monitor", "Ema", "EarlyStopping", "Embeddings", "Summaries", "Publish", "Client"):
-        kind = getattr(settings, name)
-        section = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-        print(f"{section}: {inspect.cleandoc(kind.__doc__)}")
-        texts = _field_texts(inspect.getsource(kind))
-        for field in dataclasses.fields(kind):
-            has_default = field.default is not dataclasses.MISSING
-            default = f" (default: {field.default})" if has_default else ""
-            print(f"  --{section}.{field.name}  {texts.get(field.name, '')}{default}")
+    for section, kind in SECTIONS.items():
+        print(f"{section}: {inspect.cleandoc(kind.__doc__ or '')}")
+        fields_of(kind, section)
         print()
 
 

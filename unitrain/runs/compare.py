@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unitrain.errors import RunError
+from unitrain.errors import RunError, SettingsError
 from unitrain.json_files import read_regular
 from unitrain.runs.listing import RunSummary, read_summary
+from unitrain.settings_renames import rename_settings
 
 NOT_SET = "(not set)"
 _MAX_SETTINGS_BYTES = 2**24
@@ -71,8 +72,8 @@ def _settings(run_dir: Path) -> dict[str, Any]:
         text = read_regular(path, _MAX_SETTINGS_BYTES).decode("utf-8")
         settings = yaml.safe_load(text) or {}
         _check_size(settings)
-        return dict(_flat(settings))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return dict(_flat(rename_settings(settings)[0]))
+    except (OSError, ValueError, SettingsError, yaml.YAMLError) as error:
         raise RunError(f"{path} can't be read: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise RunError(f"{path} can't be read: it is nested too deeply") from error

@@ -1,4 +1,4 @@
-"""What a training tells people: a progress bar on a terminal, plain lines elsewhere."""
+"""Output of a training: a progress bar on a terminal, plain lines elsewhere, and Lightning silenced."""
 
 import logging
 import sys
@@ -15,27 +15,47 @@ from unitrain.terminal_output import say
 
 
 def process_rank() -> int:
-    """0 in the main process, and in an ordinary training; known before any process group is made."""
+    """Return the rank of this process, also before a process group exists; 0 in a training of one process."""
     return int(getattr(rank_zero_only, "rank", 0))
+
+
+_LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+_IGNORED_WARNINGS = (
+    r".*does not have many workers which may be a bottleneck",
+    r".*The number of training batches .* is smaller than the logging interval",
+    r".*The `srun` command is available",
+    r".*Checkpoint directory .* exists and is not empty",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*have no `val_dataloader`",
+)
+"""Warnings that a user who trains by settings can't act on."""
+
+
+def silence_lightning() -> None:
+    """Turn off Lightning's logs below warnings, and warnings that users can't act on.
+
+    Call it within `warnings.catch_warnings`. Python's development mode (`-X dev`) keeps the logs.
+    """
+    for text in _IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", text)
+    # Lightning calls jsonargparse by deprecated names.
+    warnings.filterwarnings(
+        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|lightning|jsonargparse)\b"
+    )
+    warnings.filterwarnings(
+        "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning
+    )
+    if not sys.flags.dev_mode:
+        for name in _LIGHTNING_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """A block in which Lightning tells neither devices nor advice."""
-    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
-    before = {name: logging.getLogger(name).level for name in names}
+    """Silence Lightning within a block."""
+    before = {name: logging.getLogger(name).level for name in _LIGHTNING_LOGGERS}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)
-        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-        # Lightning calls jsonargparse by names that the latter has since replaced.
-        warnings.filterwarnings(
-            "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|lightning|jsonargparse)\b"
-        )
-        warnings.filterwarnings(
-            "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning
-        )
-        for name in names:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        silence_lightning()
         try:
             yield
         finally:
@@ -44,23 +64,28 @@ def quiet_lightning() -> Iterator[None]:
 
 
 REFRESHES_A_SECOND = 4
-"""Lightning's default of 100 costs a small model several times its training."""
+"""Refreshes of the progress bar; Lightning's 100 take several times the training time of a small model."""
 LINE_EVERY_S = 2.0
+"""Minimum time between two progress lines."""
 
 
 class Console:
-    """Lines for people, on standard error, above the progress bar where there is one."""
+    """Print lines for the user on standard error, above the progress bar if there is one.
+
+    Args:
+        quiet: print warnings only.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
 
     def say(self, text: str) -> None:
-        """Tell what happens."""
+        """Print a line; nothing when quiet."""
         if not self.quiet:
             self._print(text)
 
     def warn(self, text: str) -> None:
-        """Tell what went wrong and did not end the training; also when quiet."""
+        """Print a warning, also when quiet."""
         self._print(f"warning: {text}")
 
     @staticmethod
@@ -69,14 +94,14 @@ class Console:
 
 
 def progress(console: Console, metric: str) -> Callback:
-    """A rich progress bar with that metric on a terminal, otherwise a line for a validation now and then."""
+    """Return a progress bar that shows the metric on a terminal, else a callback that prints progress lines."""
     if sys.stderr.isatty() and sys.stdout.isatty():
         return MetricBar(metric)
     return ProgressLines(console)
 
 
 class MetricBar(RichProgressBar):
-    """Lightning's rich bar, with the training loss and the monitored metric beside it."""
+    """Lightning's rich progress bar with the training loss and the monitored metric."""
 
     def __init__(self, metric: str) -> None:
         super().__init__(refresh_rate=REFRESHES_A_SECOND)
@@ -90,7 +115,7 @@ class MetricBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """A line with the metrics after a validation, at most one every two seconds, and after the last."""
+    """Print the metrics after a validation, at most every two seconds, and after the last one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

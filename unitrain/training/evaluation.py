@@ -1,4 +1,4 @@
-"""The figures of a run's checkpoint on its validation or test data."""
+"""Validate or test a run's checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,28 +11,28 @@ from pytorch_lightning import Trainer
 
 from unitrain.errors import HookError
 from unitrain.runs import find_run
-from unitrain.training.callbacks.step_seeding import VALIDATE, Clock, ValidationSeeding
+from unitrain.training.callbacks.step_seeding import VALIDATE, StepSeeder, ValidationSeeding
+from unitrain.training.checkpoint import CheckpointName, Kind, checkpoint_path, load_weights
 from unitrain.training.console import Console, quiet_lightning
-from unitrain.training.restore import CheckpointName, Kind, Rebuilt, checkpoint_path, load_weights, rebuild
+from unitrain.training.restore import RestoredRun, restore_run
 from unitrain.training.resuming.replayed_loaders import replay_loaders
-from unitrain.training.resuming.resume_point import read_checkpoint
 
 Stage = Literal["validate", "test"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint reached.
+    """Metrics of a checkpoint.
 
     Attributes:
         run_dir: the run's folder.
         stage: `validate` or `test`.
         checkpoint: `best` or `last`.
         weights: `ema` or `raw`.
-        step: optimizer steps that the weights had seen.
-        epoch: epoch in which they were saved, from 0.
-        metrics: the value of everything that was logged.
-        changed_sources: files of the project that are no longer as they were in the run.
+        step: optimizer steps that the weights had been trained for.
+        epoch: epoch in which they were saved, counted from 0.
+        metrics: value of each logged metric, by name.
+        changed_sources: files of the project that have changed since the run began.
     """
 
     run_dir: Path
@@ -56,30 +56,30 @@ def evaluate(
     console: Console | None = None,
     trust: bool = False,
 ) -> Evaluation:
-    """Validate or test a checkpoint, with the figures that fit had for it, to the bit.
+    """Validate or test a run's checkpoint; the metrics equal those of fit to the bit.
 
     Args:
-        run: a run's folder, its name or its beginning, or `last`.
-        stage: which of the data.
-        checkpoint: which of the run's.
-        weights: the averaged or the raw ones; None: the averaged ones where the run has them.
-        overrides: further settings, as flags: `["--data.init_args.batch_size", "16"]`.
-        experiments_dir: where a run's name is looked for.
-        console: told of what may make the figures differ from those of fit.
+        run: a run's folder, its name or the beginning of its name, or `last`.
+        stage: `validate` or `test`.
+        checkpoint: `best` or `last`.
+        weights: "ema" for the averaged weights, "raw" for the others; None for the averaged ones if the run has them.
+        overrides: changed settings as flags: `["--data.init_args.batch_size", "16"]`.
+        experiments_dir: folder in which runs are looked up by name.
+        console: prints warnings about differences from fit that may change the metrics.
         trust: import code from any project root that the run names.
 
     Raises:
         RunError: there is no such run or checkpoint, or it no longer fits the code.
-        UsageError: there are no such data, or the overrides are wrong.
+        UsageError: there are no data for the stage, or the overrides are wrong.
     """
     console = console or Console(quiet=True)
     with quiet_lightning():
-        parts = rebuild(find_run(str(run), experiments_dir), overrides, trust=trust)
-        _tell_differences(parts, console)
+        parts = restore_run(find_run(str(run), experiments_dir), overrides, trust=trust)
+        _warn_of_differences(parts, console)
         path = checkpoint_path(parts.run, checkpoint)
         loaded = load_weights(parts.module, path, weights)
         seed = parts.cli.config.seed_everything if parts.cli.config.step_seeding else None
-        _take_progress(parts.trainer, read_checkpoint(path), seed)
+        _restore_progress(parts.trainer, loaded.content, seed)
         metrics = _metrics(parts, stage)
     return Evaluation(
         parts.run.path,
@@ -93,7 +93,7 @@ def evaluate(
     )
 
 
-def _metrics(parts: Rebuilt, stage: Stage) -> dict[str, float]:
+def _metrics(parts: RestoredRun, stage: Stage) -> dict[str, float]:
     trainer = parts.trainer
     run = trainer.validate if stage == "validate" else trainer.test
     try:
@@ -107,12 +107,12 @@ def _metrics(parts: Rebuilt, stage: Stage) -> dict[str, float]:
     if not any(trainer.num_val_batches if stage == "validate" else trainer.num_test_batches):
         owner = type(parts.datamodule or parts.module).__name__
         loader = "val_dataloader" if stage == "validate" else "test_dataloader"
-        raise HookError(f"{stage}: {owner}.{loader} gives no batch; there is nothing to measure")
+        raise HookError(f"{stage}: {owner}.{loader} yields no batch; there is nothing to measure")
     return {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1}
 
 
-def _take_progress(trainer: Trainer, content: Mapping[str, Any], seed: int | None) -> None:
-    """Let the trainer stand where fit stood: what is drawn in a validation depends on epoch and step."""
+def _restore_progress(trainer: Trainer, content: Mapping[str, Any], seed: int | None) -> None:
+    """Set the trainer's epoch and step to those of the checkpoint: random draws of a validation depend on them."""
     fit_loop = trainer.fit_loop
     done = content["loops"]["fit_loop"]
     progress = dict(done["epoch_progress"]["current"])
@@ -123,21 +123,21 @@ def _take_progress(trainer: Trainer, content: Mapping[str, Any], seed: int | Non
     whole = done["epoch_progress"] | {"current": progress}
     fit_loop.load_state_dict(done | {"epoch_progress": whole})
     if seed is not None:
-        clock = Clock(int(seed))
-        clock.round = (VALIDATE, trainer.current_epoch, trainer.global_step)
-        replay_loaders(trainer, clock)
-        trainer.callbacks.append(ValidationSeeding(clock))  # type: ignore[attr-defined]
+        seeder = StepSeeder(int(seed))
+        seeder.epoch_key = (VALIDATE, trainer.current_epoch, trainer.global_step)
+        replay_loaders(trainer, seeder)
+        trainer.callbacks.append(ValidationSeeding(seeder))  # type: ignore[attr-defined]
 
 
-def _tell_differences(parts: Rebuilt, console: Console) -> None:
+def _warn_of_differences(parts: RestoredRun, console: Console) -> None:
     if parts.changed_sources:
         console.warn(
-            f"changed since the run began: {', '.join(parts.changed_sources)}; the figures are those of the code as "
+            f"changed since the run began: {', '.join(parts.changed_sources)}; the metrics are those of the code as "
             "it is now"
         )
     threads = parts.run.record().get("threads")
     if threads not in (None, torch.get_num_threads()):
         console.warn(
-            f"the run had {threads} threads and this process has {torch.get_num_threads()}: its figures may differ "
+            f"the run had {threads} threads and this process has {torch.get_num_threads()}: its metrics may differ "
             "in the last bits"
         )

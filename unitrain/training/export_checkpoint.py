@@ -1,7 +1,5 @@
-"""A version by hand: a run's checkpoint through the gates that a training's own versions pass."""
+"""Export a run's checkpoint as a new version, through the gates that a training's versions pass."""
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +8,22 @@ from pytorch_lightning import LightningModule
 
 from unitrain.errors import HookError, SettingsError
 from unitrain.onnx_export.module_copy import FrozenTrainer
-from unitrain.publish import Lineage, Publisher, Request
+from unitrain.publish import Publisher, Request
 from unitrain.repository import Repository
 from unitrain.repository.manifest import Manifest, Metric
 from unitrain.runs import RunFolder
 from unitrain.settings import Publish
 from unitrain.training.callbacks.publishing import state_digest
-from unitrain.training.console import Console, quiet_lightning
-from unitrain.training.restore import (
+from unitrain.training.checkpoint import (
     CheckpointName,
     Kind,
     LoadedWeights,
-    Rebuilt,
     checkpoint_path,
     load_weights,
-    rebuild,
 )
-from unitrain.training.resuming.resume_point import read_checkpoint
+from unitrain.training.console import Console, quiet_lightning
+from unitrain.training.provenance import lineage_of
+from unitrain.training.restore import RestoredRun, restore_run
 from unitrain.training.validation_batches import first_batch_of, sample_inputs
 
 
@@ -41,54 +38,57 @@ def export_run(
     console: Console,
     trust: bool = False,
 ) -> Manifest:
-    """The manifest of the version that a run's checkpoint became.
+    """Export a run's checkpoint, and return the manifest of the new version.
 
-    The run's own record stays as it is: another process may own it. The version's manifest names the run.
+    The run's record stays unchanged, since another process may hold its lock. The manifest names the run.
 
     Args:
+        run_dir: the run's folder.
         checkpoint: "best" or "last".
-        weights: "ema" or "raw"; None: the average where the run kept one.
-        repository_dir: None: the one that the run's settings name.
-        model: the served model's name; None: as the run's settings have it.
-        console: told of what changed since the run.
+        weights: "ema" for the averaged weights, "raw" for the others; None for the averaged ones if the run has them.
+        repository_dir: model repository; None for the one in the run's settings.
+        model: name of the served model; None for the one in the run's settings.
+        console: prints warnings about changes since the run.
         trust: import code from any project root that the run names.
 
     Raises:
-        UnitrainError: the run can't be rebuilt, a gate refused, or the repository did.
+        UnitrainError: the run can't be restored, a gate refused the version, or it can't be written.
     """
     run = RunFolder.open(run_dir)
     path = checkpoint_path(run, checkpoint)
-    rebuilt = rebuild(run_dir, trust=trust)
-    if rebuilt.changed_sources:
+    restored = restore_run(run_dir, trust=trust)
+    if restored.changed_sources:
         console.warn(
-            f"changed since the run: {', '.join(rebuilt.changed_sources)}; the graph is that of the code as it is now"
+            f"changed since the run: {', '.join(restored.changed_sources)}; the graph is that of the current code"
         )
-    loaded = load_weights(rebuilt.module, path, weights)
-    settings: Publish = rebuilt.cli.section("publish") or Publish()
+    loaded = load_weights(restored.module, path, weights)
+    settings: Publish = restored.cli.section("publish") or Publish()
     # As in the training, for a forward that reads `self.current_epoch`.
-    vars(rebuilt.module)["_trainer"] = FrozenTrainer(current_epoch=loaded.epoch, global_step=loaded.step)
-    batch = first_batch_of(rebuilt.module, rebuilt.datamodule)
-    root = repository_dir or rebuilt.root / settings.repository
+    vars(restored.module)["_trainer"] = FrozenTrainer(current_epoch=loaded.epoch, global_step=loaded.step)
+    batch = first_batch_of(restored.module, restored.datamodule)
+    root = repository_dir or restored.root / settings.repository
     publisher = Publisher.prepare(
-        rebuilt.module,
-        sample_inputs(rebuilt.module, batch),
+        restored.module,
+        sample_inputs(restored.module, batch),
         repository=Repository(root),
         model=model or settings.model or run.experiment,
-        # By hand is an order.
-        settings=replace(settings, policy="every", require_improvement=None),
-        lineage=_lineage(rebuilt),
+        # An explicit export publishes even a worse version.
+        settings=replace(settings, policy="every"),
+        lineage=lineage_of(
+            run, run.settings_path.read_bytes().decode(), sources_changed=bool(restored.changed_sources)
+        ),
     )
     change = publisher.config_change
     if change.action == "keep":
         console.warn(f"config.pbtxt is kept as it was edited: {change}")
     try:
-        metric = _metric(rebuilt, loaded, checkpoint)
+        metric = _metric(restored, loaded, checkpoint)
         made = publisher.capture(
-            rebuilt.module, kind=loaded.kind, step=loaded.step, epoch=loaded.epoch, metric=metric
+            restored.module, kind=loaded.kind, step=loaded.step, epoch=loaded.epoch, metric=metric
         )
-        _check_state(rebuilt.module, made, read_checkpoint(path), loaded)
+        _check_state(restored.module, made, loaded)
         # The data that the record's metric was measured on.
-        record = rebuilt.run.record()
+        record = restored.run.record()
         manifest = publisher.publish(
             replace(
                 made,
@@ -102,15 +102,13 @@ def export_run(
     return manifest
 
 
-def _check_state(
-    module: LightningModule, made: Request, content: Mapping[str, Any], loaded: LoadedWeights
-) -> None:
+def _check_state(module: LightningModule, made: Request, loaded: LoadedWeights) -> None:
     """Compare the module's state outside its weights with that of the training, as far as forward reads it.
 
     Raises:
         HookError: they differ, so that the version would not answer as the model did that was measured.
     """
-    callbacks = content.get("callbacks") or {}
+    callbacks = loaded.content.get("callbacks") or {}
     states = [state for key, state in callbacks.items() if key.startswith("Publishing")]
     captured = states[0].get("captured") if states else None
     if made.state is None or not captured or captured["state"] is None:
@@ -137,23 +135,12 @@ def _warn_if_worse(manifest: Manifest, console: Console) -> None:
         )
 
 
-def _lineage(rebuilt: Rebuilt) -> Lineage:
-    run, record = rebuilt.run, rebuilt.run.record()
-    return Lineage(
-        run=f"{run.experiment}/{run.name}",
-        run_dir=str(run.path),
-        settings_sha256=hashlib.sha256(run.settings_path.read_bytes()).hexdigest(),
-        sources_sha256=record.get("sources_sha256") if not rebuilt.changed_sources else None,
-        git_commit=(record.get("git") or {}).get("commit"),
-    )
-
-
-def _metric(rebuilt: Rebuilt, loaded: LoadedWeights, checkpoint: CheckpointName) -> Metric | None:
+def _metric(restored: RestoredRun, loaded: LoadedWeights, checkpoint: CheckpointName) -> Metric | None:
     """The monitored metric of these very weights, where the run's record has it."""
-    monitor = rebuilt.cli.section("monitor")
-    if loaded.kind == "raw" and rebuilt.cli.section("ema"):
+    monitor = restored.cli.section("monitor")
+    if loaded.kind == "raw" and restored.cli.section("ema"):
         return None  # what was validated is the average
-    record: dict[str, Any] = rebuilt.run.record()
+    record: dict[str, Any] = restored.run.record()
     best = record.get("best") or {}
     if monitor is None:
         raise SettingsError("monitor: the settings have no monitor section")

@@ -10,10 +10,12 @@ from pytorch_lightning import Callback
 from unitrain.class_paths import project_root
 from unitrain.errors import SettingsError
 from unitrain.runs import list_runs, read_summary
+from unitrain.training.checkpoint import existing_checkpoint
 from unitrain.training.console import Console, process_rank
+from unitrain.training.parsing.settings_file import with_new_names
 from unitrain.training.parsing.settings_parser import absolute, as_flags, plain, read_settings
 from unitrain.training.resuming.resume_point import ResumePoint, find_resume_point, newest_point
-from unitrain.training.training_run import Fit, RunResult, checkpoint_if_there
+from unitrain.training.training_run import Fit, RunResult
 
 RESUMED_RUN = "UNITRAIN_RESUMED_RUN"
 """Tells the processes that Lightning starts for a distributed training which run `last` is."""
@@ -55,7 +57,11 @@ def fit(
             print(result.best, result.published)
     """
     path = None if isinstance(settings, Mapping) else Path(settings)
-    raw = plain(settings) if isinstance(settings, Mapping) else read_settings(Path(settings))
+    raw = (
+        with_new_names(plain(settings), "settings")
+        if isinstance(settings, Mapping)
+        else read_settings(Path(settings))
+    )
     start = None if init_from is None else (str(init_from), init_weights)
     flags = as_flags(overrides or {})
     if resume == "auto":
@@ -204,8 +210,8 @@ def _resume_at(
             reason=summary.reason or "",
             metrics=dict(summary.record.get("metrics") or {}),
             best=summary.best,
-            best_checkpoint=checkpoint_if_there(point.run_dir / "checkpoints" / "best.ckpt"),
-            last_checkpoint=checkpoint_if_there(point.run_dir / "checkpoints" / "last.ckpt"),
+            best_checkpoint=existing_checkpoint(point.run_dir, "best"),
+            last_checkpoint=existing_checkpoint(point.run_dir, "last"),
             published=summary.published,
         )
     path = point.run_dir / "settings.yaml"

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import threading
 import traceback
 import warnings
@@ -25,20 +24,22 @@ from unitrain.class_paths import project_root
 from unitrain.errors import RunError, SettingsError, UnitrainError, UsageError
 from unitrain.repository import check_model_name
 from unitrain.runs import RunFolder, check_experiment, find_run
-from unitrain.training.callbacks.defaults import compose
+from unitrain.training.callbacks.base import RunContext
+from unitrain.training.callbacks.defaults import default_callbacks
+from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.publishing import Publishing
 from unitrain.training.callbacks.run_record import RunRecord, UnloggedMetricError
 from unitrain.training.callbacks.step_seeding import ValidationSeeding
 from unitrain.training.callbacks.termination import SignalStop
-from unitrain.training.checkpoint import DurableCheckpointIO
-from unitrain.training.console import Console, process_rank
+from unitrain.training.checkpoint import DurableCheckpointIO, existing_checkpoint, load_matching_weights
+from unitrain.training.console import Console, process_rank, silence_lightning
 from unitrain.training.loggers import check_trainer, loggers_of, profiler_into, say_profile
 from unitrain.training.parsing.settings_errors import explained, own_error
 from unitrain.training.parsing.settings_file import config_word, with_class_flags
 from unitrain.training.parsing.settings_parser import SettingsCLI, absolute, check_classes, known_settings
-from unitrain.training.resuming.opening import FollowersFolder, begin_run, continue_run, lineage_of
+from unitrain.training.provenance import NullRunFolder, begin_run, lineage_of
 from unitrain.training.resuming.resumable_loops import install_loops
-from unitrain.training.resuming.resume_point import ResumePoint, take_weights
+from unitrain.training.resuming.resume_point import ResumePoint, continue_run
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,6 @@ class RunResult:
     published: list[int] = field(default_factory=list)
     held_back: list[int] = field(default_factory=list)
     exit_code: int = 0
-
-
-def checkpoint_if_there(path: Path) -> Path | None:
-    """The path, or None where no checkpoint was written."""
-    return path if path.is_file() else None
 
 
 class Fit:
@@ -130,7 +126,7 @@ class Fit:
         on_interrupt = signal.getsignal(signal.SIGINT) if main_thread else None
         try:
             with warnings.catch_warnings(), self._writers_reported():
-                _silence_lightning()
+                silence_lightning()
                 checkpoint = str(self.resume_point.checkpoint) if self.resume_point else None
                 cli.trainer.fit(
                     cli.model,
@@ -175,9 +171,9 @@ class Fit:
         self._close(status, reason)
         say_profile(trainer.profiler, self.console)  # type: ignore[attr-defined]
         self.console.say(f"{status}: {reason}; {self.folder.path}")
-        last_word = self.publishing.last_word() if self.publishing and not process_rank() else None
-        if last_word is not None:
-            self.console.say(last_word)
+        closing_line = self.publishing.summary() if self.publishing and not process_rank() else None
+        if closing_line is not None:
+            self.console.say(closing_line)
 
     @property
     def folder(self) -> RunFolder:
@@ -191,7 +187,7 @@ class Fit:
         config = config_word(self.path, self.raw)
         try:
             with warnings.catch_warnings():
-                _silence_lightning()
+                silence_lightning()
                 return SettingsCLI(["--config", config, *self.argv], self.raw, self._make_trainer)
         except UnitrainError:
             self._discard()
@@ -210,11 +206,10 @@ class Fit:
         if self.start_from is None:
             return None
         found = find_run(self.start_from[0], experiments_dir)
-        for name in ("best", "last"):
-            path = found / "checkpoints" / f"{name}.ckpt"
-            if path.is_file():
-                return path
-        raise SettingsError(f"--init-from: {found} has no checkpoint")
+        path = existing_checkpoint(found, "best", "last")
+        if path is None:
+            raise SettingsError(f"--init-from: {found} has no checkpoint")
+        return path
 
     def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
         check_trainer(arguments)
@@ -225,11 +220,6 @@ class Fit:
             model_name = check_model_name(publish.model or experiment) if publish else ""
         except UsageError as error:
             raise SettingsError(f"publish.model: {error}") from error
-        if publish and publish.require_improvement is not None and not self.resume_point:
-            self.console.warn(
-                "publish.require_improvement is deprecated: true is publish.policy: best, which is the default, and false "
-                "has no effect; write publish.policy: best or every"
-            )
         resolved = cli.resolved()
         experiments_dir = self.root / cli.config.experiments_dir
         start = self._checkpoint_to_start_from(
@@ -237,7 +227,7 @@ class Fit:
         )  # before there is a run that `last` could mean
         run: RunFolder
         if process_rank():
-            run = FollowersFolder(experiments_dir, experiment)
+            run = NullRunFolder(experiments_dir, experiment)
         elif self.resume_point:
             run = continue_run(self.resume_point, resolved, self.argv, self.console)
         else:
@@ -252,20 +242,19 @@ class Fit:
             )
         self._run = run
         if start is not None and self.start_from:
-            take_weights(cli.model, start, self.start_from[1], self.console)
+            load_matching_weights(cli.model, start, self.start_from[1], self.console)
             run.update(init_from={"checkpoint": str(start), "weights": self.start_from[1]})
         theirs = arguments.pop("callbacks", None) or []
         theirs = [*(theirs if isinstance(theirs, Sequence) else [theirs]), *self.callbacks]
-        stack = compose(
-            cli.section,
-            theirs,
-            arguments,
+        context = RunContext(
             run=run,
             root=self.root,
-            model_name=model_name,
             lineage=lineage_of(run, resolved),
+            monitor=cli.section("monitor"),
+            ema=EMA(**vars(cli.section("ema"))) if cli.section("ema") else None,
             console=self.console,
         )
+        stack = default_callbacks(context, cli.section, arguments, theirs, model_name=model_name)
         self.record, self.publishing = stack.record, stack.publishing
         arguments["callbacks"] = stack.callbacks
         logged = self.resume_point.logged_step if self.resume_point else None
@@ -283,7 +272,7 @@ class Fit:
         loop = install_loops(
             trainer, seed, stops_again=not (self.resume_point and self.resume_point.finished)
         )
-        trainer.callbacks.insert(0, ValidationSeeding(loop.clock))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, ValidationSeeding(loop.seeder))  # type: ignore[attr-defined]
         return trainer
 
     @contextlib.contextmanager
@@ -368,8 +357,8 @@ class Fit:
             reason=reason,
             metrics=self.record.metrics if self.record else {},
             best=self.record.best if self.record else None,
-            best_checkpoint=checkpoint_if_there(folder.checkpoints_dir / "best.ckpt"),
-            last_checkpoint=checkpoint_if_there(folder.checkpoints_dir / "last.ckpt"),
+            best_checkpoint=existing_checkpoint(folder.path, "best"),
+            last_checkpoint=existing_checkpoint(folder.path, "last"),
             published=self.publishing.published if self.publishing else [],
             held_back=self.publishing.held_back if self.publishing else [],
             exit_code=exit_code,
@@ -391,28 +380,3 @@ def _why_ended(trainer: Trainer) -> tuple[str, str]:
         if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
             return "finished", "trainer.max_time was reached"
     return "stopped", "a callback asked for it (trainer.should_stop)"
-
-
-def _silence_lightning() -> None:
-    """Leave out warnings that people who train with settings can do nothing about."""
-    import logging
-
-    for text in (
-        r".*does not have many workers which may be a bottleneck",
-        r".*The number of training batches .* is smaller than the logging interval",
-        r".*The `srun` command is available",
-        r".*Checkpoint directory .* exists and is not empty",
-        r".*isinstance\(treespec, LeafSpec\)",
-        r".*have no `val_dataloader`",
-    ):
-        warnings.filterwarnings("ignore", text)
-    # Lightning calls jsonargparse by names that the latter has since replaced.
-    warnings.filterwarnings(
-        "ignore", category=DeprecationWarning, module=r"(pytorch_lightning|lightning|jsonargparse)\b"
-    )
-    warnings.filterwarnings(
-        "ignore", r"\s*(.|\n)*(JsonargparseDeprecation|add_instantiator)", DeprecationWarning
-    )
-    if not sys.flags.dev_mode:
-        for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)

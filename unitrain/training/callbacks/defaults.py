@@ -1,64 +1,67 @@
-"""The callbacks of a training: the user's own, then ours, in the one order that is right."""
+"""Default callbacks of a training, in their order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 
-from unitrain.publish import Lineage
 from unitrain.runs import RunFolder
-from unitrain.training.callbacks.ema import EMA
+from unitrain.training.callbacks.base import RunContext
 from unitrain.training.callbacks.embeddings import EmbeddingSnapshots
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.publishing import Publishing
-from unitrain.training.callbacks.resumable import RunCheckpoint, RunStopping
+from unitrain.training.callbacks.resumable import ResumableEarlyStopping, ResumableModelCheckpoint
 from unitrain.training.callbacks.run_record import RunRecord
 from unitrain.training.callbacks.tensorboard import TensorBoardSummaries
-from unitrain.training.callbacks.termination import Endings
+from unitrain.training.callbacks.termination import GracefulTermination
 from unitrain.training.console import Console, progress
 from unitrain.training.data_fingerprint import DataFingerprint
 
 
 @dataclass(frozen=True)
-class Stack:
-    """The callbacks in order, and those of them that are asked afterwards."""
+class TrainingCallbacks:
+    """Callbacks of one training.
+
+    Attributes:
+        callbacks: all of them, in Lightning's order of calls.
+        record: the one that keeps run.json up to date.
+        publishing: the one that publishes versions; None if `publish: null`.
+    """
 
     callbacks: list[Callback]
     record: RunRecord
     publishing: Publishing | None
 
 
-def compose(
+def default_callbacks(
+    context: RunContext,
     section: Callable[[str], Any],
-    theirs: list[Callback],
-    trainer_arguments: dict[str, Any],
+    trainer_args: dict[str, Any],
+    users: Sequence[Callback],
     *,
-    run: RunFolder,
-    root: Path,
     model_name: str,
-    lineage: Lineage,
-    console: Console,
-) -> Stack:
-    """All callbacks of a training.
+) -> TrainingCallbacks:
+    """Return the user's callbacks, then unitrain's, in the order that they need.
 
-    A callback of the user's takes the place of ours of its kind, and the console says so. The average
-    comes after all that look at validations, which therefore see its weights, and before the checkpoints.
+    A callback of the user replaces unitrain's callback of the same kind, with a log line. The EMA callback
+    follows all callbacks that read validation results, because they need its weights, and precedes the checkpoints.
 
     Args:
-        section: gives a section of the settings by its name, None where it is off.
-        theirs: `trainer.callbacks`.
-        trainer_arguments: the progress bar's switch in it is set to what the callbacks say.
+        context: run folder, monitor, EMA and console.
+        section: returns a section of the settings by its name; None if it is off.
+        trainer_args: arguments of the Trainer; `enable_progress_bar` is set to match the callbacks.
+        users: callbacks from `trainer.callbacks` and from Python.
+        model_name: name of the published model; unused if `publish: null`.
     """
-    monitor, stopping, publish = section("monitor"), section("early_stopping"), section("publish")
-    ema = EMA(**vars(section("ema"))) if section("ema") else None
-    if any(isinstance(callback, EarlyStopping) for callback in theirs):
+    run, monitor, ema, console = context.run, context.monitor, context.ema, context.console
+    stopping, publish = section("early_stopping"), section("publish")
+    if any(isinstance(callback, EarlyStopping) for callback in users):
         console.say("early stopping: the settings' own callback takes the place of the section's")
         stopping = None
-    resumable = checkpoints = trainer_arguments.get("enable_checkpointing") is not False
-    if any(isinstance(callback, Checkpoint) for callback in theirs):
+    resumable = checkpoints = trainer_args.get("enable_checkpointing") is not False
+    if any(isinstance(callback, Checkpoint) for callback in users):
         console.say(
             "checkpoints: the settings' own callback takes the place of best.ckpt; last.ckpt is kept to resume from"
         )
@@ -66,7 +69,7 @@ def compose(
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
     fingerprint = DataFingerprint(run, console)
-    ours: list[Callback] = [record, fingerprint, LossShapes()]
+    ours: list[Callback] = [record, fingerprint, LossShapeCheck()]
     if section("summaries"):
         ours.append(
             TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
@@ -77,9 +80,9 @@ def compose(
         publishing = Publishing(
             publish,
             model=model_name,
-            repository_dir=root / publish.repository,
+            repository_dir=context.root / publish.repository,
             run=run,
-            lineage=lineage,
+            lineage=context.lineage,
             monitor=monitor,
             fingerprint=fingerprint,
             ema=ema,
@@ -88,31 +91,31 @@ def compose(
         ours.append(publishing)
     if stopping:
         kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
-        ours.append(RunStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
-    ours += _bar(theirs, trainer_arguments, console, monitor.metric)
+        ours.append(ResumableEarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
+    ours += _progress_bar(users, trainer_args, console, monitor.metric)
     if ema:
         ours.append(ema)
-    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=resumable))
+    ours.append(GracefulTermination(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=resumable))
     if checkpoints:
         ours.append(_best_checkpoint(run, monitor.metric, monitor.mode))
-    return Stack([*theirs, *ours], record, publishing)
+    return TrainingCallbacks([*users, *ours], record, publishing)
 
 
-def _bar(
-    theirs: list[Callback], trainer_arguments: dict[str, Any], console: Console, metric: str
+def _progress_bar(
+    users: Sequence[Callback], trainer_args: dict[str, Any], console: Console, metric: str
 ) -> list[Callback]:
-    if console.quiet or trainer_arguments.get("enable_progress_bar") is False:
-        trainer_arguments["enable_progress_bar"] = False
+    if console.quiet or trainer_args.get("enable_progress_bar") is False:
+        trainer_args["enable_progress_bar"] = False
         return []
-    if any(isinstance(callback, ProgressBar) for callback in theirs):
+    if any(isinstance(callback, ProgressBar) for callback in users):
         return []
     shown = progress(console, metric)
-    trainer_arguments["enable_progress_bar"] = isinstance(shown, ProgressBar)
+    trainer_args["enable_progress_bar"] = isinstance(shown, ProgressBar)
     return [shown]
 
 
 def _best_checkpoint(run: RunFolder, monitor: str, mode: str) -> ModelCheckpoint:
-    return RunCheckpoint(
+    return ResumableModelCheckpoint(
         dirpath=run.checkpoints_dir,
         filename="best",
         monitor=monitor,

@@ -32,7 +32,7 @@ class EMA(WeightAveraging):
 
     Args:
         decay: share of the average kept at each update, in [0, 1).
-        warm_up: see above.
+        decay_warmup: see above.
         every_n_steps: update once every that many optimizer steps.
         average_buffers: average floating-point buffers too, rather than copying them.
     """
@@ -41,7 +41,7 @@ class EMA(WeightAveraging):
         self,
         decay: float = 0.998,
         *,
-        warm_up: bool = True,
+        decay_warmup: bool = True,
         every_n_steps: int = 1,
         average_buffers: bool = False,
     ) -> None:
@@ -49,7 +49,7 @@ class EMA(WeightAveraging):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.decay = decay
-        self.warm_up = warm_up
+        self.decay_warmup = decay_warmup
         self.every_n_steps = every_n_steps
         self.average_buffers = average_buffers
         self._average: dict[str, Tensor] | None = None  # by the name that the module has for it
@@ -90,7 +90,7 @@ class EMA(WeightAveraging):
         self._latest_update_step = step
         n = self._updates
         self._updates = n + 1
-        decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
+        decay = min(self.decay, (1 + n) / (10 + n)) if self.decay_warmup else self.decay
         if self.average_buffers:
             self._pair(pl_module)
         if self._paired[0]:

@@ -43,7 +43,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class PointBuffers:
     """A pass's points as they lie in memory, not yet in order.
 
     Attributes:
@@ -84,7 +84,7 @@ class Gathered:
         self._spare.append(self.buffers)
 
 
-class Collector:
+class PointCollector:
     """Gathers the points of one validation after the other, of the same samples each time.
 
     Which samples they are is settled by the first pass, in which any may still be dropped for another;
@@ -148,7 +148,7 @@ class Collector:
         self._fill(tensors, labels, places, slots)
         return rows
 
-    def take(self) -> Gathered | None:
+    def take(self) -> PointBuffers | None:
         """What was gathered since `begin`, once; None for nothing."""
         buffers, columns = self._buffers, self._columns
         if self._sample is None or not buffers:
@@ -159,7 +159,7 @@ class Collector:
         if indices is None or not len(slots) or not set(buffers) - {_PICTURE}:
             return None
         px = self.settings.thumbnail_px
-        return Gathered(indices[: len(slots)], slots, buffers, columns, self._drawn, self._spare, px)
+        return PointBuffers(indices[: len(slots)], slots, buffers, columns, self._drawn, self._spare, px)
 
     def _fill(self, tensors: Tensors, labels: dict[str, list[Any]], places: Indices, slots: Indices) -> None:
         """Copy the chosen rows to their slots; what a later batch lacks is left out of the snapshot."""

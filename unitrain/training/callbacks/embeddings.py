@@ -14,11 +14,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from unitrain.errors import HookError
 from unitrain.projector import draw_thumbnails, prune_snapshots, write_snapshot
 from unitrain.settings import Embeddings
-from unitrain.training.callbacks.base import Background, EveryNValidations, has_validation
+from unitrain.training.callbacks.base import BackgroundWriter, EveryNValidations, has_validation
 from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.embedding_points import (
-    Collector,
-    Gathered,
+    PointBuffers,
+    PointCollector,
     Points,
     gather_points,
     merged_points,
@@ -46,8 +46,8 @@ class EmbeddingSnapshots(EveryNValidations):
         self._run_dir = run_dir
         self._ema = ema
         self._console = console
-        self._background = Background("the embeddings of a validation", console)
-        self._collector: Collector | None = None
+        self._background = BackgroundWriter("the embeddings of a validation", console)
+        self._collector: PointCollector | None = None
         self._collecting = False
         self._collected_at = -1
 
@@ -58,7 +58,7 @@ class EmbeddingSnapshots(EveryNValidations):
             max_points=-(-self.settings.max_points // share),
             max_bytes=-(-self.settings.max_bytes // share),
         )
-        self._collector = Collector(settings, self._console.say)
+        self._collector = PointCollector(settings, self._console.say)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._collecting = False
@@ -136,7 +136,7 @@ class EmbeddingSnapshots(EveryNValidations):
                 if self._collector is None or (rows >= self.settings.max_points and _is_endless(trainer)):
                     break
 
-    def _write_gathered(self, gathered: Gathered, step: int) -> None:
+    def _write_gathered(self, gathered: PointBuffers, step: int) -> None:
         try:
             self._write(gathered.points(), step)
         finally:

@@ -96,7 +96,7 @@ class BroadcastCheck(TorchFunctionMode):
         raise _refusal(name, first, second)
 
 
-class LossShapes(Callback):
+class LossShapeCheck(Callback):
     """Checks the first training step and the first validation step of a process for broadcasting."""
 
     def __init__(self) -> None:

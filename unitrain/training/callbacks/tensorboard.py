@@ -22,13 +22,18 @@ from unitrain.onnx_export.served_graph import ServedGraph, eval_copy
 from unitrain.onnx_export.weights import weights_of
 from unitrain.runs import RunFolder
 from unitrain.settings import Monitor, Summaries
-from unitrain.training.callbacks.base import Background, EveryNValidations, batches_that_stepped, logged_step
+from unitrain.training.callbacks.base import (
+    BackgroundWriter,
+    EveryNValidations,
+    batches_that_stepped,
+    logged_step,
+)
 from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.run_record import improves
 from unitrain.training.console import Console
 from unitrain.training.validation_batches import evaluating, first_batch, observe, sample_inputs
 
-_LEFT_OUT = ("client", "links", "experiments_dir")  # they have no part in what a training comes to
+_LEFT_OUT = ("client_io", "links", "experiments_dir")  # they have no part in what a training comes to
 _LONGEST = 200
 
 
@@ -114,7 +119,7 @@ class TensorBoardSummaries(EveryNValidations):
         self._monitor = monitor
         self._ema = ema
         self._console = console
-        self._background = Background("summaries", console)
+        self._background = BackgroundWriter("summaries", console)
         self._found: Mapping[str, Any] | None = None
         self._best: float | None = None
 

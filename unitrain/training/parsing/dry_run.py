@@ -21,7 +21,7 @@ from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.callbacks.base import has_validation
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.run_record import check_lazy, never_logged
 from unitrain.training.logged_metrics import LoggedNames
 from unitrain.training.parsing.settings_parser import SettingsCLI
@@ -65,7 +65,7 @@ def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment
             little |= {"barebones": False, "profiler": None}
             # Whether several processes agree is not what one batch can show.
             little |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapes()]
+            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapeCheck()]
             return Trainer(**arguments | little | {"callbacks": callbacks})
 
         with warnings.catch_warnings():

@@ -152,8 +152,8 @@ def faults_of(draft: Draft) -> list[str]:
                 return [*found, "there may be more: the search for them was given up"]
         else:
             return [*found, "there may be more: they can't be looked for before this one is mended"]
-    client = parsed.config.client if parsed else None
-    return [*dict.fromkeys(found), *_client_faults(client, draft.root)]
+    client_io = parsed.config.client_io if parsed else None
+    return [*dict.fromkeys(found), *_client_faults(client_io, draft.root)]
 
 
 def _outcome(draft: Draft) -> tuple[str | None, SettingsCLI | None]:
@@ -165,7 +165,7 @@ def _outcome(draft: Draft) -> tuple[str | None, SettingsCLI | None]:
 
 
 def _client_faults(client: Any, root: Path) -> list[str]:
-    """What `predict --config` would say of the settings' client."""
+    """What `predict --config` would say of the settings' client_io."""
     if not isinstance(client, Mapping):
         return []
     from unitrain.client import ClientIO
@@ -174,9 +174,9 @@ def _client_faults(client: Any, root: Path) -> list[str]:
     try:
         kind = import_class(path, root)
     except SettingsError as error:
-        return [f"client: {error}"]
+        return [f"client_io: {error}"]
     if not issubclass(kind, ClientIO):
-        return [f"client: expected a unitrain.ClientIO, got {path}"]
+        return [f"client_io: expected a unitrain.ClientIO, got {path}"]
     return []
 
 

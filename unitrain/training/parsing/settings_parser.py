@@ -20,8 +20,15 @@ from unitrain import settings as sections
 from unitrain.class_paths import import_class
 from unitrain.errors import SettingsError, UnitrainError
 from unitrain.lightning_alias import is_of_other_lightning
+from unitrain.settings import SECTIONS
 from unitrain.training.parsing.settings_errors import failed_init, trainer_settings
-from unitrain.training.parsing.settings_file import CLASS_SECTIONS, classless, dump_settings, read_settings
+from unitrain.training.parsing.settings_file import (
+    CLASS_SECTIONS,
+    classless,
+    dump_settings,
+    read_settings,
+    with_new_flags,
+)
 
 PATH_FLAGS = ("experiments_dir", "publish.repository")
 """On a command line they are relative to the working folder, in a settings file to the project root."""
@@ -40,6 +47,7 @@ def absolute(argv: Sequence[str]) -> list[list[str]]:
             pairs[-1].append(word)
         else:
             raise SettingsError(f"fit: `{word}` follows no option; settings are given as --name value")
+    pairs = with_new_flags(pairs)
     for pair in pairs:
         if pair[0][2:] in PATH_FLAGS and len(pair) > 1:
             pair[1] = os.path.abspath(pair[1])  # noqa: PTH100 - keeps links
@@ -133,9 +141,9 @@ class SettingsCLI(LightningCLI):
             help="Properties of the data module that are arguments of the model: {data.NAME: model.init_args.NAME}.",
         )
         for name, kind in SECTIONS.items():
-            default = None if kind is sections.Client else kind()
+            default = None if kind is sections.ClientIO else kind()
             allowed = kind if kind is sections.Monitor else kind | None
-            if kind is sections.Client:
+            if kind is sections.ClientIO:
                 # To jsonargparse a mapping with a class_path is a subclass of the type, never the type itself.
                 allowed = dict[str, Any] | None
             summary = (kind.__doc__ or "").strip().splitlines()[0]
@@ -146,10 +154,10 @@ class SettingsCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; `args` is all there is, whatever sys.argv holds."""
         self.config = parser.parse_args(args)
-        unknown = set(self.config.client or ()) - {f.name for f in dataclasses.fields(sections.Client)}
+        unknown = set(self.config.client_io or ()) - {f.name for f in dataclasses.fields(sections.ClientIO)}
         if unknown:
             raise SettingsError(
-                f"client: there is no setting `client.{min(unknown)}`; it has class_path and init_args"
+                f"client_io: there is no setting `client_io.{min(unknown)}`; it has class_path and init_args"
             )
 
     def instantiate_classes(self) -> None:
@@ -175,17 +183,6 @@ class SettingsCLI(LightningCLI):
         """The settings as YAML that reruns them: every default written out, links' targets left out."""
         text: str = self.parser.dump(self.config, skip_link_targets=True, skip_none=False, format="yaml")
         return text
-
-
-SECTIONS: dict[str, type] = {
-    "monitor": sections.Monitor,
-    "ema": sections.Ema,
-    "early_stopping": sections.EarlyStopping,
-    "embeddings": sections.Embeddings,
-    "summaries": sections.Summaries,
-    "publish": sections.Publish,
-    "client": sections.Client,
-}
 
 
 def check_classes(raw: Mapping[str, Any], argv: Sequence[str], root: Path) -> None:
@@ -240,7 +237,7 @@ def known_settings() -> list[str]:
     """Every setting by its dotted name, but for those of a person's own classes."""
     top = ["experiment", "experiments_dir", "seed_everything", "step_seeding", "trainer", "model", "data", "links", "optimizer",
            "lr_scheduler", *SECTIONS]  # fmt: skip
-    inner = [f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
+    inner = [full for name, kind in SECTIONS.items() for full in sections.setting_names(name, kind)]
     return top + inner + trainer_settings()
 
 
