@@ -24,7 +24,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 demo: $(READY)  ## Train on real signals, serve each new version with Triton, stream predictions
-	$(BIN)/python -m examples.signals_clustering.demo
+	$(BIN)/python -m examples.signals_clustering_demo.demo
 
 test: $(READY)  ## Run the tests of every feature (about 5 minutes on two cores)
 	$(PYTEST) -m "not slow"

@@ -133,16 +133,14 @@ def _graph(name: str):  # noqa: ANN202 - a closure for publish_model
 
 def _publish_flipped(root: Path, name: str, kind: str, rng: random.Random) -> int:
     """Publish a copy of version 1 with one flipped bit, by the rename that publishes any version."""
-
-    def fill(folder: Path, _number: int) -> None:
-        shutil.copytree(root / name / "1", folder, dirs_exist_ok=True)
-        path = folder / kind
+    with Repository(root).new_version(name, None) as staged:
+        shutil.copytree(root / name / "1", staged.path, dirs_exist_ok=True)
+        path = staged.path / kind
         data = bytearray(path.read_bytes())
         bit = rng.randrange(8 * len(data))
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-
-    return Repository(root).publish(name, None, fill)
+    return staged.number
 
 
 def _wait_for_verdicts(server: Server, wanted: set[tuple[str, int]], seen: int) -> None:

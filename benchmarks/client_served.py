@@ -90,8 +90,9 @@ def publish(root: Path, name: str) -> Path:
         name, signature, max_batch_size=MAX_BATCH, num_versions=2, max_queue_delay_microseconds=100
     )
     save = save_mlp if name == "mlp" else save_autoencoder
-    version = Repository(root).publish(name, config, lambda folder, _number: save(folder / "model.onnx"))
-    return root / name / str(version) / "model.onnx"
+    with Repository(root).new_version(name, config) as staged:
+        save(staged.path / "model.onnx")
+    return root / name / str(staged.number) / "model.onnx"
 
 
 @contextmanager

@@ -44,16 +44,15 @@ def publish(repository: Path) -> int:
         max_queue_delay_microseconds=100,
     )
 
-    def write(folder: Path, number: int) -> None:
+    with Repository(repository).new_version(MODEL, config) as staged:
         x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", WIDTH]) for n in ("x", "y"))
-        scale = onnx.numpy_helper.from_array(np.float32(number), "scale")
+        scale = onnx.numpy_helper.from_array(np.float32(staged.number), "scale")
         graph = helper.make_graph([helper.make_node("Mul", ["x", "scale"], ["y"])], "g", [x], [y], [scale])
         onnx.save(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
-            folder / "model.onnx",
+            staged.path / "model.onnx",
         )
-
-    return Repository(repository).publish(MODEL, config, write)
+    return staged.number
 
 
 def swap(repository: Path, every_s: float, over: Any) -> None:

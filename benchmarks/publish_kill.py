@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "repository"))
 
-from small_versions import config_of, fill
+from small_versions import config_of, publish
 from test_killed_publishing import Reader, kill_two_publishers
 
 from unitrain.repository import Repository
@@ -47,7 +47,7 @@ def main() -> int:
         repository.check_writable()
         kept = {"lock", "counter", "config.pbtxt"}
         left = [path.name for path in (repository.staging_dir / "codes").iterdir() if path.name not in kept]
-        following = repository.publish("codes", config_of(), fill)
+        following = publish(repository, config_of())
     figures = {
         "kill -9": options.kills // 2 * 2,
         "versions published": len(told),

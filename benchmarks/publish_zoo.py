@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "export"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "onnx_export"))
 
 from zoo import ZOO
 

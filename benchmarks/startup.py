@@ -33,8 +33,8 @@ BY_LIGHTNING = textwrap.dedent(
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     from pytorch_lightning import Trainer
     from pytorch_lightning.loggers import TensorBoardLogger
-    from datamodules.curve import NoisyCurve
-    from models.curve import CurveRegressor
+    from examples.curve_fitting.data import NoisyCurve
+    from examples.curve_fitting.model import CurveRegressor
     from first_step import FirstStep
     trainer = Trainer(callbacks=[FirstStep()], logger=TensorBoardLogger(sys.argv[1]), default_root_dir=sys.argv[1],
                       enable_progress_bar=False, enable_model_summary=False, max_epochs=1, accelerator="cpu")

@@ -1,1 +1,5 @@
-"""LightningDataModules, one file a kind of data; settings reach them by class path."""
+"""LightningDataModules for common kinds of files; settings name them as `unitrain.datamodules.tabular.CsvTable`."""
+
+from unitrain.module_aliases import share_package
+
+share_package(__name__, __file__)

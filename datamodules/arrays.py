@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.csv_files import data_path
+from unitrain.datamodules.csv_files import data_path
 from unitrain.errors import DataError
 from unitrain.loaders import ArrayLoader
 
@@ -28,10 +28,10 @@ class InMemory(LightningDataModule):
         validation: the same for validation; None: a share of `train`.
         test: the same for the test; None: there is none.
         names: arrays that are used, in the batches' order; empty: all.
-        validation_share: of the training rows, in (0, 1), where there are no validation arrays.
+        validation_share: share of the training rows, in (0, 1), where there are no validation arrays.
         batch_size: rows a training batch.
-        drop_last: leave out a last training batch that is not full.
-        seed: of the choice of validation rows.
+        drop_last: skip the last training batch if it is not full.
+        seed: seed of the choice of validation rows.
 
     Raises:
         DataError: a file can't be read, an array is missing, holds objects, or differs in length; a part has no
@@ -72,7 +72,7 @@ class InMemory(LightningDataModule):
             self.train, self.validation = known, read_arrays(validation, names)
         self.test = None if test is None else read_arrays(test, names)
         for part, arrays in (("validation", self.validation), ("test", self.test or self.train)):
-            expected, got = _told(self.train), _told(arrays)
+            expected, got = _described(self.train), _described(arrays)
             if got != expected:
                 raise DataError(f"InMemory, {part}: expected {expected} as in training, got {got}")
 
@@ -87,7 +87,7 @@ class InMemory(LightningDataModule):
         return ArrayLoader(self.validation, batch_size=max(256, self.batch_size))
 
     def test_dataloader(self) -> ArrayLoader | list[ArrayLoader]:
-        # An empty list says that there is nothing to test on.
+        # An empty list means that there is no test.
         return [] if self.test is None else ArrayLoader(self.test, batch_size=max(256, self.batch_size))
 
 
@@ -117,8 +117,8 @@ def read_arrays(source: str | Arrays, names: Sequence[str] = ()) -> dict[str, ND
             raise DataError(f"{where}, {name}: expected numbers [row, ...], got {array.dtype} {array.shape}")
     lengths = {name: len(array) for name, array in chosen.items()}
     if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{where}: expected arrays of one length above 0, got {told}")
+        found_lengths = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: expected arrays of one length above 0, got {found_lengths}")
     return {name: _for_torch(array, f"{where}, {name}") for name, array in chosen.items()}
 
 
@@ -146,5 +146,5 @@ def _dtype_for_torch(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def _told(arrays: Arrays) -> str:
+def _described(arrays: Arrays) -> str:
     return ", ".join(f"{name} {array.dtype}{list(array.shape[1:])}" for name, array in sorted(arrays.items()))

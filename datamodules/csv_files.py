@@ -27,9 +27,9 @@ class Rows:
     """Some rows of a file, as text.
 
     Attributes:
-        path: of the file.
-        lines: of each row in the file, as an editor counts them.
-        columns: by name, a text a row, without blanks around it.
+        path: path of the file.
+        lines: line number of each row in the file, from 1.
+        columns: stripped text of each row, by column name.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Rows:
 
         Args:
             column: its name.
-            form: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or seconds.
+            form: format of `datetime.strptime`, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or seconds.
 
         Raises:
             DataError: a cell is no time, or one after the year 9999.
@@ -64,9 +64,7 @@ class Rows:
             try:
                 times[row] = _microseconds(cell, form)
             except (ValueError, OverflowError):
-                expected = (
-                    "a time in ISO 8601 or in seconds since 1970, or a timestamp_format that says otherwise"
-                )
+                expected = "a time in ISO 8601 or in seconds since 1970, or set timestamp_format"
                 if form:
                     expected = f"a time in {form} since 1970" if form in UNITS else f"a time like {form}"
                 raise self.wrong(row, column, expected) from None
@@ -144,7 +142,7 @@ def find_files(folder: str | Path, pattern: str = "*.csv") -> list[Path]:
 
     Args:
         folder: a path, or `package:path` for a folder in an installed package.
-        pattern: as `Path.glob` takes it; `**/*.csv` looks into the folders below too.
+        pattern: pattern of `Path.glob`; `**/*.csv` includes subfolders.
 
     Raises:
         DataError: the folder, the package or such a file is not there.
@@ -174,7 +172,7 @@ def data_path(text: str | Path) -> Path:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell's text is a number as `float` reads it."""
+    """Return whether a cell's text is a number as `float` reads it."""
     try:
         float(cell)
     except ValueError:

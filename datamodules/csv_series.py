@@ -17,24 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.csv_files import Rows, read_header, read_rows
+from unitrain.datamodules.csv_files import Rows, read_header, read_rows
 from unitrain.errors import DataError
 
 FORMAT = 1
-"""Of the cached files; another number makes every file be read anew."""
+"""Of the cached files; another number makes every file be read again."""
 _AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of the files are, and how they are written.
+    """Columns of the files and their format.
 
     Attributes:
         timestamp: the column with the times, which must increase.
         channels: the columns that are the signal; empty: all with a name that are neither times nor labels.
-        labels: columns that say what was going on, such as a class; any text.
+        labels: columns with labels such as a class, as text.
         delimiter: between cells.
-        timestamp_format: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
+        timestamp_format: format of `datetime.strptime`, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
             seconds since 1970.
     """
 
@@ -55,12 +55,12 @@ class Recording:
     """One file's numbers, memory-mapped.
 
     Attributes:
-        path: of the CSV file.
+        path: path of the CSV file.
         channels: their names.
         values: float32 [row, channel]; NaN where a value is missing.
         times_us: int64 [row], microseconds since 1970, UTC.
-        labels: by column int32 [row], places in `label_names`.
-        label_names: by column the texts that occur.
+        labels: int32 [row] by column, indices into `label_names`.
+        label_names: texts that occur, by column.
     """
 
     path: Path
@@ -111,8 +111,8 @@ def open_recording(path: Path, columns: Columns, cache: Path) -> Recording:
     folder = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not folder.is_dir():
         _convert(path, columns, channels, folder)
-    told = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
-    n_rows = told["rows"]
+    stored = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
+    n_rows = stored["rows"]
 
     def mapped(name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         return np.memmap(folder / name, dtype, "r", shape=shape)
@@ -123,12 +123,12 @@ def open_recording(path: Path, columns: Columns, cache: Path) -> Recording:
         mapped("values", np.float32, (n_rows, len(channels))),
         mapped("times_us", np.int64, (n_rows,)),
         {name: mapped(f"label_{i}", np.int32, (n_rows,)) for i, name in enumerate(columns.labels)},
-        told["label_names"],
+        stored["label_names"],
     )
 
 
 def _convert(path: Path, columns: Columns, channels: Sequence[str], folder: Path) -> None:
-    """Write a file's numbers to the cache; the folder appears when they are whole."""
+    """Write a file's numbers to the cache; the folder appears once they are complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".staging-"))
     codes: dict[str, dict[str, int]] = {name: {} for name in columns.labels}
@@ -152,8 +152,8 @@ def _convert(path: Path, columns: Columns, channels: Sequence[str], folder: Path
                 n_rows, last_us = n_rows + len(times), int(times[-1])
         if not n_rows:
             raise DataError(f"{path}: expected rows below the names of the columns, got none")
-        told = {"rows": n_rows, "label_names": {name: list(known) for name, known in codes.items()}}
-        (staging / "recording.json").write_text(json.dumps(told), encoding="utf-8")
+        content = {"rows": n_rows, "label_names": {name: list(known) for name, known in codes.items()}}
+        (staging / "recording.json").write_text(json.dumps(content), encoding="utf-8")
         try:
             staging.rename(folder)
         except OSError:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 
-from datamodules.csv_files import find_files
-from datamodules.csv_series import Columns, Recording, Windows, open_recording
+from unitrain.datamodules.csv_files import find_files
+from unitrain.datamodules.csv_series import Columns, Recording, Windows, open_recording
 from unitrain.errors import DataError
 from unitrain.loaders import DatasetLoader
 from unitrain.serving.triton.wheel import cache_dir
@@ -26,7 +26,7 @@ class CsvWindows(LightningDataModule):
     Each file's rows are split by time, its first for training; with `validation_files`, whole files are.
 
     Args:
-        folder: of the files; `package:path` is a folder in an installed package.
+        folder: folder of the files; `package:path` is a folder in an installed package.
         pattern: the files' names; `**/*.csv` looks into the folders below too.
         timestamp: the column of times, which must increase.
         channels: the columns that are the signal; empty: all with a name that are neither times nor labels.
@@ -35,14 +35,14 @@ class CsvWindows(LightningDataModule):
         hop: rows from one training window's begin to the next one's.
         validation_hop: the same for validation and test; None: `n_steps`, so that windows don't overlap.
         max_gap: the longest time between two rows that is no gap, in multiples of the file's usual one.
-        validation_share: of each file's rows, the last but for the test's.
-        test_share: of each file's rows, the last.
+        validation_share: share of each file's rows, before those of the test.
+        test_share: share of each file's rows, the last ones.
         validation_files: pattern of files that are for validation alone; then nothing is split by time.
         test_files: the same for the test.
         batch_size: windows a batch.
         num_workers: processes that read; 0: this one.
         delimiter: between cells.
-        timestamp_format: as `datetime.strptime` takes it, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
+        timestamp_format: format of `datetime.strptime`, or `ms`, `us` or `ns`, since 1970; None: ISO 8601, or
             seconds since 1970.
         cache: folder of what was read; None: `csv_windows` in the user's cache.
 

@@ -1,6 +1,6 @@
 """The handwritten digits that ship with scikit-learn, in numpy alone, so that clients need no torch to read them.
 
-1,797 digits of 43 people, 8 by 8 pixels with ink from 0 to 16, from the UCI Machine Learning Repository
+1,797 digits of 43 writers, 8 by 8 pixels with ink from 0 to 16, from the UCI Machine Learning Repository
 (Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, https://doi.org/10.24432/C50P49; CC BY 4.0).
 """
 
@@ -33,7 +33,7 @@ def load_digit_arrays(part: Part) -> LabelledDigits:
     """The digits of a part: 400 are held out, 200 for validation, 1,197 for training; the same ones each time.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, whose package the data lies in, is not installed.
+        ModuleNotFoundError: scikit-learn, whose package contains the data, is not installed.
     """
     # scikit-learn's own loader gives the same arrays, but takes a second to import.
     packed = files("sklearn") / "datasets" / "data" / "digits.csv.gz"

@@ -51,13 +51,13 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
 
 
 def open_array(path: str | Path, *, indices: bool = False) -> Array:
-    """What a file holds, as it lies there: [height, width], [depth, height, width], or with colours last.
+    """Return a file's array, [height, width], [depth, height, width], or with colours last.
 
     `.npy` and uncompressed TIFF are mapped into memory and read where they are looked at; others are decoded.
 
     Args:
-        path: of the file.
-        indices: of a PNG with a palette its indices, as a mask has them, rather than its colours.
+        path: path of the file.
+        indices: return the palette's indices of a PNG, as in a mask, rather than its colours.
 
     Raises:
         DataError: it can't be read, or is of no kind that is known.
@@ -109,10 +109,10 @@ def grey_levels(array: Array, value_range: Sequence[float]) -> NDArray[np.uint8]
 
 
 class OpenFiles:
-    """Files' arrays, the last ones that were asked for kept.
+    """Files' arrays, a cache of those used last.
 
     Args:
-        kept_bytes: of decoded arrays at most; a mapped one counts nothing.
+        kept_bytes: maximum size of cached decoded arrays; a mapped one counts as 0.
     """
 
     def __init__(self, kept_bytes: int) -> None:
@@ -120,7 +120,7 @@ class OpenFiles:
         self._arrays: OrderedDict[Path, Array] = OrderedDict()
 
     def get(self, path: Path, *, indices: bool = False) -> Array:
-        """What a file holds, by `open_array`."""
+        """Return a file's array, by `open_array`."""
         array = self._arrays.pop(path, None)
         if array is None:
             array = open_array(path, indices=indices)

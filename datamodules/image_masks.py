@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from pytorch_lightning import LightningDataModule
 
-from datamodules.image_files import Pair, find_pairs
-from datamodules.image_patches import (
+from unitrain.datamodules.image_files import Pair, find_pairs
+from unitrain.datamodules.image_patches import (
     PARTS,
     Augmentation,
     BalancedPatches,
@@ -38,7 +38,7 @@ class ImageMasks(LightningDataModule):
     Args:
         images: folder of the images, or one image.
         masks: folder of their masks, or that image's mask.
-        class_names: of the classes in order; the first one is the background.
+        class_names: names of the classes in order; the first one is the background.
         dimensions: 2 for images, 3 for volumes.
         patch_shape: pixels along each axis, or one number for all.
         patches: training patches an epoch.
@@ -48,15 +48,15 @@ class ImageMasks(LightningDataModule):
             as uint8; None: values stay as they are.
         split: `files` gives whole files to training, validation and test, drawn by `seed`; `space` cuts each
             file along `split_axis`: its beginning is for training, its end for the test.
-        split_axis: of `space`; 0 is the first of (depth,) height, width.
-        validation_share: of the files or of the axis.
-        test_share: likewise; 0: no test.
+        split_axis: axis of the split by `space`; 0 is the first of (depth,) height, width.
+        validation_share: share of the files or of the axis.
+        test_share: share of the files or of the axis for the test; 0: no test.
         gap: pixels between the parts of a file that are for none of them.
         flips: mirror training patches, and exchange height and width, each by chance.
         gain: standard deviation of the logarithm of a training patch's amplification; 0: off.
         num_workers: processes that read; 0: this one.
-        kept_bytes: of decoded files (PNG, compressed TIFF) at most, in each process.
-        seed: of the files' split.
+        kept_bytes: maximum size of cached decoded files (PNG, compressed TIFF) per process.
+        seed: seed of the files' split.
 
     Raises:
         DataError: a file can't be read, has another shape than its mask, or holds what is no class; a mask is
@@ -122,11 +122,11 @@ class ImageMasks(LightningDataModule):
 
     @property
     def n_channels(self) -> int:
-        """Of an image."""
+        """Number of channels of an image."""
         return self.images.n_channels
 
     def pairs_of(self, part: Part) -> list[Pair]:
-        """The files that a part lies in."""
+        """Return the files of a part."""
         return [self.images.pairs[region.image] for region in self.regions[part]]
 
     def train_dataloader(self) -> DatasetLoader:
@@ -156,7 +156,7 @@ class ImageMasks(LightningDataModule):
                 )
 
     def _check_masks(self, part: Part) -> None:
-        """Find what is no class now rather than after an epoch; the training part's masks are counted anyway."""
+        """Find invalid classes now rather than after an epoch; the training part's masks are counted anyway."""
         for region in self.regions[part]:
             for block in blocks(region, self.patch_shape):
                 self.images.mask(block)

@@ -1,4 +1,4 @@
-"""Patches of images with masks: where they may lie, and how often each class is met in them; numpy alone."""
+"""Patches of images with masks: allowed regions and balanced classes; numpy alone."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.image_files import OpenFiles, Pair, channels_first, grey_levels
+from unitrain.datamodules.image_files import OpenFiles, Pair, channels_first, grey_levels
 from unitrain.errors import DataError
 
 Array = NDArray[Any]
@@ -18,7 +18,7 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 class Region(NamedTuple):
-    """A box in one of several images: what lies from `start` up to before `stop` along each axis."""
+    """A box in one of several images: from `start` to `stop`, exclusive, along each axis."""
 
     image: int
     start: tuple[int, ...]
@@ -33,7 +33,7 @@ class Region(NamedTuple):
 def space_parts(
     extent: int, validation_share: float, test_share: float, gap: int = 0
 ) -> dict[Part, tuple[int, int]]:
-    """Where along an axis each part begins and ends: training first, the test last, `gap` pixels of nobody between.
+    """Return begin and end of each part along an axis: training, validation, test, with `gap` unused pixels between.
 
     An empty part's begin is its end.
     """
@@ -54,10 +54,10 @@ class MaskedImages:
     Args:
         pairs: the files.
         dimensions: 2 or 3.
-        n_classes: that the masks may hold, from 0 on.
+        n_classes: number of classes in the masks, from 0.
         instances: masks number the things in the image: each above 0 is of class 1.
         value_range: grey values that become 0 and 255; None: as they are.
-        kept_bytes: of decoded files at most.
+        kept_bytes: maximum size of cached decoded files.
 
     Attributes:
         shapes: of each image, without channels.
@@ -117,7 +117,7 @@ class MaskedImages:
             at = [i + first for i, first in zip(place, region.start, strict=True)]
             raise DataError(
                 f"{path}: expected classes from 0 to {self.n_classes - 1}, got {array[place]} at {at}; name more "
-                "classes, or say that the masks number instances"
+                "classes, or set `instances: true`"
             )
         return array.astype(np.uint8)
 
@@ -154,7 +154,7 @@ class Augmentation:
     gain: float
 
     def __call__(self, image: Array, mask: Array, generator: np.random.Generator) -> tuple[Array, Array]:
-        """(image, mask) anew, of the same shapes and dtypes."""
+        """Return (image, mask) changed, of the same shapes and dtypes."""
         if self.flips:
             axes = tuple(-1 - axis for axis in range(mask.ndim) if generator.random() < 1 / 2)
             image, mask = np.flip(image, axes), np.flip(mask, axes)
@@ -170,14 +170,14 @@ class BalancedPatches:
     """A data set of patches drawn at random, each class in turn in the next one: balanced however rare it is.
 
     Which classes are where is counted once, in blocks of half a patch, so that the masks need not be in memory.
-    Sample i has a pixel of class i modulo the number of classes; the loader's seed says which.
+    Sample i has a pixel of class i modulo the number of classes; the loader's seed chooses it.
 
     Args:
-        images: that the patches are of.
-        regions: where they may lie.
+        images: source of the patches.
+        regions: allowed regions of the patches.
         patch_shape: pixels along each axis.
         n_patches: the data set's length.
-        augmentation: what is done to each.
+        augmentation: random change of each patch.
 
     Raises:
         DataError: a region is smaller than a patch, or a class is nowhere in them.
@@ -244,9 +244,9 @@ class GridPatches:
     """A data set of patches that cover regions, side by side; the last along an axis may overlap the one before.
 
     Args:
-        images: that the patches are of.
-        regions: what is covered.
-        patch_shape: pixels along each axis at most; fewer where a region has fewer.
+        images: source of the patches.
+        regions: regions to cover.
+        patch_shape: maximum pixels along each axis; fewer where a region has fewer.
     """
 
     def __init__(self, images: MaskedImages, regions: Sequence[Region], patch_shape: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ Labelled = tuple[Images, NDArray[np.int64]]
 
 
 class LabelledImages(LightningDataModule):
-    """Images in arrays; a subclass says which. Training images are moved, turned and scaled a little.
+    """Images in arrays, which a subclass loads. Training images are shifted, rotated and scaled a little.
 
     Batches are mappings of `image`, uint8 [batch, channel, height, width], and `label`, int64 [batch], a place
     in `class_names`. A validation is one batch.
@@ -28,11 +28,11 @@ class LabelledImages(LightningDataModule):
         train: (images, labels) for training.
         validation: others.
         test: others.
-        class_names: of the classes in order.
+        class_names: names of the classes in order.
         batch_size: images a training batch.
-        max_shift: of a training image along each axis at most, in pixels.
-        max_turn: of it at most, in degrees.
-        max_scale: share by which it is made larger or smaller at most.
+        max_shift: maximum shift of a training image along each axis, in pixels.
+        max_turn: maximum rotation of it, in degrees.
+        max_scale: maximum change of its size, as a share.
 
     Raises:
         HookError: a label is no place in `class_names`, or a channel never varies.
@@ -73,7 +73,7 @@ class LabelledImages(LightningDataModule):
 
     @property
     def n_channels(self) -> int:
-        """Of an image."""
+        """Number of channels of an image."""
         return int(self.train[0].shape[1])
 
     def train_dataloader(self) -> ArrayLoader:

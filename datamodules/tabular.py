@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.csv_files import MISSING, Rows, data_path, is_number, read_header, read_rows
+from unitrain.datamodules.csv_files import MISSING, Rows, data_path, is_number, read_header, read_rows
 from unitrain.errors import DataError
 from unitrain.loaders import ArrayLoader
 
@@ -28,28 +28,28 @@ class CsvTable(LightningDataModule):
 
     Features are first the numbers as they are, then a 0 or 1 for each category of each categorical column, the
     last of them `other`: what no training row has, or what is missing. A missing number becomes the median of the
-    training rows, and one more feature, a 0 or 1, says so where the training rows lack some.
+    training rows, and one more feature, a 0 or 1, marks it if the training rows lack some.
 
-    A column that is named neither way is told by its cells: numbers if all of them are, categories if few differ. One
+    A column that is named neither way is recognised by its cells: numbers if all of them are, categories if few differ. One
     of which most are numbers, or most differ, is refused: a typo, a decimal comma or a date would be a category each.
 
     Args:
         file: a CSV file whose first line names the columns; `package:path` is one in an installed package.
-        target: the column that is to be told.
+        target: column to predict.
         numbers: feature columns that are numbers.
         categories: feature columns that are categories. Without any `numbers` and `categories` every other column
             with a name is a feature.
         target_is_category: the target is a class rather than a number.
         test_file: another file, for the test.
-        validation_share: of the rows, in (0, 1).
-        test_share: of the rows, where there is no `test_file`.
+        validation_share: share of the rows, in (0, 1).
+        test_share: share of the rows, where there is no `test_file`.
         batch_size: rows a training batch.
         delimiter: between cells.
-        seed: of the choice of rows.
+        seed: seed of the choice of rows.
 
     Attributes:
         feature_names: `column`, `column=category` and `column is missing`.
-        feature_means: of each feature over the training rows; 0 for those that are 0 or 1.
+        feature_means: mean of each feature over the training rows; 0 for those that are 0 or 1.
         feature_stds: the standard deviations; 1 for those that are 0 or 1, or never change.
         class_names: of a categorical target; empty for a number.
         target_means, target_stds: of a target that is a number, a value each.
@@ -128,7 +128,7 @@ class CsvTable(LightningDataModule):
         return ArrayLoader(self.validation, batch_size=1024)
 
     def test_dataloader(self) -> ArrayLoader | list[ArrayLoader]:
-        # An empty list says that there is nothing to test on.
+        # An empty list means that there is no test.
         return ArrayLoader(self.test, batch_size=1024) if len(self.test["target"]) else []
 
     def _encoded(self, table: Rows) -> dict[str, NDArray[Any]]:
@@ -137,11 +137,11 @@ class CsvTable(LightningDataModule):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become features, as the training rows have it.
+    """Encoding of rows as features, fitted on the training rows.
 
     Attributes:
-        medians: by column of numbers.
-        categories: by categorical column, in alphabetical order.
+        medians: median of each column of numbers.
+        categories: categories of each categorical column, in alphabetical order.
         flagged: columns of numbers that have a feature for missing values.
     """
 
@@ -162,7 +162,7 @@ class Encoding:
                 raise DataError(f"{table.path}, column {name}: expected numbers, got missing values alone")
             if np.spacing(np.float32(np.nanmax(np.abs(column)))) > _COARSEST * np.nanstd(column) > 0:
                 raise DataError(
-                    f"{table.path}, column {name}: expected numbers that float32 can tell apart, got values near "
+                    f"{table.path}, column {name}: expected numbers that float32 can distinguish, got values near "
                     f"{np.nanmean(column):.6g} that differ by {np.nanstd(column):.3g}; subtract an offset from the column"
                 )
         return cls(
@@ -173,7 +173,7 @@ class Encoding:
 
     @property
     def names(self) -> list[str]:
-        """Of the features."""
+        """Number of features."""
         flags = [f"{name}={c}" for name, known in self.categories.items() for c in (*known, OTHER)]
         return [*self.medians, *flags, *(f"{name} is missing" for name in self.flagged)]
 
@@ -228,7 +228,7 @@ def _read(path: Path, columns: Sequence[str], delimiter: str) -> Rows:
 
 
 def _is_numeric(table: Rows, column: str) -> bool:
-    """Whether a column is numbers rather than categories."""
+    """Return whether a column is numbers rather than categories."""
     given = {row: cell for row, cell in enumerate(table.columns[column]) if cell not in MISSING}
     wrong = [row for row, cell in given.items() if not is_number(cell)]
     if not wrong:

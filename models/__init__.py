@@ -1,1 +1,5 @@
-"""LightningModules, one file a model; settings reach them by class path."""
+"""LightningModules and layers, one file per model; settings name them as `unitrain.models.unet.UNet`."""
+
+from unitrain.module_aliases import share_package
+
+share_package(__name__, __file__)

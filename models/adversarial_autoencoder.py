@@ -8,15 +8,15 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, R2Score
 
-from models.mlp import perceptron
 from unitrain.figures import reconstructions
+from unitrain.models.mlp import perceptron
 from unitrain.module import Tensors, UnitrainModule, batch_inputs
 
 
 class AdversarialAutoencoder(UnitrainModule):
-    """An autoencoder whose codes can't be told from standard normal ones (Makhzani et al. 2015).
+    """An autoencoder whose codes can't be distinguished from standard normal ones (Makhzani et al. 2015).
 
-    Encoder and decoder reconstruct images; a critic learns to tell the encoder's codes from drawn ones, and
+    Encoder and decoder reconstruct images; a critic learns to distinguish the encoder's codes from drawn ones, and
     the encoder learns to deceive it. Hence the decoder makes a new image of any code that is drawn from a
     standard normal distribution. See https://arxiv.org/abs/1511.05644.
 
@@ -32,12 +32,13 @@ class AdversarialAutoencoder(UnitrainModule):
     standard normal distribution) and, for looking at the codes, `label`, int64 [batch].
 
     Args:
-        height: of an image, in pixels; likewise `width`.
+        height: height of an image, in pixels.
+        width: width of an image, in pixels.
         ink: the greatest value of a pixel.
         code_size: values of a code.
         hidden: units of the encoder's hidden layers, first to last; the decoder's are the reverse.
         critic_hidden: units of the critic's.
-        adversarial_weight: of the deceiving in the autoencoder's loss, beside the reconstruction's 1.
+        adversarial_weight: weight of the adversarial term in the autoencoder's loss; the reconstruction has 1.
         code_noise: standard deviation of what is added to a code in training before it is decoded.
         gradient_penalty: weight of the critic's squared slope at drawn codes (R1, Mescheder et al. 2018).
         lr: Adam's learning rate for both.
@@ -97,11 +98,11 @@ class AdversarialAutoencoder(UnitrainModule):
         }
 
     def critic_loss(self, drawn: Tensor, encoded: Tensor) -> Tensor:
-        """How badly the critic tells drawn codes from encoded ones, and how steep it is; a scalar.
+        """Return the critic's loss on drawn and encoded codes plus its gradient penalty; a scalar.
 
         Args:
             drawn: codes [batch, code_size] of the standard normal distribution.
-            encoded: codes of images, likewise.
+            encoded: codes of images [batch, code_size].
         """
         drawn = drawn.detach().requires_grad_()
         score = self.critic(drawn)

@@ -7,32 +7,32 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
-from models.tcn import TCN
 from unitrain.figures import truth_against_prediction
+from unitrain.models.tcn import TCN
 from unitrain.module import Tensors, UnitrainModule
 
 
 class Forecaster(UnitrainModule):
-    """A temporal convolutional network that tells a whole horizon at once.
+    """A temporal convolutional network that predicts the complete horizon at once.
 
     Serves two inputs, `series`, float32 [batch, 1, n_past], and `calendar`, float32
     [batch, n_calendar, n_past + horizon], → `forecast`, float32 [batch, horizon], in the series' unit. A batch
     is a mapping with these and `future`, float32 [batch, horizon].
 
-    The network sees the past as differences from its last value, and tells the future so: a trend takes it
+    The network sees the past as differences from its last value, and predicts the future as differences: a trend takes it
     nowhere that it has not been. The future's calendar goes through the same network, the differences being 0
     there, and a step's forecast is read at that step. What is linear in the past needs no network: a linear
     map from past to future stands beside it, as in https://arxiv.org/abs/1703.07015.
 
     Args:
         n_past: steps that are known.
-        horizon: steps that are told.
-        change_std: how far the future usually is from the last known value, in the series' unit.
+        horizon: steps to predict.
+        change_std: root mean square of the future's distance from the last known value, in the series' unit.
         n_calendar: values a step that are known of past and future.
-        channels: of the network.
-        n_blocks: of the network; block i has the dilation 2**i.
-        kernel_size: of its convolutions.
-        dropout: share of its values that are left out in training.
+        channels: channels of the network.
+        n_blocks: residual blocks of the network; block i has the dilation 2**i.
+        kernel_size: kernel size of its convolutions.
+        dropout: share of its values that are dropped in training.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
     """
@@ -54,7 +54,7 @@ class Forecaster(UnitrainModule):
         super().__init__()
         self.save_hyperparameters()
         self.horizon, self.change_std = horizon, change_std
-        # One channel more says which steps are known.
+        # One further channel marks the known steps.
         self.network = TCN(
             2 + n_calendar, channels, n_blocks=n_blocks, kernel_size=kernel_size, dropout=dropout
         )

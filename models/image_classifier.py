@@ -1,4 +1,4 @@
-"""A convolutional classifier of small images, whose probabilities mean what they say."""
+"""A convolutional classifier of small images, with calibrated probabilities."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +18,7 @@ _LEAST, _GREATEST = 0.05, 20.0
 
 
 class ImageClassifier(UnitrainModule):
-    """A convolutional network that says of which class an image is.
+    """A convolutional network that predicts the class of an image.
 
     Serves `image`, uint8 [batch, n_channels, height, width] →
 
@@ -30,14 +30,14 @@ class ImageClassifier(UnitrainModule):
     A batch is a mapping of `image` and `label`, int64 [batch], a place in `class_names`.
 
     Args:
-        class_names: of the classes in order.
-        n_channels: of an image.
-        channel_means: of each channel over the training images, in grey levels.
-        channel_stds: the standard deviations, likewise.
+        class_names: names of the classes in order.
+        n_channels: number of channels of an image.
+        channel_means: mean of each channel over the training images, in grey levels.
+        channel_stds: standard deviation of each channel.
         width: channels after the first stage; each stage has twice as many as the one before.
         depth: stages; each halves the size.
         dropout: share of the pooled features that are dropped in training.
-        label_smoothing: of the cross entropy.
+        label_smoothing: label smoothing of the cross entropy.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 

@@ -11,7 +11,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     """1 - the soft Dice coefficient, the mean over classes; a scalar in [0, 1].
 
     Milletari et al. 2016, https://arxiv.org/abs/1606.04797. A class's coefficient is that of all pixels of
-    the batch together: one that a single patch lacks says little about that patch.
+    the batch together: its absence from a single patch means little for that patch.
 
     Args:
         logits: float [batch, class, ...].
@@ -34,7 +34,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
     Args:
         logits: float [batch, class, ...].
         target: int64 [batch, ...], each a class.
-        gamma: of the weight (1 - p)^gamma of a pixel whose true class is given the probability p.
+        gamma: exponent of the weight (1 - p)^gamma of a pixel whose true class is given the probability p.
     """
     cross_entropy = nn.functional.cross_entropy(logits, target, reduction="none")
     return ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()

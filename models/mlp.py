@@ -27,13 +27,13 @@ class MLP(UnitrainModule):
     `features` and `target`, float32 [batch, n_targets].
 
     Args:
-        feature_means: of each feature over the training rows; its length is the number of features.
-        feature_stds: the standard deviations, likewise, above 0.
-        target_means: of each target; its length is the number of targets.
-        target_stds: the standard deviations, likewise, above 0.
+        feature_means: mean of each feature over the training rows; its length is the number of features.
+        feature_stds: standard deviation of each feature, above 0.
+        target_means: mean of each target; its length is the number of targets.
+        target_stds: standard deviation of each target, above 0.
         hidden: units of the hidden layers, first to last; none: a linear regression.
         activation: after each hidden layer.
-        dropout: share of a hidden layer's units left out in each training step, in [0, 1).
+        dropout: share of a hidden layer's units dropped in each training step, in [0, 1).
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 
@@ -92,7 +92,7 @@ class MLP(UnitrainModule):
         if target.shape != expected:
             raise HookError(
                 f"MLP: it predicts numbers and takes targets of shape {list(expected)}, got {list(target.shape)}; link "
-                "target_means and target_stds, or take `models.mlp.MLPClassifier` for classes"
+                "target_means and target_stds, or take `unitrain.models.mlp.MLPClassifier` for classes"
             )
         return nn.functional.mse_loss(
             outputs["prediction"], standardised(target, self.target_means, self.target_stds)
@@ -120,12 +120,12 @@ class MLPClassifier(UnitrainModule):
     [batch], a place in `class_names`.
 
     Args:
-        feature_means: of each feature over the training rows; its length is the number of features.
-        feature_stds: the standard deviations, likewise, above 0.
-        class_names: of the classes in order, two at least.
+        feature_means: mean of each feature over the training rows; its length is the number of features.
+        feature_stds: standard deviation of each feature, above 0.
+        class_names: names of the classes in order, two or more.
         hidden: units of the hidden layers, first to last; none: a logistic regression.
         activation: after each hidden layer.
-        dropout: share of a hidden layer's units left out in each training step, in [0, 1).
+        dropout: share of a hidden layer's units dropped in each training step, in [0, 1).
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 
@@ -156,7 +156,7 @@ class MLPClassifier(UnitrainModule):
             raise ValueError(f"MLPClassifier: expected feature_stds above 0, got {min(feature_stds)}")
         if len(class_names) < 2:  # noqa: PLR2004 - two classes
             raise ValueError(
-                f"MLPClassifier: expected the names of two classes at least, got {', '.join(class_names) or 'none'}; a "
+                f"MLPClassifier: expected the names of two or more classes, got {', '.join(class_names) or 'none'}; a "
                 "CsvTable has them with `target_is_category: true`"
             )
         self.save_hyperparameters()

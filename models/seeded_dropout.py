@@ -21,7 +21,7 @@ class SeededUniform(nn.Module):
 
     Args:
         width: numbers a row.
-        stream: tells the parts of a model apart: each draws other numbers for the same seed.
+        stream: number of the random stream; parts of a model with different streams draw different numbers for a seed.
     """
 
     def __init__(self, width: int, stream: int) -> None:
@@ -46,7 +46,7 @@ class SeededDropout(nn.Module):
     Args:
         width: units.
         rate: share of the units that is dropped, in [0, 1).
-        stream: of the random numbers; every layer of a model needs its own.
+        stream: number of the random stream; each layer of a model needs another one.
     """
 
     def __init__(self, width: int, rate: float, stream: int) -> None:
@@ -67,9 +67,9 @@ class ConcreteDropout(nn.Module):
 
     Args:
         width: units.
-        rate: to begin with, in (0, 1).
-        stream: of the random numbers; every layer of a model needs its own.
-        temperature: of the mask; the lower, the nearer its values are to 0 and 1.
+        rate: initial dropout rate, in (0, 1).
+        stream: number of the random stream; each layer of a model needs another one.
+        temperature: temperature of the mask; a lower one gives values nearer to 0 and 1.
     """
 
     def __init__(self, width: int, rate: float, stream: int, temperature: float = 0.1) -> None:
@@ -90,12 +90,12 @@ class ConcreteDropout(nn.Module):
         return values * (1 - dropped) / (1 - self.rate)
 
     def regularisation(self, layer: nn.Linear, length_scale: float, n_samples: int) -> Tensor:
-        """What the loss of one sample owes to the prior, for the layer that these units feed; a scalar.
+        """Return the prior's term in the loss of one sample, for the layer after these units; a scalar.
 
         Args:
             layer: the linear layer after this dropout.
-            length_scale: of the prior over the layer's weights; the smaller, the looser.
-            n_samples: of the training set, over which prior and entropy are spread.
+            length_scale: length scale of the prior over the layer's weights; a smaller one is a looser prior.
+            n_samples: number of training samples, over which prior and entropy are spread.
         """
         rate = self.rate
         weights = layer.weight.square().sum() / (1 - rate)

@@ -25,8 +25,8 @@ class SignalsAutoencoder(UnitrainModule):
     labels: `label`, int64 [batch], a place in `class_names`, and others, numbers or texts, one a signal.
 
     Args:
-        channel_means: of each channel over the training signals, in the sensors' units.
-        channel_stds: the standard deviations, likewise.
+        channel_means: mean of each channel over the training signals, in the sensors' units.
+        channel_stds: standard deviation of each channel.
         n_channels: channels of a signal.
         n_steps: steps of a signal; a multiple of 4.
         code_size: values of a code.
@@ -34,7 +34,7 @@ class SignalsAutoencoder(UnitrainModule):
         code_weight: weight of the codes' mean square in the loss, which keeps their scale near 1.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
-        class_names: what the labels stand for; None: the numbers themselves are shown.
+        class_names: names of the labels; None: the numbers are shown.
 
     Raises:
         ValueError: n_steps is no multiple of 4.

@@ -9,11 +9,11 @@ class TCN(nn.Module):
     Takes float [batch, in_channels, step], any number of steps, and gives [batch, channels, step].
 
     Args:
-        in_channels: of the input.
-        channels: of every layer and of the output.
+        in_channels: channels of the input.
+        channels: channels of every layer and of the output.
         n_blocks: residual blocks; block i has the dilation 2**i.
-        kernel_size: of each block's two convolutions.
-        dropout: share of the values that are left out in training.
+        kernel_size: kernel size of each block's two convolutions.
+        dropout: share of the values that are dropped in training.
 
     Attributes:
         receptive_field: steps that an output depends on.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from models.losses import LOSSES
 from unitrain.errors import HookError
 from unitrain.figures import segmentation
+from unitrain.models.losses import LOSSES
 from unitrain.module import Tensors, UnitrainModule
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -26,19 +26,19 @@ class UNet(UnitrainModule):
     [batch, (depth,) height, width], a place in `class_names` each.
 
     Standardisation is part of the graph. Normalisation by batch, not by image: a pixel's class depends on
-    nothing but what lies within `margin` pixels of it, so large images can be answered in tiles.
+    nothing but pixels within `margin` pixels of it, so large images can be answered in tiles.
 
     A batch is a mapping of `image` and `mask`, integers [batch, (depth,) height, width].
 
     Args:
-        class_names: of the classes in order; the first one is the background.
+        class_names: names of the classes in order; the first one is the background.
         dimensions: 2 for images, 3 for volumes.
-        n_channels: of an image.
-        channel_means: of each channel over the training images, in grey levels.
-        channel_stds: the standard deviations, likewise.
+        n_channels: number of channels of an image.
+        channel_means: mean of each channel over the training images, in grey levels.
+        channel_stds: standard deviation of each channel.
         width: channels after the first convolution; each level below has twice as many.
-        depth: how often the size is halved.
-        losses: weights by name, of `models.losses.LOSSES`.
+        depth: number of times the size is halved.
+        losses: weights of the losses, by their names in `unitrain.models.losses.LOSSES`.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
 
@@ -98,7 +98,7 @@ class UNet(UnitrainModule):
 
     @property
     def margin(self) -> int:
-        """How far away a pixel can be, at most, to have a part in another one's class; in pixels."""
+        """Maximum distance of two pixels of which one affects the other's class, in pixels."""
         depth = int(self.hparams["depth"])
         # Two convolutions a block reach 2 pixels of their level; halving and doubling reach 1 of the level above.
         levels = [2 * (2 << level) for level in range(depth)] + [2 << depth]

@@ -87,23 +87,6 @@ def publish_model(
         proven: whether it has a manifest, without golden samples too.
         tolerance: written into the manifest.
     """
-
-    def write(version_dir: Path, _number: int) -> None:
-        path = version_dir / "model.onnx"
-        if fill is None:
-            linear_model(path, scale, n, dtype)
-        else:
-            fill(path)
-        if golden is not None or proven:
-            prove(
-                version_dir,
-                name,
-                _number,
-                signature or linear_signature(n, dtype),
-                golden,
-                tolerance=tolerance,
-            )
-
     config = model_config(
         name,
         signature or linear_signature(n, dtype),
@@ -111,7 +94,22 @@ def publish_model(
         num_versions=num_versions,
         max_queue_delay_microseconds=max_queue_delay_microseconds,
     )
-    return Repository(root).publish(name, config, write)
+    with Repository(root).new_version(name, config) as staged:
+        path = staged.path / "model.onnx"
+        if fill is None:
+            linear_model(path, scale, n, dtype)
+        else:
+            fill(path)
+        if golden is not None or proven:
+            prove(
+                staged.path,
+                name,
+                staged.number,
+                signature or linear_signature(n, dtype),
+                golden,
+                tolerance=tolerance,
+            )
+    return staged.number
 
 
 def prove(

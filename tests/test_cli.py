@@ -1,4 +1,8 @@
-"""The table of commands, and the exit codes."""
+"""The table of commands, their options, and the exit codes."""
+
+import contextlib
+import re
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +48,29 @@ def test_mistyped_option_is_answered_in_one_sentence(
     assert error.startswith("error: ")
     assert "--json" in error or "--jsn" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [*(c.split() for c in sorted(set(COMMANDS) - {"fit"})), ["serve", "status"]]
+)
+def test_help_fits_100_columns_and_spells_options_with_hyphens(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is cut by a terminal of that width."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert "usage: python -m unitrain " in text
+    assert not [line for line in text.splitlines() if len(line) > 100]
+    assert not re.findall(r"--[a-z-]+_\w+", text)
+
+
+@pytest.mark.parametrize("option", ["--experiments-dir", "--experiments_dir"])
+def test_options_are_accepted_with_underscores(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both spellings name the same option, with the value after a space or an equals sign."""
+    for words in ([option, str(tmp_path)], [f"{option}={tmp_path}"]):
+        assert main(["runs", "--json", *words]) == 0
+        assert capsys.readouterr().out == "[]\n"

@@ -120,18 +120,13 @@ def repository(tmp_path: Path) -> Repository:
     """Versions 1 to 3 of `codes`."""
     repository = Repository(tmp_path / "repository")
 
-    def fill(version_dir: Path, number: int) -> None:
-        (version_dir / "model.onnx").write_bytes(b"x")
-        _manifest(number).write(version_dir)
-
+    config = model_config(
+        "codes", SIGNATURE, max_batch_size=8, num_versions=2, max_queue_delay_microseconds=100
+    )
     for _ in range(3):
-        repository.publish(
-            "codes",
-            model_config(
-                "codes", SIGNATURE, max_batch_size=8, num_versions=2, max_queue_delay_microseconds=100
-            ),
-            fill,
-        )
+        with repository.new_version("codes", config) as staged:
+            (staged.path / "model.onnx").write_bytes(b"x")
+            _manifest(staged.number).write(staged.path)
     return repository
 
 

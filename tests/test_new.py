@@ -57,7 +57,7 @@ def test_new_project_trains_publishes_and_is_served(
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("a b", "letters, digits"), ("../x", "letters, digits"), ("taken", "is there already")],
+    [("a b", "letters, digits"), ("../x", "letters, digits"), ("taken", "exists; choose another name")],
 )
 def test_wrong_name_is_refused_and_nothing_is_made(
     tmp_path: Path, name: str, reason: str, capsys: pytest.CaptureFixture[str]

@@ -1,7 +1,7 @@
-"""Files and folders that are either whole or not there, even after a power cut.
+"""Atomic writes: a file is complete or missing, even after a power failure.
 
-Every write goes to a temporary name beside its target, is flushed to the disk, and then renamed;
-the folder is flushed too, since a rename lives there.
+Each write goes to a temporary name beside its target, is flushed to the disk, and is then renamed. The
+folder is flushed as well, since it records the rename.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def fsync_dir(directory: Path) -> None:
 
 
 def fsync_tree(directory: Path) -> None:
-    """Flush every file and folder below `directory`, and itself, to the disk."""
+    """Flush a folder and every file and folder below it to the disk."""
     for root, _, files in os.walk(directory):
         for name in files:
             handle = os.open(os.path.join(root, name), os.O_RDONLY)  # noqa: PTH118 - os.walk gives strings
@@ -39,7 +39,7 @@ def fsync_tree(directory: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes otherwise."""
+    """Yield a binary file that replaces `path` after the block; an exception of the block discards it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
@@ -56,31 +56,28 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write bytes atomically."""
     with replacing(path, mode=mode) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    """Write a text as UTF-8 atomically."""
     write_bytes(path, text.encode(), mode=mode)
 
 
 def write_json(path: Path, data: Any, *, mode: int = 0o644) -> None:
-    """Write `data` as indented JSON to `path`, whole or not at all.
-
-    NaN and infinities are written as null, which every JSON reader takes.
-    """
+    """Write data as indented JSON atomically; NaN and infinities become null, which every reader accepts."""
     write_text(path, json_text(data), mode=mode)
 
 
 def json_text(data: Any) -> str:
-    """`data` as indented JSON, NaN and infinities as null."""
+    """Return data as indented JSON, with null for NaN and infinities."""
     return json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n"
 
 
 def full_disk(error: BaseException | None) -> str | None:
-    """The system's sentence where a full disk, or a quota, is behind an error or its causes; else None."""
+    """Return the system's message if a full disk or a quota caused an error; None for other causes."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -91,7 +88,11 @@ def full_disk(error: BaseException | None) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: the file can't be read, or is a folder, a pipe or a device.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):  # a pipe or a device may never end
@@ -100,7 +101,7 @@ def sha256_of(path: Path) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with null for NaN and infinities, and text for keys: what every JSON reader accepts."""
+    """Replace NaN and infinities by None and keys by text, so that every JSON reader accepts the value."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN
     if isinstance(value, dict):

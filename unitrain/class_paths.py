@@ -10,6 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 from unitrain.errors import SettingsError
+from unitrain.module_aliases import LIBRARY
 
 _MARKS = ("models", "pyproject.toml")
 
@@ -132,9 +133,12 @@ def _import(module_name: str, class_path: str, root: Path) -> ModuleType:
             raise SettingsError(f"class path `{class_path}`: its module needs `{error.name}`, "
                                 "which is not installed") from error  # fmt: skip
         parent, _, leaf = error.name.rpartition(".")
+        near = _near(leaf, _modules_of(parent, root), f"{parent}." if parent else "")
+        if module_name.partition(".")[0] in LIBRARY and _is_module(f"unitrain.{module_name}"):
+            near = f"; did you mean `unitrain.{class_path}`?"
         raise SettingsError(
             f"class path `{class_path}`: there is no module `{error.name}` in {root} or among the installed "
-            f"packages{_near(leaf, _modules_of(parent, root), f'{parent}.' if parent else '')}"
+            f"packages{near}"
         ) from error
     except Exception as error:
         where = line_in_project(error, root)

@@ -1,4 +1,4 @@
-"""The commands: a table from name to function; only the chosen one's module is imported."""
+"""Command line: a table of commands, signals, exit codes; only the chosen command's module is imported."""
 
 import contextlib
 import difflib
@@ -22,23 +22,23 @@ _SIGNALS: dict[int, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGUSR1: signal.SIG_DFL,
 }
-"""Signals that a command may be ended by, with the handler that Python starts with."""
+"""Signals that end a command, with Python's default handlers."""
 
 COMMANDS = {
     "new": ("unitrain.commands.new", "make a working project to start from"),
-    "fit": ("unitrain.commands.fit", "train, and publish versions of the model while doing so"),
-    "validate": ("unitrain.commands.evaluate:validate", "measure a run's checkpoint on the validation data"),
-    "test": ("unitrain.commands.evaluate:test", "measure a run's checkpoint on the test data"),
-    "check": ("unitrain.commands.check", "all that is wrong with a settings file, and a dry run"),
-    "doctor": ("unitrain.commands.doctor", "look at this machine, and tell what to do"),
-    "export": ("unitrain.commands.export", "publish a run's checkpoint by hand, through the same gates"),
-    "serve": ("unitrain.commands.serve", "start Triton on a model repository and load what appears in it"),
-    "predict": ("unitrain.commands.predict", "ask a served model, one sample or a stream"),
-    "models": ("unitrain.commands.models", "list the versions in a model repository"),
-    "runs": ("unitrain.commands.runs", "list the runs of the experiments"),
-    "tensorboard": ("unitrain.commands.tensorboard", "open TensorBoard on the experiments"),
+    "fit": ("unitrain.commands.fit", "train a model, and publish versions of it meanwhile"),
+    "validate": ("unitrain.commands.evaluate:validate", "evaluate a run's checkpoint on the validation data"),
+    "test": ("unitrain.commands.evaluate:test", "evaluate a run's checkpoint on the test data"),
+    "check": ("unitrain.commands.check", "report all errors of a settings file, then try one batch"),
+    "doctor": ("unitrain.commands.doctor", "check this machine, and report what to fix"),
+    "export": ("unitrain.commands.export", "publish a run's checkpoint, through the same gates as fit"),
+    "serve": ("unitrain.commands.serve", "start Triton on a model repository, and load new versions"),
+    "predict": ("unitrain.commands.predict", "query a served model with one sample or a stream"),
+    "models": ("unitrain.commands.models", "list, compare, verify and roll back published versions"),
+    "runs": ("unitrain.commands.runs", "list and compare runs"),
+    "tensorboard": ("unitrain.commands.tensorboard", "open TensorBoard on runs"),
 }
-"""Name → (module with `main(argv) -> exit code`, or `module:function`; what it does)."""
+"""Name → (module with `main(argv) -> exit code`, or `module:function`; purpose)."""
 
 
 def _help() -> str:
@@ -48,8 +48,10 @@ def _help() -> str:
         "usage: python -m unitrain COMMAND [options]\n\n"
         "Train, monitor, evaluate, deploy and serve PyTorch models in one way.\n\n"
         f"{rows}\n\n"
-        "`COMMAND --help` tells a command's options. `--version` prints unitrain's version.\n"
-        "`--debug` shows the traceback of an error."
+        "COMMAND --help  print a command's options\n"
+        "--version       print unitrain's version\n"
+        "--debug         with a command: print the traceback of an error\n\n"
+        "Exit codes: 0 good, 1 failed, 2 wrong usage or settings, 128 + n ended by signal n."
     )
 
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        with contextlib.suppress(OSError):  # a full disk, a reader that has gone
+        with contextlib.suppress(OSError):  # a full disk, a reader that has exited
             print(_help(), flush=True)
         _drop_output()
         return 0 if arguments else 2
@@ -89,11 +91,11 @@ def _run(name: str, arguments: list[str]) -> int:
             try:
                 return _call(name, arguments)
             finally:
-                sys.stdout.flush()  # here rather than as the interpreter ends, where nothing handles an error
+                sys.stdout.flush()  # here rather than at the interpreter's exit, where no error is handled
     except KeyboardInterrupt as error:
         return _stopped(getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
-        _drop_output()  # the reader has gone (`| head`)
+        _drop_output()  # the reader has exited (`| head`)
         return 141
     except UnitrainError as error:
         if debug:
@@ -103,7 +105,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        if received:  # an import that a signal cut short fails in its own ways
+        if received:  # an import that a signal interrupts may fail in any way
             return _stopped(received[0])
         say_error(_sentence(error))
         _drop_output()
@@ -116,7 +118,7 @@ def _call(name: str, arguments: list[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Forget what could not be written, which would be tried again as the interpreter ends."""
+    """Discard unwritten output, which the interpreter would try to write again at its exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -142,11 +144,15 @@ def _sentence(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _signals_raise(received: list[int]) -> Iterator[None]:
-    """Signals that would end the process without a word raise `Interrupted`, until a command handles them itself."""
-    owner = os.getpid()
+    """Raise `Interrupted` on signals that would end the process silently, unless a command handles them.
+
+    Args:
+        received: list that receives the numbers of the signals.
+    """
+    main_pid = os.getpid()
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked worker ends as it always did
+        if os.getpid() != main_pid:  # a forked worker keeps the default behaviour
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -158,8 +164,8 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
         return
     before = {
         number: signal.signal(number, interrupt)
-        for number, usual in _SIGNALS.items()
-        if signal.getsignal(number) is usual
+        for number, default in _SIGNALS.items()
+        if signal.getsignal(number) is default
     }
     try:
         yield

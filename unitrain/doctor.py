@@ -1,4 +1,4 @@
-"""What this machine and this environment have, what is missing, and what to do about it."""
+"""Diagnosis of this machine and environment: what is installed, what is missing, and how to fix it."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from unitrain.errors import ServingError
 from unitrain.serving.triton import host_requirements as host
 from unitrain.serving.triton import wheel as install
 
-LITTLE_DISK_BYTES = 2 << 30
-"""Runs, checkpoints and the Triton wheel with its log need some."""
-LITTLE_SHM_BYTES = 256 << 20
-"""Triton and loaders' workers hand tensors over in it; a container has 64 MB unless it is told otherwise."""
+MIN_DISK_BYTES = 2 << 30
+"""Free disk space for runs, checkpoints, the Triton wheel and its log."""
+MIN_SHM_BYTES = 256 << 20
+"""Free shared memory for the tensors of Triton and of loaders' workers; a container has 64 MB by default."""
 START_TIMEOUT_S = 90.0
 IMPORT_TIMEOUT_S = 120.0
 
@@ -40,13 +40,13 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        name: what.
-        status: `ok`, `warn` (something will not work, or not well) or `bad` (training will not).
-        text: what was found.
-        todo: what to do; empty where nothing is to be done.
+        name: name of the check.
+        status: `ok`, `warn` (something will not work, or not well) or `bad` (training will not work).
+        text: result in one sentence.
+        todo: step that fixes it; empty if there is nothing to fix.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Finding:
 
 
 def diagnose(only: Sequence[str] = (), *, start_triton: bool = True) -> list[Finding]:
-    """All findings, in the order in which they matter.
+    """Run the checks, and return their findings in order of importance.
 
     Args:
-        only: names of what is looked at; none: everything.
-        start_triton: really start Triton, which takes some seconds.
+        only: names of the checks; empty: all.
+        start_triton: True to start Triton, which takes some seconds.
     """
-    looks: dict[str, Callable[[], Finding]] = {
+    checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,
         "torch": _torch,
@@ -71,7 +71,7 @@ def diagnose(only: Sequence[str] = (), *, start_triton: bool = True) -> list[Fin
         "shm": _shm,
         "triton": _triton,
     }
-    findings = [look() for name, look in looks.items() if name in only or not only]
+    findings = [check() for name, check in checks.items() if name in only or not only]
     if start_triton and (findings[-1].name, findings[-1].status) == ("triton", "ok"):
         findings.append(look_at_start())
     return findings
@@ -90,16 +90,16 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """The packages that unitrain needs, held against what it asks for."""
+    """Compare the installed packages with unitrain's requirements."""
     install_all = "make setup, or pip install -e ."
     try:
         from packaging.requirements import Requirement
 
-        asked = [Requirement(text) for text in requires("unitrain") or ()]
+        required = [Requirement(text) for text in requires("unitrain") or ()]
     except (ImportError, PackageNotFoundError) as error:  # it is run from its sources, or half installed
-        return Finding("packages", "bad", f"unitrain is not installed whole: {error}", install_all)
+        return Finding("packages", "bad", f"unitrain is not installed completely: {error}", install_all)
     found, wrong = [], []
-    for requirement in asked:
+    for requirement in required:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -116,7 +116,7 @@ def _packages() -> Finding:
 
 
 def _torch() -> Finding:
-    """In a process of its own: a broken build can take the process with it."""
+    """Import torch in a separate process: a broken build can crash it."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _LOOK_AT_TORCH],
@@ -126,7 +126,7 @@ def _torch() -> Finding:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Finding("torch", "bad", f"is not imported within {IMPORT_TIMEOUT_S:.0f} s", "look at the disk")
+        return Finding("torch", "bad", f"is not imported within {IMPORT_TIMEOUT_S:.0f} s", "check the disk")
     try:
         seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -154,7 +154,7 @@ def _disk() -> Finding:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         free = shutil.disk_usage(there).free
         texts.append(f"{name} {path}: {_size(free)} free")
-        if free < LITTLE_DISK_BYTES:
+        if free < MIN_DISK_BYTES:
             little.append(name)
         if not os.access(there, os.W_OK):
             closed.append(str(there))
@@ -166,14 +166,14 @@ def _disk() -> Finding:
 
 
 def _shm() -> Finding:
-    path = Path("/dev/shm")  # noqa: S108 - that is what is looked at
+    path = Path("/dev/shm")  # noqa: S108 - the folder to check
     if not path.is_dir():
         return Finding(
             "shm", "warn", "there is no /dev/shm", "Triton and loaders with workers need it: mount it"
         )
     usage = shutil.disk_usage(path)
     text = f"{path}: {_size(usage.free)} of {_size(usage.total)} free"
-    if usage.free < LITTLE_SHM_BYTES:
+    if usage.free < MIN_SHM_BYTES:
         return Finding(
             "shm", "warn", text, "give a container more: --shm-size 1g; on a host, remove what is left in it"
         )
@@ -193,7 +193,7 @@ def _triton() -> Finding:
                            "python -m unitrain serve --install")  # fmt: skip
         found = find_triton()
     except ServingError as error:
-        return Finding("triton", "warn", str(error), "training and publishing work without; see the sentence")
+        return Finding("triton", "warn", str(error), "training and publishing work without it")
     known = advisories(found.release, REACHABLE_APIS)
     named = ", ".join(advisory.cve for advisory in known)
     open_to = f"; known vulnerabilities that other users of this machine may reach: {named}" if known else ""

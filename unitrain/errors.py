@@ -1,33 +1,44 @@
-"""Every error that unitrain raises on purpose.
+"""Hierarchy of all errors that unitrain raises on purpose.
 
-UnitrainError                exit 1: it was asked rightly and could not be done
-├── UsageError               exit 2: a flag, a name or an argument is wrong
-│   ├── SettingsError        the settings file or its values
-│   ├── HookError            the module's or the data module's code does not fit together
-│   └── ExportError          the model can't be turned into an ONNX graph
-├── RunError                 a run folder: missing, locked, unreadable
-├── RepositoryError          the model repository: unwritable, unreadable, conflicting
+UnitrainError                exit 1: correct usage, but it failed
+├── UsageError               exit 2: an option, a name or an argument is wrong
+│   ├── SettingsError        the settings file, a key or a value is wrong
+│   ├── HookError            the code of the module or the data module does not fit the tool
+│   └── ExportError          the model can't be exported to ONNX
+├── RunError                 a run folder is missing, locked or unreadable
+├── RepositoryError          the model repository can't be read or written
 ├── PublishRefused           a gate refused a version
-├── ServingError             Triton: not found, not startable, died
-└── ClientError              no server, no such model
+├── ServingError             Triton was not found, did not start, or died
+└── ClientError              there is no server, or no such model
     ├── RequestError         the server refused or failed a request
-    └── DataError            a source or a sink: missing file, wrong columns, shape, dtype, NaN
-Interrupted                  exit 128 + n: signal n came where nothing else handles it; a KeyboardInterrupt
+    └── DataError            a source or sink is wrong: missing file, columns, shape, dtype, NaN
+Interrupted                  exit 128 + n: signal n, which no command handled; a KeyboardInterrupt
 
-A message is one sentence: where, what was expected, what was got, what to do.
+A message is one sentence: `where: what went wrong; what to do`.
 """
 
 from typing import ClassVar
 
 
 class UnitrainError(Exception):
-    """A failure that the person can read and act on; `exit_code` is the process's."""
+    """Error with a message that the user can act on.
+
+    Attributes:
+        exit_code: exit code of the command.
+
+    Example:
+        >>> try:
+        ...     load_run("no such run")
+        ... except UnitrainError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        RunError 1
+    """
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(UnitrainError):
-    """A flag, a name or an argument is wrong."""
+    """An option, a name or an argument is wrong."""
 
     exit_code: ClassVar[int] = 2
 
@@ -37,11 +48,11 @@ class SettingsError(UsageError):
 
 
 class HookError(UsageError):
-    """A module's or data module's own code does not fit what the tool needs of it."""
+    """The code of a module or data module does not meet the tool's requirements."""
 
 
 class ExportError(UsageError):
-    """The model can't be turned into an ONNX graph that answers as torch does."""
+    """The model can't be exported to an ONNX graph with the same outputs as in torch."""
 
 
 class RunError(UnitrainError):
@@ -49,11 +60,15 @@ class RunError(UnitrainError):
 
 
 class RepositoryError(UnitrainError):
-    """The model repository can't be read or written, or holds something else under that name."""
+    """The model repository can't be read or written, or has another model of that name."""
 
 
 class PublishRefused(UnitrainError):  # noqa: N818 - a refusal is an outcome, not an error of the program
-    """A gate refused a version; `gate` is its name."""
+    """A gate refused a version.
+
+    Attributes:
+        gate: name of the gate.
+    """
 
     def __init__(self, gate: str, message: str) -> None:
         super().__init__(message)
@@ -61,7 +76,7 @@ class PublishRefused(UnitrainError):  # noqa: N818 - a refusal is an outcome, no
 
 
 class ServingError(UnitrainError):
-    """Triton could not be found, started or kept alive."""
+    """Triton was not found, did not start, or died."""
 
 
 class ClientError(UnitrainError):
@@ -69,10 +84,11 @@ class ClientError(UnitrainError):
 
 
 class RequestError(ClientError):
-    """The server refused a request or failed to answer it.
+    """The server refused a request, or did not answer it.
 
     Attributes:
-        kind: refused (by the server), deadline (no answer in time) or unavailable (no server for too long).
+        kind: `refused` by the server, `deadline` (no answer in time), `unavailable` (no server for too long), or
+            `stopped` (the stream ended before the answer).
     """
 
     def __init__(self, message: str, kind: str = "refused") -> None:
@@ -81,7 +97,11 @@ class RequestError(ClientError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the command; `number` is the signal's."""
+    """A signal ended the command.
+
+    Attributes:
+        number: number of the signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -89,4 +109,4 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DataError(ClientError):
-    """A source or a sink: missing file, wrong columns, shape, dtype, or NaN."""
+    """A source or sink is wrong: missing file, columns, shape, dtype, or NaN."""

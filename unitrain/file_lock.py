@@ -1,4 +1,4 @@
-"""An exclusive lock between processes that ends with its holder, and that says who the holder is."""
+"""Exclusive lock between processes, released when its holder exits; the file names the holder."""
 
 import contextlib
 import errno
@@ -17,10 +17,23 @@ _held: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
 
 
 class FileLock:
-    """`flock` on a file that stays where it is; its text is the last holder, as `pid@host`.
+    """Lock by `flock` on a file; the file's text is the last holder, as `pid@host`.
 
-    The system releases it when the holder ends, however it ends. The file is never removed: a lock on
-    a file that another process has just replaced would exclude nobody.
+    The system releases it when the holder exits, even by a crash. The file is never removed: a lock on
+    a file that another process has replaced would exclude no process.
+
+    Args:
+        path: lock file; created if it is missing.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> lock = FileLock(Path(folder.name, "lock"))
+    >>> lock.acquire(), is_locked(lock.path)
+    (True, True)
+    >>> lock.release()
+    >>> is_locked(lock.path)
+    False
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,12 +41,12 @@ class FileLock:
         self._handle: int | None = None
 
     def acquire(self, timeout_s: float = 0.5) -> bool:
-        """Whether the lock is now ours, after waiting for it at most `timeout_s` seconds.
+        """Take the lock, and return True; return False if another process keeps it for `timeout_s` seconds.
 
-        The default outlasts `is_locked` of a process that is only looking.
+        The default is longer than another process's call of `is_locked`.
 
         Raises:
-            OSError: the file can't be made, or its filesystem knows no locks.
+            OSError: the file can't be created, or its filesystem has no locks.
         """
         if self._handle is not None:
             return True
@@ -46,7 +59,7 @@ class FileLock:
                     return False
                 time.sleep(_POLL_S)
             os.ftruncate(handle, 0)
-            # The name is for people: a full disk must not keep anybody from locking.
+            # The name only informs users: a full disk must not prevent locking.
             with contextlib.suppress(OSError):
                 os.pwrite(handle, f"{os.getpid()}@{socket.gethostname()}\n".encode(), 0)
         except BaseException:
@@ -58,14 +71,14 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let go of it; nothing happens where it isn't held."""
+        """Release the lock if it is held."""
         if self._handle is not None:
             fcntl.flock(self._handle, fcntl.LOCK_UN)
             self._close()
 
     @property
     def held(self) -> bool:
-        """Whether this object holds it."""
+        """True if this object holds the lock."""
         return self._handle is not None
 
     def _close(self) -> None:
@@ -78,11 +91,11 @@ class FileLock:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float) -> Iterator[FileLock]:
-    """The lock on `path`, held for the block.
+    """Hold the lock on `path` for the block.
 
     Raises:
         TimeoutError: another process kept it longer than `timeout_s` seconds; the message names it.
-        OSError: the file can't be made, or its filesystem knows no locks.
+        OSError: the file can't be created, or its filesystem has no locks.
     """
     lock = FileLock(path)
     if not lock.acquire(timeout_s):
@@ -96,7 +109,7 @@ def locked(path: Path, timeout_s: float) -> Iterator[FileLock]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock on `path`; False where the file is not there."""
+    """Return True if a process holds the lock on `path`; False if not, or if the file is missing."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -108,7 +121,7 @@ def is_locked(path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock on `path`, or held it last, as `pid@host`."""
+    """Return the process that holds the lock on `path`, or held it last, as `pid@host`."""
     try:
         return read_regular(path, 4096).decode(errors="replace").strip() or "another process"
     except (OSError, ValueError):
@@ -124,8 +137,8 @@ def _try_lock(handle: int, kind: int) -> bool:
 
 
 def _forget_in_child() -> None:
-    # A forked data worker shares the lock of its parent: kept open there, the lock would outlive a
-    # killed training for as long as the worker does.
+    # A forked data worker shares its parent's lock. If it kept the file open, the lock of a killed
+    # training would stay until the worker exits.
     for lock in list(_held):
         lock._close()  # noqa: SLF001 - this module's own class
 

@@ -17,7 +17,7 @@ class Tls:
 
     Attributes:
         certificate, key: paths of PEM files.
-        mutual: whether the server demands a certificate from clients; it gets its own.
+        mutual: True if the server demands a certificate from clients; it gets its own.
     """
 
     certificate: str
@@ -56,7 +56,7 @@ def open_channel(
     Args:
         url: address of the server, as `host:port`.
         max_message_bytes: maximum size of a message in either direction.
-        proxy: whether a proxy of the environment (`http_proxy`) is used.
+        proxy: True to use a proxy of the environment (`http_proxy`).
         tls: TLS settings; None: no encryption.
 
     Raises:

@@ -1,6 +1,6 @@
-"""JSON files that another program may have written: bounded reading, and checks of their fields.
+"""Reading of JSON files that another program may have written: size limits, and checks of fields.
 
-A check is a function `(value, where)` that raises ValueError with a sentence on what was expected.
+A check is a function `(value, where)` that raises ValueError, with a message that names the expected type.
 """
 
 import json
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 * 2**20
-"""Larger files are refused: a manifest has a few kB, a run's record with its git diff a few MB."""
+"""Limit of a file: a manifest has a few kB, a run's record with its git diff a few MB."""
 MAX_DEPTH = 64
-"""Levels of nesting."""
+"""Limit of nested levels."""
 
 _LARGEST_INTEGER = 2**63
 
@@ -21,7 +21,7 @@ Check = Callable[[Any, str], None]
 
 
 def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a regular file of bounded size; never waits for a pipe or a device.
+    """Return the content of a regular file of bounded size; never block on a pipe or a device.
 
     Raises:
         OSError: it is missing or can't be read.
@@ -38,7 +38,7 @@ def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Return the value of a JSON file.
 
     Raises:
         OSError: it is missing or can't be read.
@@ -83,19 +83,19 @@ def integer(value: Any, where: str) -> None:
 
 
 def number(value: Any, where: str) -> None:
-    """Check for a number; null stands for NaN and infinities, which JSON lacks."""
+    """Check for a number; null is accepted, since it replaces NaN and infinities in JSON."""
     if value is not None and not isinstance(value, float):
         _expect(isinstance(value, int) and not isinstance(value, bool), value, where, "a number")
         integer(value, where)
 
 
 def optional(check: Check) -> Check:
-    """The same check, with null allowed."""
+    """Return the same check, with null allowed."""
     return lambda value, where: None if value is None else check(value, where)
 
 
 def list_of(check: Check) -> Check:
-    """Check for a list whose elements pass `check`."""
+    """Return a check for a list whose elements pass `check`."""
 
     def run(value: Any, where: str) -> None:
         _expect(isinstance(value, list), value, where, "a list")
@@ -106,7 +106,7 @@ def list_of(check: Check) -> Check:
 
 
 def mapping_of(check: Check) -> Check:
-    """Check for an object with any keys, whose values pass `check`."""
+    """Return a check for an object with any keys, whose values pass `check`."""
 
     def run(value: Any, where: str) -> None:
         _expect(isinstance(value, dict), value, where, "an object")
@@ -117,7 +117,12 @@ def mapping_of(check: Check) -> Check:
 
 
 def object_with(fields: Mapping[str, Check], required: tuple[str, ...] = ()) -> Check:
-    """Check for an object: `required` keys are present, known keys pass their checks, others are free."""
+    """Return a check for an object.
+
+    Args:
+        fields: check by key; other keys may have any value.
+        required: keys that must be present.
+    """
 
     def run(value: Any, where: str) -> None:
         _expect(isinstance(value, dict), value, where or "the file", "an object")

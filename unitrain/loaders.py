@@ -150,7 +150,12 @@ class ResumableLoader:
 
 
 class ArrayLoader(ResumableLoader):
-    """Batches of arrays that are in memory.
+    """Load batches from arrays in memory.
+
+    Example:
+        >>> loader = ArrayLoader({"x": np.arange(5.0)}, batch_size=2)
+        >>> [batch["x"].tolist() for batch in loader]
+        [[0.0, 1.0], [2.0, 3.0], [4.0]]
 
     Args:
         data: arrays or tensors of one length, [sample, ...]: a mapping or a tuple of them, or one; the
@@ -236,7 +241,12 @@ class ArrayLoader(ResumableLoader):
 
 
 class DatasetLoader(ResumableLoader):
-    """Batches of a map-style data set, fetched sample by sample, by worker processes if wanted.
+    """Load batches from a map-style data set sample by sample, by worker processes if requested.
+
+    Example:
+        >>> loader = DatasetLoader([1.0, 2.0, 3.0], batch_size=2)
+        >>> [batch.tolist() for batch in loader]
+        [[1.0, 2.0], [3.0]]
 
     Before each batch is fetched, torch's, numpy's and Python's random numbers are seeded by (seed, epoch,
     batch), and so are generators that the data set keeps in its attributes: augmentation is the same

@@ -42,6 +42,21 @@ class UnitrainModule(LightningModule):
         loss(inputs, outputs, batch)                 # training and validation
         postprocess(outputs)                         # the last thing in the served graph only
 
+    Example:
+        >>> import torch
+        >>> class Line(UnitrainModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(1, 1)
+        ...
+        ...     def forward(self, x):
+        ...         return {"y": self.layer(x)}
+        ...
+        ...     def loss(self, inputs, outputs, batch):
+        ...         return torch.nn.functional.mse_loss(outputs["y"], batch["target"])
+        >>> list(Line().predict_step({"x": torch.ones(2, 1), "target": torch.ones(2, 1)}, 0))
+        ['y']
+
     Attributes:
         dynamic_axes: further axes of any length beside the batch, by input and axis (0 is the batch):
             `{"signals": {2: "steps"}}`.

@@ -1,7 +1,7 @@
-r"""Text on the terminal: the one place that prints what files, servers and exceptions say.
+r"""Terminal output of text from files, servers and exceptions.
 
 Control characters are escaped, since they could move the cursor, recolour or retitle the terminal, or
-reorder the text: ESC is printed as `\x1b`, a newline as `\n`. JSON is printed as JSON and needs none of it.
+reorder the text. ESC is printed as `\x1b`, a newline as `\n`. JSON needs no escaping.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ import unicodedata
 from typing import Any, TextIO
 
 _JOINERS = "\u200c\u200d"
-"""Zero-width characters that words of Persian and emoji are spelled with."""
+"""Zero-width characters that belong to the spelling of Persian words and of emoji."""
 
 
 def printable(text: Any) -> str:
-    r"""The text with its control characters, bidirectional marks and lone surrogates escaped.
+    r"""Return the text with control characters, bidirectional marks and lone surrogates escaped.
 
     >>> printable("a\x1b[2Jb")
     'a\\x1b[2Jb'
@@ -32,7 +32,7 @@ def _escaped(character: str) -> str:
 
 
 def say(text: Any = "", *, to: TextIO | None = None) -> None:
-    """Print one line, escaped; on standard output unless `to` says otherwise."""
+    """Print one line, escaped, on standard output or on `to`."""
     print(printable(text), file=to or sys.stdout, flush=True)
 
 
@@ -42,16 +42,16 @@ def note(text: Any) -> None:
 
 
 def say_error(text: Any) -> None:
-    """Print an error on standard error, in one line; nothing where standard error is closed."""
+    """Print an error on standard error, in one line; do nothing if standard error is closed."""
     line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
     with contextlib.suppress(OSError):
         say(f"error: {line}", to=sys.stderr)
 
 
 def open_standard_streams() -> None:
-    """Open the null device in the place of standard streams that are closed (`>&-`).
+    """Open the null device for standard streams that are closed (`>&-`).
 
-    The next file that is opened would otherwise become standard output, and take what is printed.
+    Otherwise the next file that is opened becomes standard output, and receives all printed text.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -59,11 +59,11 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
-            stream = open(number, "r" if name == "stdin" else "w", closefd=False)  # noqa: SIM115 - open to the end
+            stream = open(number, "r" if name == "stdin" else "w", closefd=False)  # noqa: SIM115 - stays open
             setattr(sys, name, stream)
 
 
 def accept_any_text() -> None:
-    """Let standard output escape the characters that its encoding lacks, rather than fail."""
+    """Escape characters that standard output's encoding lacks, rather than fail."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The held-out patients asked through the served model, beside what scikit-learn makes of them."""
+"""Query the served model for the held-out patients, and compare with scikit-learn."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.diabetes_rows import Parts, load_diabetes_parts
+from examples.bring_your_own.patients import Parts, load_diabetes_parts
 from unitrain.client import ClientIO, ModelInfo
 
 
 class DiabetesIO(ClientIO):
-    """Asks for the progression of the 88 held-out patients, and prints errors beside scikit-learn's.
+    """Queries the progression of the 88 held-out patients, and prints errors beside scikit-learn's.
 
     Args:
-        model: what the server says of the model.
-        seed: of the split; the data module's.
+        model: description of the served model.
+        seed: seed of the split; use the data module's.
         plot: the picture's path, relative to the working folder; empty: none.
 
     Attributes:
@@ -55,7 +55,7 @@ class DiabetesIO(ClientIO):
 
 
 def references(parts: Parts) -> dict[str, NDArray[np.float64]]:
-    """What scikit-learn predicts for the held-out patients, [patient] by model, after training and validation patients.
+    """Return scikit-learn's predictions for the held-out patients, [row] by model, after training and validation patients.
 
     The mean of the target is the one that anything has to be better than.
     """

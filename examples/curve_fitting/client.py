@@ -1,4 +1,4 @@
-"""The served curve asked on a grid, compared with the truth, and drawn."""
+"""Query the served curve on a grid, compare it with the truth, and draw it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,23 +6,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.curve_points import draw_points, true_curve
+from examples.curve_fitting.points import draw_points, true_curve
 from unitrain.client import ClientIO, ModelInfo
 
 TARGET_RMSE = 0.25
 
 
 class CurveIO(ClientIO):
-    """Asks for y on a grid of x, prints the error to the true curve, and writes a plot.
+    """Queries y on a grid of x, prints the error to the true curve, and writes a plot.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
         x_min: the grid's first point.
         x_max: the grid's last point.
         n_points: points of the grid.
         plot: the picture's path, relative to the working folder; empty: none.
         n_data: points of the data that the plot shows.
-        data_seed: of those points; the data module's `seed`, for the ones that were trained on.
+        data_seed: seed of those points; the data module's `seed` gives the training points.
 
     Attributes:
         rmse: root mean square error of the answers to the true curve, in y's unit; NaN before any answer.
@@ -65,7 +65,7 @@ class CurveIO(ClientIO):
         self.rmse = float(np.sqrt(np.mean((y - true_curve(x)) ** 2)))
         versions = ", ".join(map(str, sorted(self._versions)))
         print(
-            f"RMSE to the true curve {self.rmse:.3f} (target: at most {TARGET_RMSE}), "
+            f"RMSE to the true curve {self.rmse:.3f} (target: {TARGET_RMSE} or less), "
             f"{len(y)} points, version {versions}"
         )
         if self._plot is not None:

@@ -1,1 +1,1 @@
-"""Half a year of carbon dioxide told from the two years before."""
+"""Half a year of carbon dioxide predicted from the two years before."""

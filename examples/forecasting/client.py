@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.co2 import load_co2, split_origins, windows
+from examples.forecasting.co2 import load_co2, split_origins, windows
 from examples.forecasting.reference import REFERENCES, known_values, rmse, row
 from unitrain.client import ClientIO, ModelInfo
 
 
 class ForecastIO(ClientIO):
-    """Asks for forecasts from every fourth week of the held-out years, prints their errors and draws some.
+    """Queries forecasts from every fourth week of the held-out years, prints their errors and draws some.
 
     Args:
-        model: what the server says of the model; its signature says how long past and horizon are.
+        model: description of the served model; its signature has the lengths of past and horizon.
         plot: the picture's path, relative to the working folder; empty: none.
 
     Attributes:
@@ -47,7 +47,9 @@ class ForecastIO(ClientIO):
         rows = list(self._answers)
         future, origins = self._windows.future[rows], self._windows.origins[rows]
         forecasts: dict[str, NDArray[np.floating]] = {"served": np.stack(list(self._answers.values()))}
-        forecasts |= {name: told(self._series, origins, self._horizon) for name, told in REFERENCES.items()}
+        forecasts |= {
+            name: predict(self._series, origins, self._horizon) for name, predict in REFERENCES.items()
+        }
         known = known_values(self._series)
         print(f"{len(rows)} forecasts of {self._horizon} weeks, from {self._series.dates[origins[0]]} on")
         for name, forecast in forecasts.items():

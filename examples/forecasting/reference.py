@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.co2 import FIRST_HELD_OUT, PERIOD, Series, load_co2, split_origins, windows
+from examples.forecasting.co2 import FIRST_HELD_OUT, PERIOD, Series, load_co2, split_origins, windows
 
 Floats = NDArray[np.float64]
 SMOOTHING = (0.05, 0.01, 0.5)
@@ -56,7 +56,7 @@ def search_smoothing(series: Series, n_past: int, horizon: int) -> tuple[float, 
 def _smoothed(
     series: Series, origins: NDArray[np.int64], horizon: int, smoothing: tuple[float, ...]
 ) -> Floats:
-    # One pass over the series gives level, trend and season at every week, each from the weeks before it alone.
+    # One iteration through the series gives level, trend and season at every week, each from the weeks before it alone.
     names = ("smoothing_level", "smoothing_trend", "smoothing_seasonal")
     fitted = _model(series.values).fit(**dict(zip(names, smoothing, strict=True)), optimized=False)
     ahead = np.arange(horizon)

@@ -6,22 +6,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.digit_arrays import INK, load_digit_arrays
 from unitrain.client import ClientIO, ModelInfo
+from unitrain.datamodules.digit_arrays import INK, load_digit_arrays
 
 Floats = NDArray[np.float32]
 
 
 class DigitsIO(ClientIO):
-    """Asks for the code and the reconstruction of each held-out digit, and for a new digit with each request.
+    """Queries the code and the reconstruction of each held-out digit, and for a new digit with each request.
 
     The last requests' codes lead from one drawn code to another in even steps.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
         n_samples: new digits; at least as many as are held out.
-        seed: of the codes.
-        n_steps: of the way between two codes; 0: none is gone.
+        seed: seed of the codes.
+        n_steps: steps of the path between two codes; 0: no path.
         output: an .npz file for `original`, `reconstruction`, `encoded`, `label` and `generated`; empty: none.
         plot: the picture's path; empty: none. Both are relative to the working folder.
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.digit_arrays import INK, load_digit_arrays
 from examples.generative.scores import (
     DigitFeatures,
     explained_variance,
     frechet_distance,
     two_sample_accuracy,
 )
+from unitrain.datamodules.digit_arrays import INK, load_digit_arrays
 
 Floats = NDArray[np.floating[Any]]
 
@@ -24,13 +24,13 @@ Floats = NDArray[np.floating[Any]]
 def mixture_samples(images: Floats, n_samples: int, *, components: int, seed: int = 0) -> Floats:
     """Digits drawn from scikit-learn's Gaussian mixture, fitted to some images; shaped as they are.
 
-    It is fitted to all principal components: few of them would leave out what real digits have.
+    It is fitted to all principal components: a few of them would lack details of real digits.
 
     Args:
         images: [image, ...].
         n_samples: digits to draw.
         components: normal distributions in the mixture, of any covariance.
-        seed: of fit and draw.
+        seed: seed of fit and draw.
     """
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
@@ -53,7 +53,7 @@ def main() -> None:
     path: Path = parser.parse_args().served
     if not path.is_file():
         parser.error(
-            f"{path} is not there; ask the served model first: python -m unitrain predict generative ..."
+            f"{path} is missing; query the served model first: python -m unitrain predict generative ..."
         )
     from sklearn.decomposition import PCA
 
@@ -61,9 +61,9 @@ def main() -> None:
         original, rebuilt = served["original"], served["reconstruction"]
         generated, code_size = served["generated"], served["encoded"].shape[1]
     train, labels = load_digit_arrays("train")
-    flat, asked = train.reshape(len(train), -1), original.reshape(len(original), -1)
+    flat, queried = train.reshape(len(train), -1), original.reshape(len(original), -1)
     pca = PCA(code_size).fit(flat)
-    by_pca = pca.inverse_transform(pca.transform(asked)).reshape(original.shape)
+    by_pca = pca.inverse_transform(pca.transform(queried)).reshape(original.shape)
     mean = train.mean(0)
     print(f"explained variance of {len(original)} held-out digits, codes of {code_size} values")
     print(f"  served {explained_variance(original, rebuilt, mean):.3f}")

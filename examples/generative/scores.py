@@ -1,4 +1,4 @@
-"""How near made digits are to real ones, by measures that others wrote or defined."""
+"""Similarity of generated digits to real ones, by published measures."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ def frechet_distance(real: Floats, made: Floats) -> float:
 
 
 def two_sample_accuracy(real: Floats, made: Floats, *, seed: int = 0) -> float:
-    """How often a support vector machine tells real from made, cross-validated; 0.5: it can't.
+    """Return the cross-validated accuracy of a support vector machine on real and generated digits; 0.5 is chance.
 
     Lopez-Paz and Oquab 2017, https://arxiv.org/abs/1610.06545.
 
     Args:
-        real: images [image, ...]; likewise `made`, of which as many are taken.
-        made: to be told from them.
-        seed: of the folds.
+        real: real images [image, ...].
+        made: generated images [image, ...], of which as many are used.
+        seed: seed of the folds.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.svm import SVC
@@ -45,7 +45,7 @@ def two_sample_accuracy(real: Floats, made: Floats, *, seed: int = 0) -> float:
 
 
 class DigitFeatures:
-    """What a classifier of digits looks at: the hidden units of scikit-learn's MLPClassifier.
+    """Return features of a digit classifier: the hidden units of scikit-learn's MLPClassifier.
 
     Args:
         images: real ones, [image, ...], to train it with.

@@ -1,19 +1,19 @@
-"""The held-out cars asked for, and how far the answers are off."""
+"""Query the served model for the held-out cars, and print the error of the answers."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.auto_mpg_rows import load_cars
+from examples.hyperparameter_search.cars import load_cars
 from unitrain.client import ClientIO, ModelInfo
 
 
 class CarsIO(ClientIO):
-    """Asks for the consumption of the cars that no training and no search has seen, and prints the error.
+    """Queries the consumption of the cars that no training and no search has seen, and prints the error.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
 
     Attributes:
         rmse: root mean square error of the answers, in miles a gallon; NaN before any answer.

@@ -1,4 +1,4 @@
-"""What the commands of both drivers have in common."""
+"""Options and output that the commands of both drivers share."""
 
 import argparse
 import subprocess
@@ -12,7 +12,7 @@ FOLDER = Path("examples") / "hyperparameter_search"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Tells the defaults that there are."""
+    """Help formatter that adds the defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)

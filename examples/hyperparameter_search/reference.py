@@ -1,4 +1,4 @@
-"""What scikit-learn makes of the same cars: ridge regression and gradient boosting, each searched for as well.
+"""Scikit-learn's references on the same cars: ridge regression and gradient boosting, each searched for as well.
 
 `python -m examples.hyperparameter_search.reference` prints their errors on validation and held-out cars.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.auto_mpg_rows import load_cars
+from examples.hyperparameter_search.cars import load_cars
 
 
 def main() -> None:

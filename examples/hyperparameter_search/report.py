@@ -1,4 +1,4 @@
-"""What a search by Optuna came to: in words, and in pictures."""
+"""Report of an Optuna search as text and pictures."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ def report_lines(study: optuna.Study, epochs: int, metric: str) -> list[str]:
 
     Args:
         study: with its trials.
-        epochs: of a whole trial.
+        epochs: epochs of a complete trial.
         metric: the monitored one's name.
     """
     trials = study.get_trials(deepcopy=False)

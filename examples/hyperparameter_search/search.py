@@ -1,7 +1,7 @@
 """`python -m examples.hyperparameter_search.search`: a search by Optuna, on one or more processes.
 
 Every trial is a training by the settings with other values; it publishes nothing. Where the metric after some
-epochs is worse than that of earlier trials, the trial is pruned. The same command goes on with a search that was
+epochs is worse than that of earlier trials, the trial is pruned. The same command resumes a search that was
 interrupted; started again elsewhere on the same file, it helps. At the end the best trial's best checkpoint is
 published. Further options are settings of every trial, as for fit: --trainer.max_epochs 20.
 """
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     for line in report_lines(shared.study, objective.epochs, objective.metric):
         print(line)
     if code:
-        print("the search is not done: the same command goes on with it", file=sys.stderr)
+        print("the search is not done: the same command resumes it", file=sys.stderr)
         return code
     if options.plots:
         written = draw_plots(shared.study, options.plots, objective.metric)
@@ -105,7 +105,7 @@ def work(shared: SharedStudy, objective: Objective, space: Sequence[Dimension], 
             except UsageError as error:
                 _fail(shared, trial, str(error))
                 raise
-            except UnitrainError as error:  # its loss was no number, say
+            except UnitrainError as error:  # for example, its loss was not a number
                 _fail(shared, trial, str(error))
                 print(f"trial {trial.number} failed: {error}", flush=True)
                 continue

@@ -1,7 +1,7 @@
 """`python -m examples.hyperparameter_search.search_hyperopt`: a search by hyperopt, one trial after the other.
 
 Every trial is a training by the settings with other values; it publishes nothing. After each trial the search is
-written to a file, whole or not at all, and the same command goes on with it. hyperopt knows no intermediate
+written to a file, whole or not at all, and the same command resumes it. hyperopt knows no intermediate
 values, so nothing is pruned; the settings' early stopping holds. At the end the best trial's best checkpoint is
 published. Further options are settings of every trial, as for fit: --trainer.max_epochs 20.
 """
@@ -30,7 +30,7 @@ class InterruptedSearch(UnitrainError):  # noqa: N818 - an ending, not a fault
     """A signal ended the trial in hand."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("interrupted: the same command goes on with the search")
+        super().__init__("interrupted: the same command resumes the search")
         self.code = exit_code
 
 
@@ -64,17 +64,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def search(objective: Objective, space: Mapping[str, Any], path: Path, *, total: int, seed: int) -> Any:
-    """The trials, as hyperopt keeps them, after `total` of them, those that the file has already included.
+    """Run trials until there are `total`, those in the file included; return hyperopt's trials.
 
-    Each trial's draw is a function of the seed and the trials before it: an interrupted search asks what it would
-    have asked.
+    Each trial's draw is a function of the seed and the trials before it: a resumed search tries what an
+    uninterrupted one would have tried.
 
     Args:
-        objective: says what to train.
+        objective: description of the training.
         space: hyperopt's expressions by the settings' dotted names.
-        path: of the search's file.
+        path: path of the search's file.
         total: trials, the earlier ones included.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         SettingsError: the file holds something else than hyperopt's trials.

@@ -1,4 +1,4 @@
-"""What a search varies, read from a file, as Optuna and as hyperopt want to know it."""
+"""Search space, read from a file, for Optuna and for hyperopt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class Dimension:
     """A setting and its values: a range, or choices.
 
     Attributes:
-        name: of the setting, dotted.
+        name: dotted name of the setting.
         low: the range's least value; integers make a range of integers.
         high: its greatest value.
-        log: whether it is searched on a logarithmic scale.
-        choices: in place of a range.
+        log: search on a logarithmic scale.
+        choices: values instead of a range.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Dimension:
 
     @property
     def of_integers(self) -> bool:
-        """Whether a range holds integers alone."""
+        """Return whether a range holds integers alone."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: "optuna.Trial") -> Any:
@@ -66,7 +66,7 @@ class Dimension:
         return (hp.loguniform if self.log else hp.uniform)(self.name, low, high)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of the dimension's."""
+        """Return whether a value is one of the dimension's."""
         if self.choices:
             return value in self.choices
         inside = isinstance(value, int | float) and self.low <= value <= self.high
@@ -89,7 +89,7 @@ def read_space(path: Path) -> list[Dimension]:
 
 
 def values_in(settings: Mapping[str, Any], space: list[Dimension]) -> dict[str, Any]:
-    """The values that a settings file has for the dimensions; those that it lacks, or that lie outside, are left out."""
+    """Return a settings file's values for the dimensions, without those that are missing or out of range."""
     found = {}
     for dimension in space:
         value: Any = settings

@@ -1,7 +1,7 @@
 """An Optuna study on one file, shared by workers anywhere, any of which may be killed.
 
 A worker holds a lock for as long as it lives, and its trials name it. A trial that runs for a worker whose lock
-nobody holds is lost: it is marked failed, and another one takes its place.
+no process holds is lost: it is marked failed, and another one takes its place.
 """
 
 import os
@@ -55,7 +55,7 @@ class SharedStudy:
 
     Attributes:
         study: Optuna's.
-        path: of the journal file.
+        path: path of the journal file.
         worker: this process's name, which its trials carry.
     """
 
@@ -70,12 +70,12 @@ class SharedStudy:
         """The study of a journal file, made where there is none.
 
         Args:
-            path: of the file.
+            path: path of the file.
             mode: min or max.
-            pruner: which ends hopeless trials.
-            epochs: of a whole trial.
-            seed: of the sampler; each worker and each resumption draws other numbers.
-            index: of this worker among those of one command.
+            pruner: pruner that ends unpromising trials.
+            epochs: epochs of a complete trial.
+            seed: seed of the sampler; each worker and each resumption draws other numbers.
+            index: number of this worker among those of one command.
 
         Raises:
             SettingsError: the file holds a study of another direction, or can't be read.
@@ -139,7 +139,7 @@ class SharedStudy:
         lost = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get("worker", "")
-            # A worker that died between asking and signing has left a trial without a name: asking is locked.
+            # A worker that died between creation and signing leaves a trial without a name: creation is locked.
             if not worker or not is_locked(_beside(self.path, "workers") / worker):
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 lost.append(trial.number)
@@ -153,7 +153,7 @@ class SharedStudy:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of those that were asked for: it ended by itself, and if badly, it says why."""
+    """Return whether a trial counts: it ended by itself, and if it failed, it has the reason."""
     return trial.state in ENDED or (trial.state is TrialState.FAIL and "failure" in trial.user_attrs)
 
 

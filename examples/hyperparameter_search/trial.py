@@ -17,12 +17,12 @@ QUIET = {"publish": None, "embeddings": None, "summaries": None}
 
 @dataclass(frozen=True)
 class Objective:
-    """What is searched for, by a settings file.
+    """Objective of a search by a settings file.
 
     Attributes:
         config: the settings file.
         settings: its content.
-        metric: that is monitored.
+        metric: monitored metric.
         mode: min or max.
         overrides: settings that hold for every trial, by dotted name.
     """
@@ -53,33 +53,33 @@ class Objective:
 
     @property
     def experiment(self) -> str:
-        """The experiment's name, which its runs lie under and the served model has."""
+        """Name of the experiment, of its runs' folder and of the served model."""
         return str(self.settings.get("experiment") or self.config.absolute().parent.name)
 
     @property
     def search_dir(self) -> Path:
-        """Where a search keeps its own files, beside the experiment's runs."""
+        """Return the folder of a search's files, beside the experiment's runs."""
         return Path(str(self.overrides.get("experiments_dir", "experiments"))) / f"{self.experiment}.search"
 
     @property
     def epochs(self) -> int:
         """The epochs of a trial that nothing ends early."""
-        asked = self.overrides.get(
+        epochs = self.overrides.get(
             "trainer.max_epochs", (self.settings.get("trainer") or {}).get("max_epochs")
         )
-        return int(asked or 0)
+        return int(epochs or 0)
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial came to.
+    """Result of a trial.
 
     Attributes:
         value: the monitored metric's best; None if it was never measured.
-        epochs: that were trained.
-        duration_s: from start to end.
+        epochs: trained epochs.
+        duration_s: seconds from start to end.
         run_dir: its run's folder.
-        interrupted: the exit code that a signal asks for; 0 where there was none.
+        interrupted: exit code of the signal that interrupted it; 0 without one.
     """
 
     value: float | None
@@ -95,12 +95,12 @@ def train_trial(
     """Train with some values.
 
     Args:
-        objective: says what.
-        values: of the searched settings, by dotted name.
-        look_on: told (epoch, monitored metric) after each validation; True ends the training.
+        objective: description of the training.
+        values: values of the searched settings, by dotted name.
+        look_on: function of (epoch, monitored metric) that is called after each validation; True ends the training.
 
     Raises:
-        UnitrainError: the settings are wrong, or the training failed (its loss was no number, say).
+        UnitrainError: the settings are wrong, or the training failed (for example, its loss was not a number).
     """
     watcher, fit = _watcher(objective.metric, look_on), unitrain.fit  # the first time this imports Lightning
     overrides = {**QUIET, **objective.overrides, **values}
@@ -116,7 +116,7 @@ def train_trial(
 
 
 def _watcher(metric: str, look_on: Callable[[int, float], bool]) -> Any:
-    """A Lightning callback; Lightning is imported where a trial begins, not where `--help` is asked for."""
+    """A Lightning callback; Lightning is imported when a trial begins, not for `--help`."""
     from pytorch_lightning import Callback, LightningModule, Trainer
 
     class Watcher(Callback):

@@ -1,1 +1,1 @@
-"""Handwritten digits, with probabilities that mean what they say."""
+"""Handwritten digits, with calibrated probabilities."""

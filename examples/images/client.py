@@ -1,4 +1,4 @@
-"""The held-out digits asked of the served classifier, and how right and how sure it was."""
+"""Query the served classifier for the held-out digits, and print its accuracy and calibration."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,11 @@ _AREA, _LEAST_SHARE = 400, 0.02  # of a point that stands for all the digits, in
 
 
 class HeldOutIO(ClientIO):
-    """Asks for the classes of the held-out digits, and prints accuracy and calibration.
+    """Queries the classes of the held-out digits, and prints accuracy and calibration.
 
     Args:
-        model: what the server says of the model.
-        data: which digits: `digits` (8 by 8 pixels) or `mnist` (28 by 28).
+        model: description of the served model.
+        data: kind of digits: `digits` (8 by 8 pixels) or `mnist` (28 by 28).
         plot: a picture of the calibration and of the mistakes; empty: none.
 
     Attributes:
@@ -98,8 +98,8 @@ class HeldOutIO(ClientIO):
         given = after[np.arange(len(labels)), labels]
         for place, row in zip(right.subplots(2, _SHOWN // 2).ravel(), np.argsort(given), strict=False):
             place.imshow(self.images[self._rows[row], 0], cmap="gray_r")
-            said, share = after[row].argmax(), after[row].max()
-            verdict = f"said {said}" if said == labels[row] else f"said {said}, is {labels[row]}"
+            answer, share = after[row].argmax(), after[row].max()
+            verdict = f"{answer}" if answer == labels[row] else f"{answer}, is {labels[row]}"
             place.set_title(f"{verdict}\n({share:.0%} sure)", fontsize=8)
             place.axis("off")
         right.suptitle(f"the hardest; {(after.argmax(1) != labels).sum()} of {len(labels)} are mistaken")

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.digit_arrays import load_digit_arrays
-from datamodules.mnist_arrays import load_mnist
+from examples.images.mnist import load_mnist
+from unitrain.datamodules.digit_arrays import load_digit_arrays
 
 Data = Literal["digits", "mnist"]
 Part = Literal["train", "validation", "held_out"]
@@ -35,14 +35,14 @@ def softmax(logits: Floats) -> Floats:
 
 
 def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64], n_bins: int = 15) -> float:
-    """How far confidence is from accuracy, the mean over bins of equal width, weighted by their samples.
+    """Return the distance of confidence from accuracy, the mean over bins of equal width, weighted by their samples.
 
     Guo et al. 2017, https://arxiv.org/abs/1706.04599.
 
     Args:
         probabilities: [row, class].
         labels: [row], each a class.
-        n_bins: of the confidence, from 0 to 1.
+        n_bins: bins of the confidence, from 0 to 1.
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)

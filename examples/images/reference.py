@@ -8,13 +8,13 @@ from examples.images.held_out import Data, load_part
 def svm_accuracy(data: Data) -> float:
     """Share of the held-out digits that an SVM fitted on the training digits gets right.
 
-    scikit-learn's own kernel and kernel width; of C = 1, 10 and 100 validation says that 10 is as good as any.
+    scikit-learn's own kernel and kernel width; of C = 1, 10 and 100 10 is as good as any in validation.
     """
     images, labels = load_part(data, "train")
     most = images.max()
     known = SVC(C=10).fit(images.reshape(len(images), -1) / most, labels)
-    asked, true = load_part(data, "held_out")
-    return float(known.score(asked.reshape(len(asked), -1) / most, true))
+    queried, true = load_part(data, "held_out")
+    return float(known.score(queried.reshape(len(queried), -1) / most, true))
 
 
 def main() -> None:

@@ -7,24 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.image_files import channels_first, grey_levels, open_array
-from datamodules.nuclei_files import load_nuclei
+from examples.segmentation.nuclei import load_nuclei
 from examples.segmentation.pictures import write_mask, write_overlay
 from examples.segmentation.scores import foreground_iou
 from examples.segmentation.tiling import Tile, stitch, tiles
 from unitrain.client import ClientIO, ModelInfo
+from unitrain.datamodules.image_files import channels_first, grey_levels, open_array
 from unitrain.errors import DataError
 
 
 class TilesIO(ClientIO):
-    """Asks for the classes of an image tile by tile, and writes them as a mask and laid over the image.
+    """Queries the classes of an image tile by tile, and writes them as a mask and laid over the image.
 
     Args:
-        model: what the server says of the model; it takes one image, in two or three dimensions.
+        model: description of the served model, which takes one image in two or three dimensions.
         image: a .png, .tif or .npy file; empty: stardist's nuclei in as many dimensions, whose held-out part
             is then also scored.
         value_range: grey values of the file that become 0 and 255, for files of more than 8 bit.
-        tile: pixels along each axis that are asked at once.
+        tile: pixels along each axis of one request.
         margin: pixels at a tile's edges that another tile answers; the U-Net's `margin` makes stitching exact.
         mask: file of the stitched classes: .npy, or .png of an image; empty: none.
         overlay: .png of the image with the classes laid over it; empty: none.
@@ -97,6 +97,6 @@ def _read(path: str, dimensions: int, value_range: Sequence[float] | None) -> ND
         return grey_levels(array, value_range)
     if array.dtype != np.uint8:
         raise DataError(
-            f"{path}: expected 8-bit grey values, got {array.dtype}; --io.value-range '[LOW, HIGH]' says which become 0 and 255"
+            f"{path}: expected 8-bit grey values, got {array.dtype}; --io.value-range '[LOW, HIGH]' sets which become 0 and 255"
         )
     return np.asarray(array)

@@ -51,7 +51,7 @@ def write_overlay(
         path: a .png.
         image: [channel, (depth,) height, width].
         classes: [(depth,) height, width].
-        truth: likewise; 0 is background. None: it is not known what is missed or wrong.
+        truth: true classes of the same shape; 0 is background. None: misses and errors are not drawn.
     """
     from PIL import Image
 

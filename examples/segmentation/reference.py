@@ -4,14 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import gaussian, threshold_otsu
 
-from datamodules.nuclei_files import load_nuclei
+from examples.segmentation.nuclei import load_nuclei
 from examples.segmentation.scores import foreground_iou
 
 _SIGMA = 1.0
 
 
 def otsu(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """What is brighter than the threshold of the whole image."""
+    """Return the pixels that are brighter than the threshold of the image."""
     bright: NDArray[np.bool_] = image > threshold_otsu(image)
     return bright
 

@@ -1,4 +1,4 @@
-"""How well a mask fits the true one."""
+"""Agreement of a mask with the true one."""
 
 from typing import Any
 

@@ -13,9 +13,9 @@ class Tile:
     """A part of an image, and what of its answer is kept.
 
     Attributes:
-        source: what is asked, along each axis of the image.
-        kept: of the answer, along each axis of the tile.
-        target: where that belongs in the image.
+        source: part of the image to send, along each axis.
+        kept: kept part of the answer, along each axis of the tile.
+        target: place of the kept part in the image.
     """
 
     source: tuple[slice, ...]
@@ -31,10 +31,10 @@ def tiles(shape: tuple[int, ...], size: int, margin: int, multiple: int = 4) -> 
     the whole image.
 
     Args:
-        shape: of the image, without channels.
-        size: of a tile along each axis at most, in pixels.
+        shape: shape of the image, without channels.
+        size: maximum size of a tile along each axis, in pixels.
         margin: pixels at a tile's edges that are not kept.
-        multiple: of which tiles' beginnings are; 2 to the power of the U-Net's depth.
+        multiple: divisor of the tiles' starts, 2 to the power of the U-Net's depth.
 
     Raises:
         ValueError: nothing would be kept of a tile.
@@ -43,7 +43,7 @@ def tiles(shape: tuple[int, ...], size: int, margin: int, multiple: int = 4) -> 
     step = (size - before - margin) // multiple * multiple
     if step < 1:
         raise ValueError(
-            f"tiles: expected a size of at least {before + margin + multiple} for a margin of {margin}, got {size}"
+            f"tiles: expected a size of {before + margin + multiple} or more for a margin of {margin}, got {size}"
         )
     found = []
     for targets in itertools.product(*(_cuts(length, size, step, margin) for length in shape)):
@@ -65,7 +65,7 @@ def stitch(shape: tuple[int, ...], answers: list[tuple[Tile, NDArray[Any]]]) -> 
 
 
 def _cuts(length: int, size: int, step: int, margin: int) -> list[tuple[int, int]]:
-    """Where what is kept begins and ends along an axis."""
+    """Return begin and end of the kept part along an axis."""
     if length <= size:
         return [(0, length)]
     starts = list(range(0, length, step))

@@ -1,1 +1,1 @@
-"""Multichannel signals compressed to codes in which their classes lie apart."""
+"""Multichannel signals compressed to codes that separate their classes."""

@@ -1,4 +1,4 @@
-"""The held-out signals streamed through the served model, and what came back."""
+"""Stream the held-out signals through the served model and keep the answers."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -6,22 +6,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.basic_motions import load_basic_motions
+from examples.signals_clustering.basic_motions import load_basic_motions
 from unitrain.client import ClientIO, ModelInfo
 
 
 class SignalsIO(ClientIO):
-    """Asks for the codes and reconstructions of one part of the signals and keeps them.
+    """Queries the codes and reconstructions of one part of the signals and keeps them.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
         part: TEST: the held-out signals; TRAIN: those that training and validation share.
         output: an .npz file to write at the end: `code`, `reconstruction`, `label` and `version`, a row
             a signal; empty: none.
 
     Attributes:
-        signals: float32 [signal, channel, step], in the sensors' units, as asked.
-        labels: int64 [signal], the classes' places in `datamodules.basic_motions.CLASS_NAMES`.
+        signals: float32 [signal, channel, step], in the sensors' units, as sent.
+        labels: int64 [signal], the classes' places in `examples.signals_clustering.basic_motions.CLASS_NAMES`.
         rows: places in `signals` of those that were answered.
         codes: their codes, float32 [code_size] each.
         reconstructions: float32 [channel, step] each, in the sensors' units.
@@ -48,8 +48,8 @@ class SignalsIO(ClientIO):
         self.versions.append(version)
 
     def finalize(self) -> None:
-        asked = ", ".join(map(str, sorted(set(self.versions)))) or "none"
-        print(f"{len(self.rows)} of {len(self.signals)} signals answered, versions {asked}")
+        versions = ", ".join(map(str, sorted(set(self.versions)))) or "none"
+        print(f"{len(self.rows)} of {len(self.signals)} signals answered, versions {versions}")
         if self._output and self.rows:
             np.savez(
                 self._output,

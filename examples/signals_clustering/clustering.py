@@ -1,4 +1,4 @@
-"""The served codes clustered without their classes, beside PCA and k-means; `--help` tells the options."""
+"""The served codes clustered without their classes, beside PCA and k-means; `--help` lists the options."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.basic_motions import CLASS_NAMES, load_basic_motions
+from examples.signals_clustering.basic_motions import CLASS_NAMES, load_basic_motions
 from examples.signals_clustering.evaluation import Pca
 from unitrain import Client
 

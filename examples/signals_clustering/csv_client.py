@@ -6,33 +6,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.csv_files import find_files
-from datamodules.csv_series import Columns, Windows, open_recording
 from examples.signals_clustering.evaluation import Pca, explained_variance
 from unitrain.client import ClientIO, ModelInfo
+from unitrain.datamodules.csv_files import find_files
+from unitrain.datamodules.csv_series import Columns, Windows, open_recording
 from unitrain.serving.triton.wheel import cache_dir
 
 
 class CsvSignalsIO(ClientIO):
-    """Asks for the codes of the last rows of each file, and prints the explained variance beside PCA's.
+    """Queries the codes of the last rows of each file, and prints the explained variance beside PCA's.
 
     Args:
-        model: what the server says of the model; its input says how many steps a window has.
-        folder: of the files; `package:path` is a folder in an installed package.
+        model: description of the served model; its input has the number of steps of a window.
+        folder: folder of the files; `package:path` is a folder in an installed package.
         timestamp: the column of times.
         channels: the columns that are the signal; empty: all that are neither times nor labels.
         labels: columns that are no channels; written beside the codes.
         delimiter: between cells.
-        timestamp_format: as the data module takes it.
+        timestamp_format: format of the times, as for the data module.
         max_gap: the longest time between two rows that is no gap, in multiples of the file's usual one.
-        share: of each file's rows, the last, that are asked for: those that training did not see.
-        hop: rows from one asked window's begin to the next one's.
+        share: share of each file's rows, the last ones, to query: training did not see them.
+        hop: rows from one queried window's begin to the next one's.
         output: an .npz file to write at the end: `code`, `start`, `stop` and the labels, a row a window;
             empty: none.
         plot: a picture of the codes and a window; empty: none.
 
     Attributes:
-        explained: explained variance of the asked windows by what rebuilt them; empty before any answer.
+        explained: explained variance of the queried windows by the kind of reconstruction; empty before any answer.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class CsvSignalsIO(ClientIO):
         super().__init__(model)
         n_steps = model.signature.inputs[0].dims[-1]
         columns = Columns(timestamp, tuple(channels), tuple(labels), delimiter, timestamp_format)
-        known, asked = [], []
+        known, queried = [], []
         for path in find_files(folder):
             recording = open_recording(path, columns, cache_dir() / "csv_windows")
             border = len(recording.times_us) - round(share * len(recording.times_us))
             for begin, stop in recording.runs(max_gap):
                 known.append((recording, begin, min(stop, border)))
-                asked.append((recording, max(begin, border), stop))
-        self._known, self._asked = Windows(known, n_steps, 4), Windows(asked, n_steps, hop)
+                queried.append((recording, max(begin, border), stop))
+        self._known, self._queried = Windows(known, n_steps, 4), Windows(queried, n_steps, hop)
         self._output, self._plot = output, plot
         self._rows: list[int] = []
         self._codes: list[NDArray[np.float32]] = []
@@ -69,7 +69,7 @@ class CsvSignalsIO(ClientIO):
         self.explained: dict[str, float] = {}
 
     def inputs(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        for window in self._asked:
+        for window in self._queried:
             yield {"signals": window["signals"]}
 
     def decode(self, index: int, outputs: dict[str, NDArray[np.float32]], version: int) -> None:
@@ -81,7 +81,7 @@ class CsvSignalsIO(ClientIO):
         if not self._rows:
             print("no answers: nothing to compare or write")
             return
-        windows = [self._asked[row] for row in self._rows]
+        windows = [self._queried[row] for row in self._rows]
         means, stds = (moment[:, None] for moment in self._known.moments())
         z, rebuilt, known = (
             (np.stack(signals) - means) / stds
@@ -97,9 +97,9 @@ class CsvSignalsIO(ClientIO):
             "served": explained_variance(z, rebuilt),
             f"PCA-{size}": explained_variance(z, pca.reconstruct(z)),
         }
-        told = ", ".join(f"{name} {value:.3f}" for name, value in self.explained.items())
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in self.explained.items())
         first, last = windows[0]["start"], windows[-1]["stop"]
-        print(f"{len(windows)} windows from {first} to {last}; explained variance: {told}")
+        print(f"{len(windows)} windows from {first} to {last}; explained variance: {figures}")
         if self._output:
             others = {name: [w[name] for w in windows] for name in windows[0] if name != "signals"}
             np.savez(self._output, code=np.stack(self._codes), **others)

@@ -1,4 +1,4 @@
-"""How good codes and reconstructions are, beside those of principal component analysis (PCA); numpy alone."""
+"""Quality of codes and reconstructions, compared with principal component analysis (PCA); numpy alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +16,18 @@ def explained_variance(signals: Floats, reconstructions: Floats) -> float:
 
 
 def nearest_neighbour_accuracy(
-    known: Floats, known_labels: NDArray[np.int64], asked: Floats, asked_labels: NDArray[np.int64]
+    known: Floats, known_labels: NDArray[np.int64], queried: Floats, queried_labels: NDArray[np.int64]
 ) -> float:
-    """Share of the asked codes whose nearest known code, by Euclidean distance, has their class.
+    """Share of the queried codes whose nearest known code, by Euclidean distance, has their class.
 
     Args:
-        known: codes [sample, value]; likewise `asked`.
-        known_labels: classes [sample]; likewise `asked_labels`.
+        known: codes [sample, value].
+        queried: codes [sample, value].
+        known_labels: classes [sample].
+        queried_labels: classes [sample].
     """
-    distances = np.square(asked[:, None] - known[None]).sum(-1)
-    return float((known_labels[distances.argmin(1)] == asked_labels).mean())
+    distances = np.square(queried[:, None] - known[None]).sum(-1)
+    return float((known_labels[distances.argmin(1)] == queried_labels).mean())
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Pca:
     """The linear code of least squared error.
 
     Attributes:
-        mean: of the signals it was fitted on, [value].
+        mean: mean of the fitted signals, [value].
         components: orthonormal directions, [code value, value].
     """
 

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.kinked_points import X_MAX, X_MIN, draw_points, true_curve
+from examples.uncertainty.points import X_MAX, X_MIN, draw_points, true_curve
 
 Floats = NDArray[np.floating[Any]]
 Z_90 = 1.6449
-"""Standard deviations about the mean between which a normal variable lies nine times in ten."""
+"""Half width of the central 90 % interval of a normal variable, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Bands:
-    """What is predicted at each point, and how surely; all in y's unit, [point].
+    """Predictions with their uncertainty, in y's unit, [point].
 
     Attributes:
         mean: over the draws.
-        epistemic: standard deviation that the draws have about it: what the data do not tell.
+        epistemic: standard deviation that the draws have about it: what the data leave unknown.
         aleatoric: standard deviation of the noise, as predicted.
     """
 
@@ -38,7 +38,7 @@ class Bands:
         return Bands(self.mean[chosen], self.epistemic[chosen], self.aleatoric[chosen])
 
     def coverage(self, y: Floats) -> float:
-        """Share of the observations, [point], that lie inside the 90 % band."""
+        """Share of the observations, [point], inside the 90 % band."""
         return float((np.abs(y - self.mean) <= Z_90 * self.total).mean())
 
 
@@ -47,7 +47,7 @@ def bands_of_draws(mean: Floats, log_variance: Floats) -> Bands:
 
     Args:
         mean: predicted.
-        log_variance: of the noise, predicted.
+        log_variance: predicted logarithm of the noise's variance.
     """
     return Bands(mean.mean(0), mean.std(0, ddof=1), np.sqrt(np.exp(log_variance).mean(0)))
 
@@ -56,11 +56,11 @@ def draw_bands(path: Path, x: Floats, bands: Bands, draws: Floats, *, title: str
     """Write the picture: both bands with some of the draws, and the deviations below.
 
     Args:
-        path: of the .png file.
+        path: path of the .png file.
         x: the points, ascending.
         bands: at these points.
         draws: the means of each draw, [draw, point].
-        title: of the whole.
+        title: title of the figure.
     """
     from matplotlib.figure import Figure
 

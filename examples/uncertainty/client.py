@@ -1,4 +1,4 @@
-"""The served curve asked with many seeds: what is known of it, what is not, and how often the band is right."""
+"""Query the served curve with many seeds, and draw the mean, its uncertainty and the band's coverage."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.kinked_points import X_MAX, X_MIN, draw_points, true_curve
 from examples.uncertainty.bands import Bands, bands_of_draws, draw_bands
+from examples.uncertainty.points import X_MAX, X_MIN, draw_points, true_curve
 from unitrain.client import ClientIO, ModelInfo
 
 Floats = NDArray[np.float32]
 
 
 class BandsIO(ClientIO):
-    """Asks for each point with each seed, prints how the bands fare, and draws them.
+    """Queries each point with each seed, prints the bands' coverage, and draws them.
 
     Args:
-        model: what the server says of the model.
+        model: description of the served model.
         seeds: draws of the network, with the seeds 0, 1, ...; at least 2.
         x_min: the drawn grid's first point.
         x_max: the drawn grid's last point.
         n_grid: points of the grid.
         n_fresh: noisy points in the trained range by which coverage is measured.
-        fresh_seed: of those points; none that a training draws by default.
+        fresh_seed: seed of those points, another one than a training's default.
         plot: the picture's path, relative to the working folder; empty: none.
 
     Attributes:
-        grid: the bands on the grid; None before `finalize`, likewise the next.
-        coverage: share of the fresh points that lie inside the 90 % band.
+        grid: the bands on the grid; None before `finalize`.
+        coverage: share of the fresh points inside the 90 % band; None before `finalize`.
 
     Raises:
         ValueError: fewer than 2 seeds.

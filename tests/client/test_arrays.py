@@ -98,5 +98,5 @@ def test_message_over_the_limit_is_refused_with_its_size():
     spec = TensorSpec("x", "UINT8", (-1,))
     model = ModelInfo("m", (1,), None, Signature((spec,), (spec,), batched=False), 0, "localhost:1")
     huge = np.broadcast_to(np.zeros(1, np.uint8), (2**31,))
-    with pytest.raises(DataError, match="2,147,483,648 bytes is over gRPC's limit"):
+    with pytest.raises(DataError, match="2,147,483,648 bytes exceeds gRPC's limit"):
         Encoder(model).encode([huge], 1, "here")

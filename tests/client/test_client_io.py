@@ -57,12 +57,13 @@ def test_own_io_replaces_source_and_sink(predict, project):
     assert done.read_text() == "True 4 [0.0, 1.0, 2.0, 3.0]"
 
 
-def test_own_io_comes_from_the_settings(predict, project):
-    """The `client` section names the class and its options; the command line's win."""
+@pytest.mark.parametrize("section", ["client_io", "client"])
+def test_own_io_comes_from_the_settings(predict, project, section):
+    """The `client_io` section, `client` before, names the class and its options; the command line's win."""
     done = project / "done.txt"
     settings = project / "examples" / "settings.yaml"
     settings.parent.mkdir()
-    settings.write_text(f"client_io: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
+    settings.write_text(f"{section}: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
     assert predict("linear", "--config", settings, "--io.rows", 2).code == 0
     assert done.read_text() == "False 2 [0.0, 2.0]"
     settings.write_text("experiment: x\n")

@@ -229,5 +229,7 @@ def test_a_golden_archive_is_read_no_further_than_the_limit(predict, values, tmp
     refused("which it does not hold")
     np.savez(path, **{"inputs/x": np.array([{}], dtype=object)})
     refused("which it does not hold")
+    np.savez(path, x=np.zeros((2, 3), np.float32))
+    refused("has no arrays named")
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     refused("can't be read")

@@ -214,7 +214,7 @@ def test_bad_input_is_one_sentence(predict, tmp_path, name, content, said):
             "can't be written: No such file",
         ),
         (["linear", "--input", "random", "--batch-rows", 1000], 2, "takes 1 to 64 rows a request, got 1000"),
-        (["linear", "--input", "random", "--batch-rows", 0], 2, "--batch-rows: expected at least 1"),
+        (["linear", "--input", "random", "--batch-rows", 0], 2, "--batch-rows: expected 1 or more"),
         (["linear", "--input", "random", "--timeout", 0], 2, "--timeout: expected seconds above 0"),
         (["linear", "--input", "golden"], 1, "linear/1/golden.npz: can't be read"),
         (
@@ -226,9 +226,13 @@ def test_bad_input_is_one_sentence(predict, tmp_path, name, content, said):
         (
             ["linear", "--input", "a.csv", "--output", "./a.csv"],
             2,
-            "--output would overwrite its own --input, a.csv",
+            "--output would overwrite --input, a.csv",
         ),
-        (["linear", "--io", "own.Own", "--input", "random"], 2, "leave --input and --output out"),
+        (
+            ["linear", "--io", "own.Own", "--input", "random"],
+            2,
+            "--io and --config replace --input and --output",
+        ),
     ],
 )
 def test_wrong_usage_is_one_sentence(predict, words, code, said):

@@ -50,7 +50,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(predict, tmp_path, sink):
     ran = predict(*words, "--resume", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["samples"] == 60
-    assert "goes on after the 40 samples that are there" in ran.err
+    assert "continues after the 40 existing samples" in ran.err
     if sink == "out/":
         outputs = np.array([np.load(p)["y"] for p in sorted((tmp_path / "out").iterdir())])
     else:
@@ -101,7 +101,7 @@ def test_server_and_model_are_waited_for(tmp_path, triton_wheel):
     """`--wait` before there is a server, and then before there is a model; in vain it is one sentence."""
     ran = run_predict("linear", "--input", "random", "--url", "127.0.0.1:1", "--wait", "0.5")
     assert ran.code == 1
-    assert ran.err.splitlines()[0].startswith("note: waiting for it: 127.0.0.1:1: no server answers")
+    assert ran.err.splitlines()[0].startswith("note: waiting for the model: 127.0.0.1:1: no server answers")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -113,7 +113,7 @@ def test_server_and_model_are_waited_for(tmp_path, triton_wheel):
         [sys.executable, "-m", "unitrain", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            assert "waiting for it" in process.stderr.readline()
+            assert "waiting for the model" in process.stderr.readline()
             server.start()
             onnx_models.publish_model(server.repository)
             out, err = process.communicate(timeout=LIMIT_S)
@@ -130,9 +130,9 @@ def test_server_and_model_are_waited_for(tmp_path, triton_wheel):
         (["--input", "random", "--hop-steps", 2], "--hop-steps needs --window-steps"),
         (["--input", "random", "--window-steps", 2], "--window-steps needs an --input that holds a signal"),
         (["--input", "random", "--resume"], "--resume needs an --input and an --output"),
-        (["--input", "random", "--output", "-", "--resume"], "--resume: - keeps nothing"),
-        (["--input", "random", "--max-errors", -1], "--max-errors: expected at least 0, got -1"),
-        (["--input", "random", "--wait", -1], "--wait: expected seconds from 0, got -1.0"),
+        (["--input", "random", "--output", "-", "--resume"], "--resume: - keeps no rows"),
+        (["--input", "random", "--max-errors", -1], "--max-errors: expected 0 or more, got -1"),
+        (["--input", "random", "--wait", -1], "--wait: expected 0 seconds or more, got -1.0"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_sentence(predict, words, said):
@@ -146,10 +146,10 @@ def test_options_that_do_not_go_together_are_one_sentence(predict, words, said):
 def test_progress_tells_rate_and_time_left():
     """A line has what is done, of how many, the rate, the rest of the time, and what failed."""
     from unitrain.client import Result
-    from unitrain.client.stream_stats import Report
+    from unitrain.client.stream_stats import StreamStatistics
     from unitrain.commands._output import line, progress
 
-    report = Report()
+    report = StreamStatistics()
     time.sleep(0.1)
     for i in range(50):
         report.count(Result(i, None if i < 2 else {}, 1, 1.0, ClientError("no") if i < 2 else None))

@@ -68,14 +68,14 @@ def test_answers_are_those_of_messages_and_nothing_is_left(server):
 
 def test_the_file_that_others_may_list_tells_nothing(server, monkeypatch):
     """It is for this user alone, and has another name than the region, which any client's request could read from."""
-    files, original = [], shared_memory._mapped
+    files, original = [], shared_memory._map_file
 
     def mapped(path, size):
         found = original(path, size)
         files.append((path.name, path.stat().st_mode & 0o777))
         return found
 
-    monkeypatch.setattr(shared_memory, "_mapped", mapped)
+    monkeypatch.setattr(shared_memory, "_map_file", mapped)
     regions = set()
     with Client(server.url) as client:
         for _ in client.stream("linear", numbered(40), shared_memory=True, batch_rows=8):

@@ -143,7 +143,7 @@ def test_folder_that_holds_answers_is_not_written_over(tmp_path):
     sink = open_sink(f"{tmp_path}/out/", model(), None)
     sink.write(0, row(0), 1, "deep.cat.png")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["00000000_deep.cat.npz"]
-    with pytest.raises(DataError, match="holds the answers to 1 samples; --resume goes on"):
+    with pytest.raises(DataError, match="holds the answers to 1 samples; continue after them by --resume"):
         open_sink(str(tmp_path / "out"), model(), None)
 
 
@@ -166,5 +166,5 @@ def test_output_of_something_else_is_not_gone_on_with(tmp_path, name, data, said
 def test_what_keeps_nothing_can_not_be_resumed(tmp_path):
     """Standard output and the Projector."""
     for target in ("-", f"projector:{tmp_path}"):
-        with pytest.raises(UsageError, match="keeps nothing to go on after"):
+        with pytest.raises(UsageError, match="keeps no rows to continue after"):
             open_sink(target, model(), None, resume=True)

@@ -6,7 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unitrain.client.io.sources import Windows, check_source, open_samples
+from unitrain.client.io.samples import Windows
+from unitrain.client.io.sources import check_source, open_samples
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import DataError, UsageError
 from unitrain.signature import Signature, TensorSpec
@@ -86,7 +87,7 @@ def test_folder_of_images_is_a_sample_each_in_order_of_names(tmp_path, dims, arr
     assert [s.name for s in samples] == ["a.bmp", "b.png", "c.tiff"]
     for sample, place in zip(samples, (1, 0, 2), strict=True):
         assert np.array_equal(sample["x"], arrange(colours[place]))
-    assert notes == [f"{tmp_path}: passed over 1 entry of other kinds"]
+    assert notes == [f"{tmp_path}: ignored 1 entry of other kinds"]
     matched, _, _ = read(f"{tmp_path}/[ab].*", model(*dims, dtype="UINT8"))
     assert [s.name for s in matched] == ["a.bmp", "b.png"]
 

@@ -313,7 +313,7 @@ def test_model_is_waited_for(triton):
         assert (info.name, info.versions) == ("linear", (1,))
         assert client.predict("linear", x=[1, 2, 3]).version == 1
     assert len(told) == 1
-    assert "waiting for it: " in told[0]
+    assert "waiting for the model: " in told[0]
 
 
 def test_numbers_begin_where_they_are_told_to(server):
@@ -332,21 +332,23 @@ def test_requests_over_the_limit_are_sent_in_parts(server, monkeypatch):
     with Client(server.url) as client:
         check_all(client.stream("linear", numbered(64), batch_rows=64), 64)
         [result] = client.stream("linear", [{"x": np.ones((9, 3), np.float32)}])
-    assert "sample 0: a request of 108 bytes is over gRPC's limit of 100" in str(result.error)
+    assert "sample 0: a request of 108 bytes exceeds gRPC's limit of 100" in str(result.error)
 
 
 def test_examples_of_the_docstrings_run(server):
-    """Those of the client and of ClientIO, as they stand, on a real server."""
+    """Those of the client and of ClientIO, on a real server, and of the classes around them."""
     import doctest
 
-    from unitrain.client import client as client_module
-    from unitrain.client.io import client_io as io_module
+    from unitrain.client import client, stream_stats
+    from unitrain.client.io import client_io, samples
+    from unitrain.client.streaming import requests
+    from unitrain.commands import _parser
 
     runner = doctest.DocTestRunner()
-    for module in (client_module, io_module):
+    for module in (client, client_io, samples, requests, stream_stats, _parser):
         for test in doctest.DocTestFinder().find(module, extraglobs={"url": server.url}):
             runner.run(test)
-    assert runner.tries == 4
+    assert runner.tries == 16
     assert runner.failures == 0
 
 

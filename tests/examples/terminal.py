@@ -22,7 +22,7 @@ EXEMPT = {
     ". .venv/bin/activate": "the environment is there",
     "python -m unitrain fit --resume last": "needs a run that was killed: tests/training/test_resume.py",
     "python -m unitrain models promote": "needs a run that holds a version back: tests/publish/test_policy.py",
-    "python -m examples.signals_clustering.pretrained": "trained in full by test_pretrained.py",
+    "python -m examples.signals_clustering_demo.pretrained": "trained in full by test_pretrained.py",
 }
 PLACEHOLDERS = {"RUN": "last", "F": "examples/curve_fitting/settings.yaml"}
 

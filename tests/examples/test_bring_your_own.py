@@ -8,24 +8,24 @@ import pytest
 from commands import ROOT
 from terminal import Terminal
 
-from datamodules.diabetes_rows import load_diabetes_parts
 from examples.bring_your_own.client import DiabetesIO, references
+from examples.bring_your_own.patients import load_diabetes_parts
 from unitrain.client import ModelInfo
 from unitrain.signature import Signature, TensorSpec
 
 README = ROOT / "examples" / "bring_your_own" / "README.md"
 
 
-@pytest.mark.parametrize(
-    "name", ["models/diabetes.py", "datamodules/diabetes.py", "datamodules/diabetes_rows.py"]
-)
+@pytest.mark.parametrize("name", ["model.py", "data.py", "patients.py"])
 def test_model_and_data_import_nothing_of_unitrain(name: str) -> None:
     """Neither by name nor through a module of the project that does."""
-    tree = ast.parse((ROOT / name).read_text())
+    tree = ast.parse((README.parent / name).read_text())
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name for name in imported if name.startswith("unitrain")}
-    assert {name for name in imported if name.startswith("datamodules")} <= {"datamodules.diabetes_rows"}
+    assert {name for name in imported if name.startswith(("examples", "datamodules"))} <= {
+        "examples.bring_your_own.patients"
+    }
 
 
 def test_parts_are_disjoint_and_complete() -> None:

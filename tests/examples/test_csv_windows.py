@@ -8,9 +8,9 @@ import torch
 from commands import ROOT
 from terminal import Terminal
 
-from datamodules.csv_files import data_path, find_files, read_rows
-from datamodules.csv_series import Columns, open_recording
-from datamodules.csv_windows import CsvWindows
+from unitrain.datamodules.csv_files import data_path, find_files, read_rows
+from unitrain.datamodules.csv_series import Columns, open_recording
+from unitrain.datamodules.csv_windows import CsvWindows
 from unitrain.errors import DataError
 
 README = ROOT / "examples" / "signals_clustering" / "README.md"

@@ -8,10 +8,10 @@ import torch
 from commands import ROOT
 from terminal import Terminal
 
-from datamodules.curve import NoisyCurve
-from datamodules.curve_points import draw_points, true_curve
 from examples.curve_fitting.client import CurveIO
-from models.curve import CurveRegressor
+from examples.curve_fitting.data import NoisyCurve
+from examples.curve_fitting.model import CurveRegressor
+from examples.curve_fitting.points import draw_points, true_curve
 from unitrain.client import ModelInfo
 from unitrain.errors import HookError
 from unitrain.signature import Signature, TensorSpec

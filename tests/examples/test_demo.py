@@ -46,7 +46,7 @@ def test_demo_fails_with_the_missed_target_and_leaves_nothing_running(project: P
     settings["publish"]["every_n_validations"] = 1
     path.write_text(yaml.safe_dump(settings))
     demo = subprocess.run(
-        [sys.executable, "-m", "examples.signals_clustering.demo"],
+        [sys.executable, "-m", "examples.signals_clustering_demo.demo"],
         cwd=project, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert demo.returncode == 1, demo.stdout + demo.stderr
@@ -63,7 +63,7 @@ def test_demo_fails_with_the_missed_target_and_leaves_nothing_running(project: P
 def test_demo_ended_by_a_signal_ends_its_children(project: Path) -> None:
     """SIGTERM in the middle of the training: exit 143, and neither training nor server goes on."""
     demo = subprocess.Popen(
-        [sys.executable, "-m", "examples.signals_clustering.demo"],
+        [sys.executable, "-m", "examples.signals_clustering_demo.demo"],
         cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:

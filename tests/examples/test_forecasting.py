@@ -6,8 +6,15 @@ import torch
 from commands import ROOT
 from terminal import Terminal
 
-from datamodules.co2 import FIRST_HELD_OUT, FIRST_VALIDATION, Series, calendar, load_co2, split_origins
-from datamodules.series import WeeklyCO2
+from examples.forecasting.co2 import (
+    FIRST_HELD_OUT,
+    FIRST_VALIDATION,
+    Series,
+    calendar,
+    load_co2,
+    split_origins,
+)
+from examples.forecasting.data import WeeklyCO2
 from examples.forecasting.reference import (
     SMOOTHING,
     exponential_smoothing,
@@ -16,9 +23,9 @@ from examples.forecasting.reference import (
     seasonal_naive,
     seasonal_naive_with_drift,
 )
-from models.forecasting import Forecaster
-from models.tcn import TCN
 from unitrain.errors import HookError
+from unitrain.models.forecasting import Forecaster
+from unitrain.models.tcn import TCN
 
 README = ROOT / "examples" / "forecasting" / "README.md"
 

@@ -9,9 +9,8 @@ from commands import ROOT
 from terminal import Terminal
 
 import unitrain
-from datamodules.digit_arrays import load_digit_arrays
-from datamodules.digit_codes import DigitsWithCodes
 from examples.generative.client import DigitsIO
+from examples.generative.data import DigitsWithCodes
 from examples.generative.reference import mixture_samples
 from examples.generative.scores import (
     DigitFeatures,
@@ -19,8 +18,9 @@ from examples.generative.scores import (
     frechet_distance,
     two_sample_accuracy,
 )
-from models.adversarial_autoencoder import AdversarialAutoencoder
 from unitrain.client import ModelInfo
+from unitrain.datamodules.digit_arrays import load_digit_arrays
+from unitrain.models.adversarial_autoencoder import AdversarialAutoencoder
 from unitrain.signature import Signature, TensorSpec
 
 FOLDER = ROOT / "examples" / "generative"

@@ -15,15 +15,15 @@ from optuna.trial import TrialState
 from terminal import Terminal
 from time_limits import LIMIT_S, wait_until
 
-from datamodules.auto_mpg import AutoMpg
-from datamodules.auto_mpg_rows import FEATURES, load_cars
 from examples.hyperparameter_search import search, search_hyperopt
+from examples.hyperparameter_search.cars import FEATURES, load_cars
 from examples.hyperparameter_search.command import run_command
+from examples.hyperparameter_search.data import AutoMpg
 from examples.hyperparameter_search.report import draw_plots, report_lines
 from examples.hyperparameter_search.space import read_space, values_in
 from examples.hyperparameter_search.study import SharedStudy
-from models.mlp import MLP
 from unitrain.errors import SettingsError
+from unitrain.models.mlp import MLP
 
 FOLDER = ROOT / "examples" / "hyperparameter_search"
 README = FOLDER / "README.md"

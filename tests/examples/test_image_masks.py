@@ -9,9 +9,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from datamodules.image_files import OpenFiles, find_pairs, grey_levels, open_array
-from datamodules.image_masks import ImageMasks
-from datamodules.image_patches import Region, blocks, space_parts
+from unitrain.datamodules.image_files import OpenFiles, find_pairs, grey_levels, open_array
+from unitrain.datamodules.image_masks import ImageMasks
+from unitrain.datamodules.image_patches import Region, blocks, space_parts
 from unitrain.errors import DataError, HookError
 
 

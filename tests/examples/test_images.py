@@ -11,16 +11,15 @@ from terminal import Terminal
 from torchmetrics.classification import MulticlassCalibrationError
 from tritonclient import grpc
 
-from datamodules.digits import Digits
-from datamodules.labelled_images import LabelledImages
-from datamodules.mnist import Mnist
-from datamodules.mnist_arrays import load_mnist
 from examples.images.client import HeldOutIO
+from examples.images.data import Digits, Mnist
 from examples.images.held_out import expected_calibration_error, load_part, log_loss, softmax
+from examples.images.mnist import load_mnist
 from examples.images.reference import svm_accuracy
-from models.image_classifier import ImageClassifier, fitted_temperature
 from unitrain.client import ModelInfo
+from unitrain.datamodules.labelled_images import LabelledImages
 from unitrain.errors import HookError
+from unitrain.models.image_classifier import ImageClassifier, fitted_temperature
 from unitrain.signature import Signature, TensorSpec
 
 EXAMPLE = ROOT / "examples" / "images"

@@ -16,7 +16,7 @@ from time_limits import LIMIT_S
 from triton_server import TritonServer
 
 from examples.signals_clustering.clustering import purity
-from examples.signals_clustering.pretrained import MODEL, RUNS, naming, ship, train
+from examples.signals_clustering_demo.pretrained import MODEL, RUNS, naming, ship, train
 from unitrain.repository.manifest import read_manifest
 
 VERSION_DIR = ROOT / "triton_repo" / MODEL / "1"

@@ -9,9 +9,9 @@ from commands import ROOT
 from PIL import Image
 from terminal import Terminal
 
-from datamodules.nuclei import NucleiPatches
-from datamodules.nuclei_files import load_nuclei
 from examples.segmentation.client import TilesIO
+from examples.segmentation.data import NucleiPatches
+from examples.segmentation.nuclei import load_nuclei
 from examples.segmentation.pictures import write_mask
 from examples.segmentation.reference import otsu
 from examples.segmentation.scores import foreground_iou

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.basic_motions import CLASS_NAMES, load_basic_motions
-from datamodules.signals import Augmentation, BasicMotions
+from examples.signals_clustering.basic_motions import CLASS_NAMES, load_basic_motions
+from examples.signals_clustering.data import Augmentation, BasicMotions
 from unitrain.errors import HookError
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.signals import SignalsAutoencoder
+from unitrain.models.signals import SignalsAutoencoder
 from unitrain.module import batch_inputs
 
 MEANS, STDS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from commands import unitrain
 
-from datamodules.arrays import InMemory
-from datamodules.tabular import CsvTable
-from models.mlp import MLP, MLPClassifier
+from unitrain.datamodules.arrays import InMemory
+from unitrain.datamodules.tabular import CsvTable
 from unitrain.errors import DataError, HookError
+from unitrain.models.mlp import MLP, MLPClassifier
 
 
 @pytest.fixture
@@ -232,9 +232,9 @@ def test_yaml_alone_trains_on_a_table(table: Path, tmp_path: Path) -> None:
     settings.write_text(f"""
 experiment: table
 seed_everything: 1
-model: {{class_path: models.mlp.MLP, init_args: {{hidden: [16], lr: 0.02}}}}
+model: {{class_path: unitrain.models.mlp.MLP, init_args: {{hidden: [16], lr: 0.02}}}}
 data:
-  class_path: datamodules.tabular.CsvTable
+  class_path: unitrain.datamodules.tabular.CsvTable
   init_args: {{file: {table}, target: y, categories: [colour], numbers: [size]}}
 links:
   data.feature_means: model.init_args.feature_means

@@ -10,15 +10,15 @@ from commands import ROOT
 from terminal import Terminal
 from torch import nn
 
-from datamodules.kinked import KinkedCurve
-from datamodules.kinked_points import NOISE_STD, draw_points, true_curve
 from examples.uncertainty.bands import bands_of_draws
 from examples.uncertainty.client import BandsIO
+from examples.uncertainty.data import KinkedCurve
+from examples.uncertainty.model import UncertainRegressor
+from examples.uncertainty.points import NOISE_STD, draw_points, true_curve
 from examples.uncertainty.reference import boosted_quantiles, gaussian_process
-from models.seeded_dropout import PRIME, ConcreteDropout, SeededDropout, SeededUniform
-from models.uncertainty import UncertainRegressor
 from unitrain.client import ModelInfo
 from unitrain.errors import HookError
+from unitrain.models.seeded_dropout import PRIME, ConcreteDropout, SeededDropout, SeededUniform
 from unitrain.signature import Signature, TensorSpec
 
 README = ROOT / "examples" / "uncertainty" / "README.md"

@@ -108,7 +108,7 @@ def test_rows_that_are_not_finite_are_left_out_everywhere(
     assert set(tensorboard.info(run)) == {"code@1", "other@1"}
     assert tensorboard.labels(run, "code@1") == {"label": list(map(str, kept))}
     np.testing.assert_allclose(tensorboard.tensor(run, "other@1"), other[kept], rtol=2e-5)
-    assert "3 of 60 rows left out" in caplog.text
+    assert "3 of 60 rows omitted" in caplog.text
     assert "dead left out" in caplog.text
 
 

@@ -156,7 +156,7 @@ def test_a_worse_run_is_held_back_and_can_be_promoted(
     command = f"python -m unitrain models promote points --run experiments/points/{worse.run_dir.name}"
     reason = (
         f"val_loss 0.6 is worse than the 0.3 of version 1 (run points/{first.run_dir.name}); `{command}` publishes it "
-        "all the same, and `--publish.policy every` does so in a training"
+        "anyway; `--publish.policy every` publishes every version of a training"
     )
     assert last == f"nothing was published, since all 2 candidates were held back: {reason}"
     entries = record(worse)["held_back"]

@@ -212,7 +212,7 @@ def test_export_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     template = build_template(Net(), {"x": torch.randn(6, 3)}, opset=20, tolerance=Tolerance())
     export = ExportProcess(limit_s=0.05)
     with pytest.raises(ExportError, match=r"took more than 0\.05 s"):
-        template.exported_anew(export)
+        template.exported_again(export)
     assert export.pid is None
     export.close()
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_versions import config_of, fill
+import small_versions
 
 from unitrain.repository import Repository
 
@@ -18,5 +18,5 @@ def repository(tmp_path: Path) -> Repository:
 @pytest.fixture
 def publish(repository: Repository) -> Callable[[], int]:
     """Publishes one more version of the model `codes`."""
-    config = config_of()
-    return lambda: repository.publish("codes", config, fill)
+    config = small_versions.config_of()
+    return lambda: small_versions.publish(repository, config)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unitrain.repository import ModelConfig, model_config
+from unitrain.repository import ModelConfig, Repository, model_config
 from unitrain.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(
@@ -18,3 +18,10 @@ def config_of(signature: Signature = SIGNATURE, name: str = "codes") -> ModelCon
 
 def fill(version_dir: Path, number: int) -> None:
     (version_dir / "model.onnx").write_bytes(b"graph of %d" % number)
+
+
+def publish(repository: Repository, config: ModelConfig | None) -> int:
+    """Publish the smallest version of the model `codes`, and return its number."""
+    with repository.new_version("codes", config) as staged:
+        fill(staged.path, staged.number)
+    return staged.number

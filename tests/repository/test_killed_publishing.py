@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from small_versions import config_of, fill
+from small_versions import config_of, publish
 
 from unitrain.repository import Repository
 
@@ -22,16 +22,15 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from small_versions import config_of
 from unitrain.repository import Repository
 
-def fill(version_dir, number):
-    with (version_dir / "model.onnx").open("wb") as file:
-        for _ in range(10):
-            file.write(bytes({SIZE_BYTES // 10}))
-    (version_dir / "manifest.json").write_text("{{}}")
-
 repository = Repository(Path(sys.argv[1]))
 config = config_of()
 while True:
-    print(repository.publish("codes", config, fill), flush=True)
+    with repository.new_version("codes", config) as staged:
+        with (staged.path / "model.onnx").open("wb") as file:
+            for _ in range(10):
+                file.write(bytes({SIZE_BYTES // 10}))
+        (staged.path / "manifest.json").write_text("{{}}")
+    print(staged.number, flush=True)
     time.sleep(0.03)  # the other's turn
 """
 
@@ -98,4 +97,4 @@ def test_killed_publishers_leave_only_whole_versions(tmp_path: Path) -> None:
         "config.pbtxt",
     }
     largest = repository.versions("codes")[-1]
-    assert repository.publish("codes", config_of(), fill) > largest
+    assert publish(repository, config_of()) > largest

@@ -26,29 +26,28 @@ def publish(repository: Repository, scale: float, value: float) -> int:
         "linear", linear_signature(N), max_batch_size=64, num_versions=2, max_queue_delay_microseconds=100
     )
 
-    def fill(version_dir: Path, number: int) -> None:
-        model = linear_model(version_dir / "model.onnx", scale, N)
+    with repository.new_version("linear", config) as staged:
+        model = linear_model(staged.path / "model.onnx", scale, N)
         inputs = {"x": np.arange(2.0 * N, dtype=np.float32).reshape(2, N)}
         outputs = run_onnx(model, inputs)
-        np.savez(version_dir / "golden.npz", **{"inputs/x": inputs["x"], "outputs/y": outputs["y"]})
+        np.savez(staged.path / "golden.npz", **{"inputs/x": inputs["x"], "outputs/y": outputs["y"]})
         Manifest(
             model="linear",
-            version=number,
+            version=staged.number,
             published_at="2026-01-02T03:04:05+00:00",
             run="lines/2026-01-02_03-00-00",
-            run_dir=str(repository.root.parent / f"run-{number}"),
-            step=10 * number,
-            epoch=number,
+            run_dir=str(repository.root.parent / f"run-{staged.number}"),
+            step=10 * staged.number,
+            epoch=staged.number,
             weights="ema",
             signature=linear_signature(N),
             sha256=sha256_of(model),
-            golden_sha256=sha256_of(version_dir / "golden.npz"),
-            settings_sha256=str(number),
+            golden_sha256=sha256_of(staged.path / "golden.npz"),
+            settings_sha256=str(staged.number),
             metric=Metric("val_loss", value, "min"),
             parity={"y": {"max_abs": 0.0, "max_rel": 0.0}},
-        ).write(version_dir)
-
-    return repository.publish("linear", config, fill)
+        ).write(staged.path)
+    return staged.number
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_diff_tells_settings_metrics_and_weights(two: Repository, capsys: pytest
     assert told["weights"] == [{"name": "scale", "shape": [], "max_abs": 1.0, "relative": 0.5}]
     assert models(two, "diff", "linear", "1", "2") == 0
     shown = capsys.readouterr().out
-    assert "1 weights differ, 0 are equal to the bit" in shown
+    assert "1 weights differ, 0 are equal bit by bit" in shown
     assert "model.lr" in shown
 
 
@@ -112,7 +111,7 @@ def test_rollback_publishes_an_earlier_version_under_a_new_number(
     """The files are those of then, the manifest says from which; the configuration stays as it is."""
     config = two.config_path("linear").read_bytes()
     assert models(two, "rollback", "linear", "1") == 0
-    assert "published linear version 3, which is version 1 again" in capsys.readouterr().out
+    assert "published linear version 3, a copy of version 1" in capsys.readouterr().out
     first, third = (two.version_dir("linear", n) for n in (1, 3))
     for name in ("model.onnx", "golden.npz"):
         assert (first / name).read_bytes() == (third / name).read_bytes()

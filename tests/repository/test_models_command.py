@@ -41,14 +41,11 @@ def _manifest(version: int) -> Manifest:
 @pytest.fixture
 def published(repository: Repository) -> Path:
     """Versions 1 and 2 of `codes`, the second without a manifest."""
-
-    def fill(version_dir: Path, number: int) -> None:
-        (version_dir / "model.onnx").write_bytes(bytes(2048))
-        if number == 1:
-            _manifest(number).write(version_dir)
-
-    repository.publish("codes", config_of(), fill)
-    repository.publish("codes", config_of(), fill)
+    for _ in range(2):
+        with repository.new_version("codes", config_of()) as staged:
+            (staged.path / "model.onnx").write_bytes(bytes(2048))
+            if staged.number == 1:
+                _manifest(staged.number).write(staged.path)
     return repository.root
 
 

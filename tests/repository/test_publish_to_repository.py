@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import small_versions
 from small_versions import SIGNATURE, config_of, fill
 from time_limits import LIMIT_S
 
@@ -67,18 +68,19 @@ def test_two_processes_never_share_a_number(repository: Repository) -> None:
 
 
 def _publish_often(root: Path, times: int) -> list[int]:
-    return [Repository(root).publish("codes", config_of(), fill) for _ in range(times)]
+    return [small_versions.publish(Repository(root), config_of()) for _ in range(times)]
 
 
 def test_a_failed_fill_leaves_nothing(repository: Repository, publish: Callable[[], int]) -> None:
     """A gate's refusal passes through as it is; neither model nor staging is there, and its number is free."""
 
-    def refuse(version_dir: Path, number: int) -> None:
-        fill(version_dir, number)
-        raise PublishRefused("parity", "too far")
+    def publish_refused() -> None:
+        with repository.new_version("codes", config_of()) as staged:
+            fill(staged.path, staged.number)
+            raise PublishRefused("parity", "too far")
 
     with pytest.raises(PublishRefused, match="too far"):
-        repository.publish("codes", config_of(), refuse)
+        publish_refused()
     assert repository.models() == []
     assert _left_in_staging(repository) == []
     assert publish() == 1
@@ -86,8 +88,11 @@ def test_a_failed_fill_leaves_nothing(repository: Repository, publish: Callable[
 
 def test_a_version_without_a_model_is_refused(repository: Repository) -> None:
     """Triton would fail to load it, and it would block newer ones."""
-    with pytest.raises(RepositoryError, match=r"without a model\.onnx"):
-        repository.publish("codes", config_of(), lambda _dir, _number: None)
+    with (
+        pytest.raises(RepositoryError, match=r"without a model\.onnx"),
+        repository.new_version("codes", config_of()),
+    ):
+        pass
     assert repository.models() == []
 
 
@@ -104,13 +109,12 @@ def full_disk() -> Iterator[None]:
 def test_a_full_disk_keeps_the_old_versions(repository: Repository, publish: Callable[[], int]) -> None:
     """The error has the system's reason and the path; what was published stays, nothing half is left."""
     publish()
-
-    def fill_the_disk(version_dir: Path, number: int) -> None:
-        with (version_dir / "model.onnx").open("wb") as file:
-            file.write(bytes(1 << 20))
-
-    with pytest.raises(RepositoryError, match="took no new version of codes: File too large"):
-        repository.publish("codes", config_of(), fill_the_disk)
+    with (
+        pytest.raises(RepositoryError, match="took no new version of codes: File too large"),
+        repository.new_version("codes", config_of()) as staged,
+        (staged.path / "model.onnx").open("wb") as file,
+    ):
+        file.write(bytes(1 << 20))
     assert repository.versions("codes") == [1]
     assert _left_in_staging(repository) == []
 
@@ -149,9 +153,9 @@ def test_a_changed_setting_reaches_the_configuration_that_nobody_edited(
     publish()
     changed = changed_config(config_of(), {"max_batch_size": 8})
     assert repository.config_change("codes", changed).action == "update"
-    assert repository.publish("codes", changed, fill) == 2
+    assert small_versions.publish(repository, changed) == 2
     assert read_config(repository.config_path("codes")).max_batch_size == 8
-    assert repository.publish("codes", config_of(), fill) == 3
+    assert small_versions.publish(repository, config_of()) == 3
     assert read_config(repository.config_path("codes")).max_batch_size == 64
 
 
@@ -167,7 +171,7 @@ def test_edits_by_hand_and_changed_settings_are_refused_with_the_difference(
     with pytest.raises(
         RepositoryError, match=r"edited by hand.*8 there, 32 by the settings.*publish\.config"
     ):
-        repository.publish("codes", changed, fill)
+        small_versions.publish(repository, changed)
     assert path.read_bytes() == before
     assert repository.versions("codes") == [1]
 
@@ -177,12 +181,12 @@ def test_a_published_version_may_repeat_without_a_configuration(
 ) -> None:
     """As a rollback does: what is there is kept; without a model there is nothing to keep."""
     with pytest.raises(RepositoryError, match="there is no model codes"):
-        repository.publish("codes", None, fill)
+        small_versions.publish(repository, None)
     publish()
     path = repository.config_path("codes")
     path.write_text("# mine\n" + path.read_text())
     before = path.read_bytes()
-    assert repository.publish("codes", None, fill) == 2
+    assert small_versions.publish(repository, None) == 2
     assert path.read_bytes() == before
 
 
@@ -191,7 +195,7 @@ def test_a_changed_signature_is_refused_with_both(repository: Repository, publis
     publish()
     changed = Signature(SIGNATURE.inputs, (TensorSpec("code", "FP32", (32,)),), batched=True)
     with pytest.raises(RepositoryError, match=r"code: FP32\[24\].*code: FP32\[32\].*publish\.model"):
-        repository.publish("codes", config_of(changed), fill)
+        small_versions.publish(repository, config_of(changed))
     assert repository.versions("codes") == [1]
 
 
@@ -199,7 +203,7 @@ def test_the_order_of_tensors_is_no_change(repository: Repository, publish: Call
     """Tensors go by name in every request."""
     publish()
     turned = Signature(SIGNATURE.inputs[::-1], SIGNATURE.outputs[::-1], batched=True)
-    assert repository.publish("codes", config_of(turned), fill) == 2
+    assert small_versions.publish(repository, config_of(turned)) == 2
 
 
 def test_a_folder_without_a_configuration_is_not_taken_over(repository: Repository) -> None:
@@ -208,7 +212,7 @@ def test_a_folder_without_a_configuration_is_not_taken_over(repository: Reposito
     notes.parent.mkdir(parents=True)
     notes.write_text("mine")
     with pytest.raises(RepositoryError, match=r"holds notes\.txt but no config\.pbtxt"):
-        repository.publish("codes", config_of(), fill)
+        small_versions.publish(repository, config_of())
     assert notes.read_text() == "mine"
 
 
@@ -218,14 +222,14 @@ def test_a_linked_model_folder_is_not_written_through(repository: Repository, tm
     (tmp_path / "elsewhere").mkdir()
     (repository.root / "codes").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RepositoryError, match="is a link or a file"):
-        repository.publish("codes", config_of(), fill)
+        small_versions.publish(repository, config_of())
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_bad_name_makes_nothing(repository: Repository) -> None:
     """It is refused before anything is made outside the root."""
-    with pytest.raises(UsageError):
-        repository.publish("../codes", config_of(), fill)
+    with pytest.raises(UsageError), repository.new_version("../codes", config_of()):
+        pytest.fail("the block must not run")
     assert not repository.staging_dir.exists()
 
 
@@ -236,7 +240,7 @@ def test_a_repository_behind_a_link_is_staged_beside_its_target(tmp_path: Path) 
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "repo")
     linked, real = Repository(tmp_path / "link"), Repository(tmp_path / "disk" / "repo")
     assert linked.staging_dir == real.staging_dir == tmp_path / "disk" / ".repo.staging"
-    assert linked.publish("codes", config_of(), fill) == 1
+    assert small_versions.publish(linked, config_of()) == 1
     assert real.versions("codes") == [1]
 
 
@@ -299,7 +303,10 @@ def test_root_that_is_a_mount_point_is_staged_within(tmp_path: Path) -> None:
     assert repository.staging_dir.parent == roots[0]
     try:
         repository.check_writable()
-        assert [repository.publish(name, config_of(), fill) for _ in range(2)] == [1, 2]
+        for number in (1, 2):
+            with repository.new_version(name, config_of()) as staged:
+                fill(staged.path, staged.number)
+            assert staged.number == number
         assert name in repository.models()
         assert repository.staging_dir.name not in repository.models() + repository.foreign()
     finally:
@@ -345,12 +352,10 @@ def test_what_a_dead_process_left_is_swept(repository: Repository, publish: Call
 
 def test_a_living_publication_is_not_swept(repository: Repository) -> None:
     """Another start while a version is being written leaves it alone."""
-
-    def fill_slowly(version_dir: Path, number: int) -> None:
+    with repository.new_version("codes", config_of()) as staged:
         Repository(repository.root).check_writable()
-        fill(version_dir, number)
-
-    assert repository.publish("codes", config_of(), fill_slowly) == 1
+        fill(staged.path, staged.number)
+    assert repository.versions("codes") == [1]
 
 
 def test_waiting_for_a_publication_names_its_holder(repository: Repository) -> None:
@@ -368,10 +373,6 @@ def test_a_reader_sees_whole_versions_only(repository: Repository) -> None:
     """A reader that looks all along finds every version with all its files from its first moment."""
     ended, halves = threading.Event(), []
 
-    def fill_two_files(version_dir: Path, number: int) -> None:
-        (version_dir / "model.onnx").write_bytes(bytes(100_000))
-        (version_dir / "manifest.json").write_text("{}")
-
     def read() -> None:
         while not ended.is_set():
             for number in repository.versions("codes"):
@@ -384,7 +385,9 @@ def test_a_reader_sees_whole_versions_only(repository: Repository) -> None:
     reader.start()
     try:
         for _ in range(20):
-            repository.publish("codes", config_of(), fill_two_files)
+            with repository.new_version("codes", config_of()) as staged:
+                (staged.path / "model.onnx").write_bytes(bytes(100_000))
+                (staged.path / "manifest.json").write_text("{}")
     finally:
         ended.set()
         reader.join()

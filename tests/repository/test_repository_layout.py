@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_versions import SIGNATURE, config_of, fill
+import small_versions
+from small_versions import SIGNATURE
 
 from unitrain.errors import RepositoryError, UsageError
 from unitrain.repository import Repository, check_model_name
@@ -101,7 +102,7 @@ def test_the_largest_number_of_all_is_refused(repository: Repository, publish: C
 def test_only_real_folders_with_a_configuration_are_models(repository: Repository, tmp_path: Path) -> None:
     """A link to a model elsewhere, a folder without config.pbtxt and a bad name are reported apart."""
     other = Repository(tmp_path / "other")
-    other.publish("codes", config_of(), fill)
+    small_versions.publish(other, small_versions.config_of())
     repository.check_writable()
     (repository.root / "linked").symlink_to(other.root / "codes")
     (repository.root / "bare").mkdir()

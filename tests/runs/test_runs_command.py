@@ -41,7 +41,7 @@ def test_runs_lists_a_line_a_run(experiments: Path, capsys: pytest.CaptureFixtur
         "status",
         "started",
         "duration",
-        "epoch/step",
+        "epochs/steps",
         "best",
         "metric",
         "published",

@@ -29,7 +29,9 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     monkeypatch.setitem(sys.modules, "integrity", integrity)
     monkeypatch.setitem(sys.modules, "tolerance", tolerance)
-    monkeypatch.syspath_prepend(str(Path(backends_folder.__file__).parent / "backends" / "onnxruntime"))
+    monkeypatch.syspath_prepend(
+        str(Path(backends_folder.__file__).parent.parent / "backends" / "onnxruntime")
+    )
     yield importlib.import_module("model")
     for name in ("model", "stub_strings"):
         sys.modules.pop(name, None)

@@ -1,6 +1,7 @@
 """`serve status` and the metrics tell what a server does."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,3 +119,24 @@ def test_prometheus_metrics_count_the_requests(triton: TritonServer) -> None:
     with urllib.request.urlopen(triton.metrics_url, timeout=LIMIT_S) as answer:  # noqa: S310 - our own server
         text = answer.read().decode()
     assert re.search(r'nv_inference_request_success\{model="linear",version="1"\} [1-9]', text)
+
+
+def test_status_without_an_address_shows_this_user_s_running_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default port if a server is there, else the `serve` that was started last; the others are named."""
+    from unitrain.serving import status as status_module
+    from unitrain.serving.server_registry import ServerRecord, start_of
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(status_module, "_is_open", lambda _url: False)
+    found = []
+    monkeypatch.setattr(status_module, "records", lambda: found)
+    assert status_module.default_server() == ("127.0.0.1:8001", [])
+    for port, pid in ((8101, os.getppid()), (8102, os.getpid())):
+        started = start_of(pid) or 0
+        found.append(ServerRecord(pid, started, f"127.0.0.1:{port}", str(tmp_path), "unitrain_0_x_"))
+    found.append(ServerRecord(os.getpid(), 1, "127.0.0.1:8103", str(tmp_path), "unitrain_0_y_"))
+    assert status_module.default_server() == ("127.0.0.1:8102", ["127.0.0.1:8101"])
+    monkeypatch.setattr(status_module, "_is_open", lambda _url: True)
+    assert status_module.default_server() == ("127.0.0.1:8001", ["127.0.0.1:8102", "127.0.0.1:8101"])

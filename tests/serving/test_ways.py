@@ -196,7 +196,7 @@ def test_only_a_triton_with_the_fixes_may_face_a_network(
     assert "older than the security fixes" in (network_problem(None) or "")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
-    assert "does not tell" in (network_problem(None) or "")
+    assert "does not show" in (network_problem(None) or "")
     monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.06")
     assert "(26.06) is older" in (network_problem(None) or "")
     monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.07")

@@ -27,8 +27,8 @@ STAGES = {
     ),
     "train start": "class Stopped(Curve):\n    def on_train_start(self):\n        {kill}\n",
 }
-RESUMABLE = ("fit start", "sanity check")
-"""Stages at which a checkpoint is written, so that the run can be resumed."""
+RESUMABLE = ("fit start", "sanity check", "train start")
+"""Stages after which `last.ckpt` is written before the first epoch, so that the run can be resumed."""
 SIGNALS = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,

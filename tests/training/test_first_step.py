@@ -113,11 +113,11 @@ def test_nan_in_arrays_is_reported_with_file_and_row(shapes: Path, tmp_path: Pat
     np.savez(tmp_path / "table.npz", features=x, target=target)
     content = {
         "model": {
-            "class_path": "models.mlp.MLP",
+            "class_path": "unitrain.models.mlp.MLP",
             "init_args": {"feature_means": [0.0] * 4, "feature_stds": [1.0] * 4},
         },
         "data": {
-            "class_path": "datamodules.arrays.InMemory",
+            "class_path": "unitrain.datamodules.arrays.InMemory",
             "init_args": {"train": str(tmp_path / "table.npz"), "validation_share": 0.1},
         },
         "early_stopping": None,

@@ -531,3 +531,45 @@ def test_run_says_what_is_not_exact(settings: Path, capsys: pytest.CaptureFixtur
     said = json.loads((run.run_dir / "run.json").read_text())["exact_resume"]
     assert (said["exact"], len(said["reasons"])) == (False, 1)
     assert "resuming is not exact: step_seeding is false" in capsys.readouterr().err
+
+
+def test_checkpoints_keep_the_keys_of_earlier_names(settings: Path) -> None:
+    """A callback's state is found in checkpoints that were written before its class was renamed."""
+    run = unitrain.fit(settings, {"embeddings": None, "publish": None, "trainer.max_epochs": 1}, quiet=True)
+    saved = torch.load(run.last_checkpoint, weights_only=True)["callbacks"]
+    monitor = "{'monitor': 'val_loss', 'mode': 'min'"
+    assert f"RunStopping{monitor}}}" in saved
+    assert any(key.startswith(f"RunCheckpoint{monitor}") for key in saved)
+    assert {"RunRecord", "DataFingerprint", "TensorBoardSummaries", "EMA"} <= set(saved)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+def test_a_run_that_is_killed_before_its_first_epoch_has_ended_resumes_exactly(
+    settings: Path, project: Path
+) -> None:
+    """After kill -9 in the first epoch, also within a validation, it starts from the first step again."""
+    source = project / "models" / "small.py"
+    source.write_text(
+        source.read_text() + "\n\nclass Killed(Curve):\n"
+        "    def on_validation_end(self):\n"
+        "        import os, pathlib\n"
+        "        flag = pathlib.Path(__file__).with_name('killed')\n"
+        "        if not self.trainer.sanity_checking and not flag.exists():\n"
+        "            flag.touch()\n"
+        "            os.kill(os.getpid(), 9)\n"
+    )
+    words = ["--model.class_path", "models.small.Killed", "--publish", "null", "--embeddings", "null"]
+    command = [sys.executable, "-m", "unitrain", "fit", "--config", str(settings), *words]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    [killed] = (project / "experiments/points").iterdir()
+    saved = torch.load(killed / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 0
+    resumed = unitrain.resume(killed, quiet=True)
+    whole = unitrain.fit(
+        settings, {"model.class_path": "models.small.Killed", "publish": None, "embeddings": None}, quiet=True
+    )
+    assert resumed.metrics == whole.metrics
+    ends = [torch.load(r.last_checkpoint, weights_only=True)["state_dict"] for r in (resumed, whole)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
+    record = json.loads((killed / "run.json").read_text())
+    assert record["exact_resume"] == {"exact": True, "reasons": []}

@@ -1,6 +1,8 @@
-"""Asking a served model: one sample or a stream, with nothing known but what the server says.
+"""Generic gRPC client: queries any served model, knowing nothing but the server's metadata.
 
-`Client` is for Python, `ClientIO` is what a person writes to bring samples to `predict` and take answers.
+    samples ─► io/ (files, ClientIO) ─► Client.stream ─► streaming/ ─► Triton ─► Result ─► io/ ─► answers
+
+`Client` is the Python API, `ClientIO` is the base of a user's source and sink, `predict` is the command.
 """
 
 from unitrain.client.client import DEFAULT_URL, Answer, Client

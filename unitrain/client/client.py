@@ -1,4 +1,4 @@
-"""The client that a few lines of Python need."""
+"""Client for Python: single requests and streams to any served model."""
 
 import math
 import threading
@@ -18,20 +18,20 @@ from unitrain.errors import ClientError, DataError, RequestError
 
 DEFAULT_URL = "127.0.0.1:8001"
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
-"""Between looks for a model that is waited for; doubled each time."""
+_FIRST_POLL_S, _MAX_POLL_S = 0.1, 1.0
+"""Seconds between probes of a model that `wait` waits for; doubled each time."""
 
 _READY_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
+    """Answer to one request.
 
     Attributes:
-        outputs: by name, with a batch axis where the inputs had one.
-        version: that answered.
-        latency_ms: from sending to the answer.
+        outputs: arrays by name, in the served dtypes; [rows, *dims] if the inputs had a batch axis, else [*dims].
+        version: model version that answered.
+        latency_ms: milliseconds from sending to the answer.
     """
 
     outputs: dict[str, Array]
@@ -40,7 +40,13 @@ class Answer:
 
 
 class Client:
-    """A connection to a Triton server that configures itself from the server's metadata.
+    """Client of a Triton server, which configures itself from the server's metadata.
+
+    Args:
+        url: `host:port` of the server's gRPC endpoint.
+
+    Raises:
+        UsageError: the url is no `host:port`.
 
     Example:
         `linear` answers y = 2 * x for rows of three values.
@@ -70,14 +76,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; streams have their own and are not touched."""
+        """Close the connection. Streams have separate connections, which stay open."""
         self._connection.close()
 
     def model(self, name: str, version: int | None = None) -> ModelInfo:
-        """What the server says of a model, asked anew.
+        """Query a model's metadata: inputs, outputs, versions.
+
+        Args:
+            name: name of the model.
+            version: model version; None: the newest.
 
         Raises:
-            ClientError: no server, or it has no such model or version (the sentence names those it has).
+            ClientError: no server, or it has no such model or version (the message names those it has).
         """
         info = self._connection.model(name, version)
         self._models[name, version] = info
@@ -91,18 +101,18 @@ class Client:
         timeout_s: float = math.inf,
         note: Callable[[str], None] | None = None,
     ) -> ModelInfo:
-        """What the server says of a model, once it is there and has the model ready.
+        """Wait until the server has a model ready, and return the model's metadata.
 
         Args:
-            name: of the model.
-            version: that must be ready; None: any.
-            timeout_s: to wait at most.
-            note: is told, once, what is being waited for.
+            name: name of the model.
+            version: model version that must be ready; None: any.
+            timeout_s: maximum number of seconds to wait.
+            note: function that prints, once, what is missing.
 
         Raises:
-            ClientError: it was not there in time; the sentence says what is missing.
+            ClientError: it was not ready in time; the message names what is missing.
         """
-        start_s, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        start_s, poll_s = time.monotonic(), _FIRST_POLL_S
         while True:
             try:
                 info = self._connection.model(name, version)
@@ -116,13 +126,13 @@ class Client:
             if left_s <= 0:
                 raise missing
             if note is not None:
-                note(f"waiting for it: {missing}")
+                note(f"waiting for the model: {missing}")
                 note = None
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            time.sleep(min(poll_s, left_s))
+            poll_s = min(2 * poll_s, _MAX_POLL_S)
 
     def models(self) -> dict[str, list[int]]:
-        """Every model that the server has ready, with its versions, ascending.
+        """Return every model that the server has ready, with its versions in ascending order.
 
         Raises:
             ClientError: no server.
@@ -140,16 +150,16 @@ class Client:
         allow_nan: bool = False,
         **arrays: Any,
     ) -> Answer:
-        """One request's answer.
+        """Send one request and return its answer.
 
         Args:
-            name: of the model.
-            inputs: by input name, for names that are no keywords; beside `arrays`.
-            version: to be asked; None: the newest.
-            timeout_s: for the answer.
+            name: name of the model.
+            inputs: arrays by input name, for names that are no Python keywords; added to `arrays`.
+            version: model version to query; None: the newest.
+            timeout_s: seconds for the answer.
             allow_nan: send NaN rather than refuse it.
-            arrays: by input name. For a batched model with the batch axis (then the outputs have it too)
-                or, for one sample, without. An array is converted only where no value changes.
+            arrays: arrays by input name: [rows, *dims] for several samples, [*dims] for one. The outputs
+                have a batch axis if the inputs have one. A dtype is converted only if no value changes.
 
         Example:
             >>> with Client(url) as client:
@@ -168,7 +178,7 @@ class Client:
         fitted, single = fit_item({**(inputs or {}), **arrays}, model.signature, where)
         if model.signature.batched and len(fitted[0]) > model.max_batch_size:
             raise DataError(
-                f"{where}: a request has at most {model.max_batch_size} rows, got {len(fitted[0])}; use stream()"
+                f"{where}: a request has up to {model.max_batch_size} rows, got {len(fitted[0])}; use stream()"
             )
         if not allow_nan:
             for spec, array in zip(model.inputs, fitted, strict=True):
@@ -182,9 +192,7 @@ class Client:
                 response, model, len(fitted[0]) if model.signature.batched else 1
             )
         except RequestError:
-            self._models.pop(
-                (name, version), None
-            )  # the model may have been replaced: its metadata is read anew
+            self._models.pop((name, version), None)  # it may have been replaced: query its metadata again
             raise
         if single and model.signature.batched:
             outputs = {n: one_row(a, 0) for n, a in outputs.items()}
@@ -205,30 +213,31 @@ class Client:
         first_index: int = 0,
         stop: threading.Event | None = None,
     ) -> Generator[Result, None, None]:
-        """One result a sample, in order, while `samples` is read by a thread of its own.
+        """Yield one result a sample, in order, while a separate thread reads the samples.
 
-        Rows are sent together, so that single samples cost little; a sample that already has a batch axis
-        stays together, and its outputs have the axis too. What does not fit the model, what the server
-        refuses and what gets no answer in time is an error of that sample alone. A server that dies or
-        swaps the model meanwhile loses and doubles nothing.
+        Rows are sent together, which makes single samples cheap. A sample with a batch axis is never split,
+        and its outputs have the axis. A sample that does not fit the model, that the server refuses, or that
+        is not answered in time has an error in its place; the others are answered. If the server dies or
+        the model is swapped, unanswered samples are sent again: none is lost, and none has two results.
 
         Args:
-            name: of the model.
+            name: name of the model.
             samples: dicts of arrays by input name; endless is fine. A `ClientError` in place of a dict
                 becomes that sample's error.
-            version: to be asked; None: the newest.
-            batch_rows: rows a request at most; None: as many as are at hand within 2 ms, up to the server's limit.
-            window: requests in flight at most; no more than twice as many are held.
-            timeout_s: for the answer to one request.
-            retry_for_s: how long a server or model may be away before the stream gives up.
+            version: model version to query; None: the newest.
+            batch_rows: maximum number of rows in a request; None: the rows read within 2 ms, up to the
+                server's limit.
+            window: maximum number of requests in flight; results of twice as many are kept.
+            timeout_s: seconds for the answer to one request.
+            retry_for_s: seconds for which the server or model may be away before the stream gives up.
             allow_nan: send NaN rather than refuse it.
-            shared_memory: pass tensors by memory shared with a server that this user's `serve` runs on this
-                host: worth it for rows of kilobytes and more.
-            first_index: of the first result.
-            stop: when set, the stream ends with what is in flight.
+            shared_memory: exchange tensors by memory shared with a server that this user's `serve` runs on
+                this host; faster for rows of kilobytes and more.
+            first_index: index of the first result.
+            stop: event that ends the stream: no more samples are read, and requests in flight are answered.
 
         Example:
-            A sample that does not fit is an error in its place, and the others are answered.
+            A sample that does not fit has an error in its place, and the others are answered.
 
             >>> with Client(url) as client:
             ...     for result in client.stream("linear", [{"x": [1, 2, 3]}, {"x": [1, 2]}]):
@@ -238,8 +247,8 @@ class Client:
 
         Raises:
             UsageError: an option is out of range, or shared memory does not go with this server or model.
-            ClientError: no server, no such model; or it was away for too long, or the version asked for has
-                been replaced by others (after the results in flight).
+            ClientError: no server, or no such model. After the results in flight: the server was away for too
+                long, or the requested version was replaced by others.
         """
         options = StreamOptions(
             batch_rows, window, timeout_s, retry_for_s, allow_nan, stop, first_index, shared_memory

@@ -1,4 +1,4 @@
-"""A gRPC connection to a Triton server, its failures told in our own words."""
+"""gRPC connection to a Triton server: metadata, single requests, and streams of requests."""
 
 import contextlib
 import difflib
@@ -15,21 +15,27 @@ from unitrain.errors import ClientError, RequestError, UsageError
 from unitrain.grpc_channel import error_text, open_channel
 from unitrain.repository.layout import CANDIDATE_PREFIX
 
-_ASK_TIMEOUT_S = 10.0
-"""For metadata, which a server answers in milliseconds."""
+_METADATA_TIMEOUT_S = 10.0
+"""Generous: a server answers requests for metadata within milliseconds."""
 
-MAX_TEXT = 1000
-"""Characters that a message quotes of what a server says."""
+MAX_QUOTED_CHARS = 1000
+"""Maximum number of characters that an error message quotes of a server's text."""
 
-_MOST_NAMES = 20
+_MAX_QUOTED_NAMES = 20
 
 
 class Connection:
-    """One channel to one server.
+    """One gRPC channel to one server.
+
+    Args:
+        url: `host:port` of the server's gRPC endpoint.
 
     Attributes:
         url: `host:port`.
-        stub: the generated client of Triton's gRPC service.
+        stub: generated client of Triton's gRPC service.
+
+    Raises:
+        UsageError: the url is no `host:port`.
     """
 
     def __init__(self, url: str) -> None:
@@ -48,11 +54,15 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """End every call on it."""
+        """Close the channel and end every call on it."""
         self._channel.close()
 
     def model(self, name: str, version: int | None = None) -> ModelInfo:
-        """What the server says of a model.
+        """Query a model's metadata and configuration.
+
+        Args:
+            name: name of the model.
+            version: model version; None: the newest.
 
         Raises:
             ClientError: no server, or it has no such model or version.
@@ -60,62 +70,66 @@ class Connection:
         import grpc
         from tritonclient.grpc import service_pb2
 
-        asked = "" if version is None else str(version)
+        version_text = "" if version is None else str(version)
         try:
             name.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"a model's name is text in UTF-8, got {name!r}") from error
         try:
             metadata = self.stub.ModelMetadata(
-                service_pb2.ModelMetadataRequest(name=name, version=asked), timeout=_ASK_TIMEOUT_S
+                service_pb2.ModelMetadataRequest(name=name, version=version_text), timeout=_METADATA_TIMEOUT_S
             )
             config = self.stub.ModelConfig(
-                service_pb2.ModelConfigRequest(name=name, version=asked), timeout=_ASK_TIMEOUT_S
+                service_pb2.ModelConfigRequest(name=name, version=version_text), timeout=_METADATA_TIMEOUT_S
             ).config
         except grpc.RpcError as error:
-            raise self._unknown(name, version, error) from error
+            raise self._missing_model(name, version, error) from error
         return model_info(name, metadata, config, version, self.url)
 
-    def served(self, timeout_s: float = _ASK_TIMEOUT_S) -> dict[str, list[int]]:
-        """Every model that the server has ready, with its versions, ascending.
+    def served(self, timeout_s: float = _METADATA_TIMEOUT_S) -> dict[str, list[int]]:
+        """Return every model that the server has ready, with its versions in ascending order.
 
-        Triton's statistics name them; its repository index is locked where the server is hardened.
+        The names are those of Triton's statistics, since a hardened server refuses its repository index.
 
         Raises:
             ClientError: no server.
         """
         from tritonclient.grpc import service_pb2
 
-        with self.telling():
+        with self.client_errors():
             answer = self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=timeout_s)
         found: dict[str, list[int]] = {}
         for model in answer.model_stats:
-            if model.name.startswith(CANDIDATE_PREFIX):  # a version that `serve` is just trying
+            if model.name.startswith(CANDIDATE_PREFIX):  # a version that `serve` is verifying
                 continue
             if not model.version.isdecimal():
                 raise ClientError(
-                    f"{self.url}: model {model.name[:MAX_TEXT]} has a version that is no number"
+                    f"{self.url}: model {model.name[:MAX_QUOTED_CHARS]} has a version that is no number"
                 )
             found.setdefault(model.name, []).append(int(model.version))
         return {name: sorted(versions) for name, versions in sorted(found.items())}
 
     def infer(self, request: bytes, timeout_s: float) -> Any:
-        """The ModelInferResponse to a serialised ModelInferRequest.
+        """Send one request, and return the answer, a ModelInferResponse message.
+
+        Args:
+            request: serialized ModelInferRequest message.
+            timeout_s: seconds to wait for the answer.
 
         Raises:
             ClientError: no server, no answer in time, or it refused the request.
         """
         from tritonclient.grpc import service_pb2
 
-        # The generated stub would serialise messages, and copy their arrays twice more.
+        # The generated stub takes messages, not bytes: it would copy their arrays two more times.
         call = self._channel.unary_unary(
             _method("ModelInfer"), response_deserializer=service_pb2.ModelInferResponse.FromString
         )
-        with self.telling():
+        with self.client_errors():
             return call(request, timeout=timeout_s)
 
     def stream(self, requests: Iterator[bytes]) -> Any:
-        """The call of a new gRPC stream; iterating it gives ModelStreamInferResponse messages.
+        """Open a gRPC stream, and return its call, an iterator of ModelStreamInferResponse messages.
 
         Args:
             requests: serialised ModelInferRequest messages; read by a thread of gRPC's own.
@@ -129,7 +143,7 @@ class Connection:
         return call(requests)
 
     def is_ready(self, model: ModelInfo, timeout_s: float) -> bool:
-        """Whether the server answers and says that the model is ready."""
+        """Return True if the server answers and reports the model as ready."""
         import grpc
         from tritonclient.grpc import service_pb2
 
@@ -141,8 +155,8 @@ class Connection:
             return False
 
     @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
-        """Turn gRPC's errors inside the block into ours."""
+    def client_errors(self) -> Iterator[None]:
+        """Convert gRPC's errors inside the block to `ClientError`."""
         import grpc
 
         try:
@@ -150,7 +164,8 @@ class Connection:
         except grpc.RpcError as error:
             raise request_error(error, self.url) from error
 
-    def _unknown(self, name: str, version: int | None, error: Any) -> ClientError:
+    def _missing_model(self, name: str, version: int | None, error: Any) -> ClientError:
+        """Return the error for a model or version that the server does not have."""
         import grpc
 
         if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -158,19 +173,22 @@ class Connection:
         models = self.served()
         if name in models and version is not None:
             return ClientError(
-                f"{self.url}: model {name} has no version {version} ready; it has {_some(map(str, models[name]))}"
+                f"{self.url}: model {name} has no version {version} ready; it has {_first_names(map(str, models[name]))}"
             )
         if not models:
             return ClientError(f"{self.url}: there is no model {name}; the server has none ready yet")
         near = difflib.get_close_matches(name, models, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return ClientError(f"{self.url}: there is no model {name}; the server has {_some(models)}{hint}")
+        return ClientError(
+            f"{self.url}: there is no model {name}; the server has {_first_names(models)}{hint}"
+        )
 
 
-def _some(names: Iterable[str]) -> str:
-    """The first names, where there are many."""
-    first = list(itertools.islice(names, _MOST_NAMES + 1))
-    return ", ".join([*first[:_MOST_NAMES], "…"] if len(first) > _MOST_NAMES else first)[:MAX_TEXT]
+def _first_names(names: Iterable[str]) -> str:
+    """Join the names, at most 20 of them."""
+    first = list(itertools.islice(names, _MAX_QUOTED_NAMES + 1))
+    more = len(first) > _MAX_QUOTED_NAMES
+    return ", ".join([*first[:_MAX_QUOTED_NAMES], "…"] if more else first)[:MAX_QUOTED_CHARS]
 
 
 def _method(name: str) -> str:
@@ -180,10 +198,10 @@ def _method(name: str) -> str:
 
 
 def check_url(url: str) -> str:
-    """`url` as `host:port`, gRPC's scheme taken off.
+    """Return `url` as `host:port`, without gRPC's scheme.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is no `host:port`.
     """
     address = url.removeprefix("grpc://")
     host, _, port = address.rpartition(":")
@@ -193,20 +211,20 @@ def check_url(url: str) -> str:
 
 
 def request_error(error: Any, url: str) -> ClientError:
-    """Our error for a gRPC one."""
-    status, words = error_text(error)
-    words = words[:MAX_TEXT]
+    """Return the `ClientError` for a gRPC error."""
+    status, details = error_text(error)
+    details = details[:MAX_QUOTED_CHARS]
     if status == "UNAVAILABLE":
         return ClientError(
-            f"{url}: no server answers ({words}); start one with `python -m unitrain serve` or name it with --url"
+            f"{url}: no server answers ({details}); start one with `python -m unitrain serve` or name it with --url"
         )
     if status == "DEADLINE_EXCEEDED":
         return RequestError(f"{url}: the server did not answer in time", kind="deadline")
-    return RequestError(f"{url}: {words} ({status})")
+    return RequestError(f"{url}: {details} ({status})")
 
 
 def is_local(url: str) -> bool:
-    """Whether `host:port` is on this machine, as its address tells."""
+    """Return True if `host:port` is an address of this machine's loopback interface."""
     host = url.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -214,50 +232,56 @@ def is_local(url: str) -> bool:
         return host == "localhost"
 
 
-class Event(NamedTuple):
-    """What a link has to tell: an answer, or that it has ended.
+class StreamEvent(NamedTuple):
+    """Answer on an `InferStream`, or its end.
 
     Attributes:
-        link: which told it.
-        response: a ModelStreamInferResponse message, or None when the stream has ended.
-        ending: gRPC's error that ended it, or None where the server ended it in good order.
-        time_s: when it arrived, of the monotonic clock.
+        stream: the stream that it happened on.
+        response: ModelStreamInferResponse message; None at the end of the stream.
+        error: gRPC's error that ended the stream; None if the server closed it without one.
+        time_s: monotonic time of its arrival.
     """
 
-    link: "Link"
+    stream: "InferStream"
     response: Any
-    ending: Any
+    error: Any
     time_s: float
 
 
-class Link:
-    """A live stream to a server; it ends once and is then done with."""
+class InferStream:
+    """One gRPC stream of requests and answers. Once it has ended, it can't be used again.
 
-    def __init__(self, connection: Connection, events: "SimpleQueue[Event | None]") -> None:
+    Args:
+        connection: connection of this stream alone, which it closes.
+        events: queue that receives the answers and the end.
+    """
+
+    def __init__(self, connection: Connection, events: "SimpleQueue[StreamEvent | None]") -> None:
         self._connection = connection
         self._events = events
         self._outgoing: SimpleQueue[Any] = SimpleQueue()
         self._call = connection.stream(iter(self._outgoing.get, None))
-        threading.Thread(target=self._receive, name="unitrain-link", daemon=True).start()
+        threading.Thread(target=self._receive, name="unitrain-receiver", daemon=True).start()
 
     def send(self, request: bytes) -> None:
-        """Queue a serialised ModelInferRequest for sending."""
+        """Queue a serialized ModelInferRequest message for sending."""
         self._outgoing.put(request)
 
     def close(self) -> None:
-        """End it at once, answered or not."""
+        """Cancel the stream, answered or not, and close its connection."""
         self._outgoing.put(None)
         self._call.cancel()
         self._connection.close()
 
     def _receive(self) -> None:
+        """Put answers into the queue; the receiver thread's function."""
         import grpc
 
-        ending = None
+        error = None
         try:
             for response in self._call:
-                self._events.put(Event(self, response, None, time.monotonic()))
-        except grpc.RpcError as error:
-            ending = error
+                self._events.put(StreamEvent(self, response, None, time.monotonic()))
+        except grpc.RpcError as raised:
+            error = raised
         self._outgoing.put(None)
-        self._events.put(Event(self, None, ending, time.monotonic()))
+        self._events.put(StreamEvent(self, None, error, time.monotonic()))

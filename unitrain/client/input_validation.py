@@ -1,4 +1,4 @@
-"""Arrays made to fit a model's inputs: converted where nothing is lost, refused otherwise."""
+"""Validation of inputs: names, dtypes and shapes; lossless conversions, an error for any other."""
 
 import difflib
 import math
@@ -14,10 +14,10 @@ Array = np.ndarray[Any, Any]
 
 
 def check_names(got: Iterable[str], signature: Signature, where: str) -> None:
-    """Refuse names that are not exactly the model's inputs.
+    """Check that names are exactly those of the model's inputs.
 
     Raises:
-        DataError: an input is missing or unknown; the sentence names the nearest.
+        DataError: an input is missing or unknown; the message has the nearest name.
     """
     names, expected = set(got), [spec.name for spec in signature.inputs]
     if names == set(expected):
@@ -33,10 +33,15 @@ def check_names(got: Iterable[str], signature: Signature, where: str) -> None:
 
 
 def fit_item(values: Mapping[str, Any], signature: Signature, where: str) -> tuple[list[Array], bool]:
-    """One item's arrays in the signature's order, and whether it came without a batch axis.
+    """Return one sample's arrays in the signature's order, and True if it came without a batch axis.
 
-    For a batched signature every array returned has the batch axis first; an item that came without
-    one has one row. Either all inputs of an item carry the batch axis or none does.
+    For a batched signature, every returned array has the batch axis first; a sample without one becomes one
+    row. Either all inputs of a sample have the batch axis, or none has.
+
+    Args:
+        values: arrays by input name, [rows, *dims] or [*dims].
+        signature: the model's inputs.
+        where: start of error messages.
 
     Raises:
         DataError: a name, dtype or shape that does not fit.
@@ -48,7 +53,7 @@ def fit_item(values: Mapping[str, Any], signature: Signature, where: str) -> tup
         for spec, array in zip(signature.inputs, arrays, strict=True):
             _check_shape(array.shape, spec, where, batched=False)
         return arrays, True
-    # Triton's own clients give a single value a row as [rows, 1]: a longer shape tells rows from one row best.
+    # Triton's clients give a single value a row as [rows, 1]: an input with dims shows best if there are rows.
     at = next((place for place, spec in enumerate(signature.inputs) if spec.dims), 0)
     first = signature.inputs[at]
     single = arrays[at].ndim == len(first.dims) or (arrays[at].ndim == 0 and first.dims == (1,))
@@ -72,23 +77,28 @@ def fit_item(values: Mapping[str, Any], signature: Signature, where: str) -> tup
 
 
 def one_row(array: Array, index: int) -> Array:
-    """A row as an array, also where it is a single value, which numpy would give as a bare number or object."""
+    """Return a row as an array, also a single value, which numpy would return as a bare number or object."""
     return array[index] if array.ndim > 1 else array[index : index + 1].reshape(())
 
 
 def row_views(array: Array) -> Iterable[Array]:
-    """The rows as arrays, in order."""
+    """Return the rows as arrays, in order."""
     return array if array.ndim > 1 else (one_row(array, index) for index in range(len(array)))
 
 
 def fit_dtype(value: Any, spec: TensorSpec, where: str) -> Array:
-    """`value` as an array of the tensor's dtype.
+    """Return `value` as an array of the tensor's dtype.
 
-    An array is converted only where every value stays the same; numbers and lists (text, in effect)
-    are read straight into the dtype.
+    An array is converted only if every value stays the same. Floats in numbers and lists, which have no
+    dtype, are rounded to it.
+
+    Args:
+        value: array, number, string, or nested lists of them.
+        spec: the input.
+        where: start of error messages.
 
     Raises:
-        DataError: it can't be, or something would be lost.
+        DataError: it can't be converted, or a value would change.
     """
     if isinstance(value, np.ndarray):
         if value.dtype == spec.numpy and spec.dtype != "BYTES":
@@ -105,10 +115,10 @@ def fit_dtype(value: Any, spec: TensorSpec, where: str) -> Array:
 
 
 def check_finite(array: Array, spec: TensorSpec, where: str) -> None:
-    """Refuse NaN.
+    """Check that an array has no NaN.
 
     Raises:
-        DataError: there is one.
+        DataError: it has one; the message has its indices.
     """
     if has_nan(array):
         place = [int(i) for i in np.argwhere(np.isnan(array))[0]]
@@ -118,8 +128,8 @@ def check_finite(array: Array, spec: TensorSpec, where: str) -> None:
 
 
 def has_nan(array: Array) -> bool:
-    """Whether an array of any dtype holds a NaN."""
-    # The least of values among which one is NaN is NaN: one fast pass, and no array of truth values.
+    """Return True if an array of any dtype has a NaN."""
+    # The minimum of values with a NaN is NaN: one fast pass, without an array of booleans.
     return array.dtype.kind == "f" and array.size > 0 and math.isnan(array.min())
 
 
@@ -131,13 +141,13 @@ def _convert(array: Array, spec: TensorSpec, where: str, *, exact: bool) -> Arra
         raise DataError(f"{where}: input {spec.name} must be {spec.dtype}, got {_name(array.dtype)}")
     if array.dtype == target or np.can_cast(array.dtype, target, "safe"):
         return array.astype(target, copy=False)
-    # A bool is no number, and a number no bool, where the model was built for the other.
+    # A bool is never converted to a number, nor a number to a bool.
     if "b" not in (array.dtype.kind, target.kind):
         with np.errstate(all="ignore"):
             changed = array.astype(target)
             back = changed.astype(array.dtype)
         same = (back == array) | ((back != back) & (array != array))  # noqa: PLR0124 - NaN stays NaN
-        # An integer beyond the target wraps forth and back unnoticed: its sign or size tells.
+        # An integer of another range and the same size wraps back to itself: only its sign shows it.
         wraps = (
             array.dtype.kind in "iu" and target.kind in "iu" and bool(np.any((changed < 0) != (array < 0)))
         )

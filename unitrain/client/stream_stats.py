@@ -1,4 +1,4 @@
-"""What a stream came to: counts, rate, latencies, versions, errors; in memory that does not grow."""
+"""Statistics of a stream in constant memory: counts, rate, latencies, versions, errors."""
 
 import math
 import time
@@ -9,19 +9,27 @@ from unitrain.client.streaming.requests import Result
 from unitrain.errors import ClientError, DataError, RequestError
 from unitrain.terminal_output import printable
 
-_RESOLUTION = math.log(1.01)
-"""Latencies are counted in steps of one per cent."""
+_LOG_STEP = math.log(1.01)
+"""Latencies are counted in logarithmic steps of one per cent."""
 
-_SHOWN_CHANGES = 10
-"""Of version, the newest, in the table; JSON has the last thousand."""
+_MAX_CHANGES = 1000
+_MAX_SHOWN_CHANGES = 10
+"""Newest changes of version that are kept, for JSON, and that the table shows."""
 
 
-class Report:
-    """Counts results as they come.
+class StreamStatistics:
+    """Count results, and summarize them as a table or JSON.
 
     Attributes:
-        first_error: the first failed sample's.
-        checks: further lines of the report, by name (`golden`, say).
+        first_error: error of the first failed sample.
+        checks: further lines of the report, by name, for example `golden`.
+        samples: number of results, failed ones included.
+
+    Example:
+        >>> statistics = StreamStatistics()
+        >>> statistics.count(Result(0, {}, version=3, latency_ms=1.5, error=None))
+        >>> statistics.samples, statistics.failed, statistics.to_json()["versions"]
+        (1, 0, {'3': 1})
     """
 
     def __init__(self) -> None:
@@ -32,13 +40,13 @@ class Report:
         self._end_s: float | None = None
         self._errors: Counter[str] = Counter()
         self._versions: Counter[int] = Counter()
-        self._changes: deque[tuple[float, int]] = deque(maxlen=1000)  # the newest
+        self._changes: deque[tuple[float, int]] = deque(maxlen=_MAX_CHANGES)  # seconds, version
         self._latencies: Counter[int] = Counter()
-        self._last: tuple[float, int] = (0.0, 0)  # rows of a request have one latency: its step is found once
+        self._last_latency: tuple[float, int] = (0.0, 0)  # milliseconds and step, shared by a request's rows
         self._version = 0
 
     def count(self, result: Result) -> None:
-        """Take one more result."""
+        """Count one more result."""
         self.samples += 1
         if result.error is not None:
             self._errors[error_kind(result.error)] += 1
@@ -48,9 +56,10 @@ class Report:
         if result.version != self._version:
             self._version = result.version
             self._changes.append((time.monotonic() - self._start_s, result.version))
-        if result.latency_ms != self._last[0]:
-            self._last = result.latency_ms, round(math.log(max(result.latency_ms, 1e-6)) / _RESOLUTION)
-        self._latencies[self._last[1]] += 1
+        if result.latency_ms != self._last_latency[0]:
+            step = round(math.log(max(result.latency_ms, 1e-6)) / _LOG_STEP)
+            self._last_latency = result.latency_ms, step
+        self._latencies[self._last_latency[1]] += 1
 
     def end(self) -> None:
         """Stop the clock."""
@@ -58,25 +67,29 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Samples without an answer."""
+        """Number of samples without an answer."""
         return self._errors.total()
 
     @property
     def seconds(self) -> float:
-        """From the start to the end, or to now."""
+        """Seconds from the start to the end, or until now."""
         return (self._end_s or time.monotonic()) - self._start_s
 
     def latency_ms(self, share: float) -> float | None:
-        """The latency that `share` of the answered samples stayed under, to one per cent; None without any."""
+        """Return a quantile of the latencies, with an error of one per cent; None without answers.
+
+        Args:
+            share: share of the answered samples with at most this latency, from 0 to 1.
+        """
         wanted, seen = share * self._latencies.total(), 0
         for step, count in sorted(self._latencies.items()):
             seen += count
             if seen >= wanted:
-                return math.exp(step * _RESOLUTION)
+                return math.exp(step * _LOG_STEP)
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values; times in seconds and milliseconds."""
+        """Return all statistics as plain values; the names of times end with their unit."""
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
         latencies = {name: self.latency_ms(share) for name, share in shares.items()}
         return {
@@ -92,12 +105,12 @@ class Report:
         } | self.checks
 
     def table(self) -> str:
-        """All of it as a small plain table."""
+        """Return all statistics as a small table of plain text."""
         data = self.to_json()
         latencies = [f"{n} {v:.2f} ms" for n, v in data["latency_ms"].items() if v is not None]
         changes = [f"{c['version']} after {c['after_s']:.2f} s" for c in data["version_changes"]]
-        if len(changes) > _SHOWN_CHANGES:
-            changes = ["…", *changes[-_SHOWN_CHANGES:]]
+        if len(changes) > _MAX_SHOWN_CHANGES:
+            changes = ["…", *changes[-_MAX_SHOWN_CHANGES:]]
         versions = ", ".join(f"{version} ({count})" for version, count in data["versions"].items())
         errors = ", ".join(f"{kind} ({count})" for kind, count in data["errors"].items())
         rows = [
@@ -114,7 +127,7 @@ class Report:
 
 
 def error_kind(error: ClientError) -> str:
-    """The word that an error is counted under: data, refused, deadline, unavailable, stopped or client."""
+    """Return an error's kind: data, refused, deadline, unavailable, stopped or client."""
     if isinstance(error, RequestError):
         return error.kind
     return "data" if isinstance(error, DataError) else "client"

@@ -1,4 +1,4 @@
-"""What `models` does with versions: compare two, verify, publish one again or one held back, remove old ones."""
+"""Actions of the command `models`: diff, verify, rollback, promote and prune."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ _WORDS = {True: "passed", False: "FAILED", None: "nothing to check"}
 
 
 def diff(repository: "Repository", model: str, first: int, second: int, *, as_json: bool) -> int:
-    """Tell what differs between two versions."""
+    """Print the differences of two versions."""
     from unitrain.commands._output import print_json, print_table, text_of
     from unitrain.repository.version_diff import compare_versions
     from unitrain.terminal_output import say
@@ -32,7 +32,7 @@ def diff(repository: "Repository", model: str, first: int, second: int, *, as_js
         print_table(names, rows, right=names[1:])
         print()
     if found.settings is None:
-        print("settings: not known, since a run's folder or a manifest is not there")
+        print("settings: unknown, since a run's folder or a manifest is missing")
     elif found.settings:
         shown = [
             [key, *("null" if v is None else str(v) for v in pair)] for key, pair in found.settings.items()
@@ -53,8 +53,8 @@ def diff(repository: "Repository", model: str, first: int, second: int, *, as_js
     left = len(found.weights) - _MOST_WEIGHTS
     say(
         (f"… and {left} more; " if left > 0 else "")
-        + f"{len(found.weights)} weights differ, {found.equal_weights} are equal to the bit"
-        + (f"; in one of the two only: {', '.join(found.only)}" if found.only else "")
+        + f"{len(found.weights)} weights differ, {found.equal_weights} are equal bit by bit"
+        + (f"; only in one version: {', '.join(found.only)}" if found.only else "")
     )
     return 0
 
@@ -62,7 +62,7 @@ def diff(repository: "Repository", model: str, first: int, second: int, *, as_js
 def verify(
     repository: "Repository", pairs: Sequence[tuple[str, int]], url: str | None, *, as_json: bool
 ) -> int:
-    """Check versions on the disk and, with a server's address, on it; 1 where one check fails."""
+    """Verify versions on the disk, and on a server if its address is given; return 1 if a check fails."""
     from unitrain.commands._output import print_json, print_table
     from unitrain.repository.verify import verify_version
     from unitrain.terminal_output import say
@@ -94,12 +94,12 @@ def rollback(repository: "Repository", model: str, version: int, *, as_json: boo
     if as_json:
         print_json({"model": model, "version": number, "rolled_back_from": version})
     else:
-        print(f"published {model} version {number}, which is version {version} again")
+        print(f"published {model} version {number}, a copy of version {version}")
     return 0
 
 
 def promote(repository: "Repository", model: str, run_dir: Path, *, as_json: bool) -> int:
-    """Publish what a run holds back, under the next number."""
+    """Publish the version that a run holds back, under the next number."""
     from unitrain.commands._output import print_json
     from unitrain.repository.promote import promote as promoted
 
@@ -108,13 +108,13 @@ def promote(repository: "Repository", model: str, run_dir: Path, *, as_json: boo
         print_json({"model": model, "version": manifest.version, "run": manifest.run, "step": manifest.step})
     else:
         print(
-            f"published {model} version {manifest.version}: step {manifest.step} of {manifest.run}, held back before"
+            f"published {model} version {manifest.version}: step {manifest.step} of {manifest.run}, which was held back"
         )
     return 0
 
 
 def prune(repository: "Repository", models: Sequence[str], keep: int, *, as_json: bool) -> int:
-    """Remove old versions; what is served or may be being loaded stays."""
+    """Remove old versions; those that are served or may be loading stay."""
     from unitrain.commands._output import print_json
     from unitrain.repository import read_config
 

@@ -140,14 +140,16 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: fr
 
 
 if TYPE_CHECKING:
-    from unitrain.client.stream_stats import Report
+    from unitrain.client.stream_stats import StreamStatistics
 
 _BAR_EVERY_S = 0.2
 _LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def progress(report: "Report", total: int | None, unit: str = "samples") -> Iterator[Callable[[], None]]:
+def progress(
+    report: "StreamStatistics", total: int | None, unit: str = "samples"
+) -> Iterator[Callable[[], None]]:
     """A function that shows how far the report is, with its rate, and the time left where `total` is known."""
     shown: Callable[[], None]
     if not sys.stderr.isatty():
@@ -169,14 +171,14 @@ def progress(report: "Report", total: int | None, unit: str = "samples") -> Iter
         yield shown
 
 
-def line(report: "Report", total: int | None, unit: str = "samples") -> str:
+def line(report: "StreamStatistics", total: int | None, unit: str = "samples") -> str:
     """Count, rate, time left and errors as one line."""
     of = "" if total is None else f" of {total:,}"
     failed = f", {report.failed:,} failed" if report.failed else ""
     return f"{report.samples:,}{of} {unit}, {_rest(report, total)}{failed}"
 
 
-def _rest(report: "Report", total: int | None) -> str:
+def _rest(report: "StreamStatistics", total: int | None) -> str:
     rate = report.samples / max(report.seconds, 1e-9)
     text = f"{rate:,.0f}/s"
     if total is None or not rate:
@@ -187,8 +189,10 @@ def _rest(report: "Report", total: int | None) -> str:
     return f"{text}, {hours}:{minutes:02}:{seconds:02} left"
 
 
-def _every(seconds: float, report: "Report", show: Callable[[], None], first_s: float) -> Callable[[], None]:
-    """`show`, no more often than that: asking the clock costs far less than showing does."""
+def _every(
+    seconds: float, report: "StreamStatistics", show: Callable[[], None], first_s: float
+) -> Callable[[], None]:
+    """Return a `show` that is called no more often than that; reading the clock is cheap."""
     next_s = first_s
 
     def shown() -> None:

@@ -1,7 +1,7 @@
-"""The argument parser of the commands that need no torch.
+"""Argument parser of all commands that need no torch, and the options that several commands share.
 
-argparse, with what our commands promise: a hyphen and an underscore are the same, abbreviations are
-refused, and an error is one sentence with the nearest option.
+It is argparse with these changes: options are spelled with hyphens, and underscores are accepted; options
+can't be abbreviated; an error is one sentence with the nearest option; the usage line is short.
 """
 
 import argparse
@@ -15,15 +15,30 @@ from unitrain.errors import UsageError
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that tell something: not None, False or nothing at all."""
+    """Print a default unless it is None, False or empty, and options and their help on one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default == []
-        return action.help if silent else super()._get_help_string(action)
+        no_default = action.default is None or action.default is False or action.default == []
+        return action.help if no_default else super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with one-sentence errors, raised as `UsageError` rather than printed."""
+    """argparse's parser with one-sentence errors, which it raises as `UsageError`.
+
+    Args:
+        command: name of the command.
+        description: purpose of the command, one sentence.
+        options: further arguments of argparse's parser.
+
+    Example:
+        >>> parser = ArgumentParser("serve", "Serve models.")
+        >>> _ = parser.add_argument("--grpc-port", type=int)
+        >>> parse(parser, ["--grpc_port", "8001"])
+        Namespace(grpc_port=8001)
+    """
 
     def __init__(self, command: str, description: str, **options: Any) -> None:
         super().__init__(
@@ -34,20 +49,36 @@ class ArgumentParser(argparse.ArgumentParser):
             **options,
         )
 
+    def format_help(self) -> str:
+        """Return the help, with a usage line of the arguments that are required."""
+        if self.usage is None:
+            forms = {None: "{}", "?": "[{}]", "*": "[{} ...]", "+": "{} ..."}
+            words = [
+                forms[action.nargs].format(action.metavar or action.dest)  # type: ignore[index]
+                for action in self._get_positional_actions()
+            ]
+            words += [
+                f"{action.option_strings[-1]} {action.metavar or action.dest.upper()}"
+                for action in self._get_optional_actions()
+                if action.required
+            ]
+            self.usage = " ".join(["%(prog)s", *words, "[options]"])
+        return super().format_help()
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse's, after every long option's underscores have become hyphens or the reverse."""
-        spelled = {o.replace("_", "-"): o for o in self._option_string_actions if o.startswith("--")}
+        """Parse the arguments, after replacing underscores in the names of long options by hyphens."""
+        spellings = {o.replace("_", "-"): o for o in self._option_string_actions if o.startswith("--")}
 
         def spell(word: str) -> str:
             name, equals, value = word.partition("=")
-            return spelled.get(name.replace("_", "-"), name) + equals + value if name[:2] == "--" else word
+            return spellings.get(name.replace("_", "-"), name) + equals + value if name[:2] == "--" else word
 
         words = list(args or [])
-        cut = words.index("--") if "--" in words else len(words)
-        return super().parse_known_args([spell(w) for w in words[:cut]] + words[cut:], namespace)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([spell(word) for word in words[:end]] + words[end:], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error as one sentence, with the nearest option where one was mistyped."""
+        """Raise the error as one sentence, with the nearest option if one was misspelled."""
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
             options = [o for o in self._option_string_actions if o.startswith("--")]
@@ -57,33 +88,34 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def add_experiments_dir(parser: ArgumentParser, default: Path | None = Path("experiments")) -> None:
-    """Add `--experiments_dir`; None: the project's."""
-    told = (
-        "folder of the experiments" if default else "where a run's name is looked for; default: the project's"
-    )
-    parser.add_argument("--experiments_dir", type=Path, default=default, metavar="DIR", help=told)
+    """Add `--experiments-dir`, with a default folder; None: the project's `experiments`."""
+    text = "folder of the experiments" + ("" if default else " (default: experiments of the project)")
+    parser.add_argument("--experiments-dir", type=Path, default=default, metavar="DIR", help=text)
 
 
 def add_checkpoint(parser: ArgumentParser, *, required: bool = False) -> None:
-    """Add `--run`, `--checkpoint` and `--weights`, which name weights of a run."""
+    """Add `--run`, `--checkpoint`, `--weights` and `--trust`, which name the weights of a run."""
     parser.add_argument(
-        "--run", required=required, metavar="RUN", help="a folder, a run's name or its beginning, or `last`"
+        "--run",
+        required=required,
+        metavar="RUN",
+        help="run: its folder, its name or the beginning of its name, or `last`",
     )
     parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="which of the run's checkpoints"
+        "--checkpoint", choices=("best", "last"), default="best", help="checkpoint of the run"
     )
     parser.add_argument(
         "--weights",
         choices=("ema", "raw"),
-        help="the averaged ones or the raw ones; default: averaged if the run has them",
+        help="averaged (ema) or raw weights (default: ema if the run has them)",
     )
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="import the run's code from wherever its run.json says, not only from this project or around the run",
+        help="import the run's code from any folder in its run.json, not only from this project or near the run",
     )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments; `--help` prints and exits 0."""
+    """Return the parsed arguments; `--help` prints the help and exits with 0."""
     return parser.parse_args(list(argv))

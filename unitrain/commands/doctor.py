@@ -1,4 +1,4 @@
-"""`doctor`: look at this machine, and tell what to do."""
+"""`doctor`: check this machine, and print how to fix what is missing."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from unitrain.commands._parser import ArgumentParser, parse
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "doctor",
-        "Look at this machine and this environment: Python, packages, torch and GPU, disk, shared memory, Triton; "
-        "and tell what to do.",
+        "Check this machine and this environment: Python, packages, torch and GPU, disk, shared memory, Triton; "
+        "and print how to fix what is missing.",
     )
-    parser.add_argument("--no-start", action="store_true", help="do not try to start Triton")
+    parser.add_argument("--no-start", action="store_true", help="do not start Triton")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; 0 where training works here, 1 where it can't."""
+    """Run the command; return 0 if training works here, 1 if it does not."""
     options = parse(_parser(), argv)
     from unitrain import __version__
     from unitrain.commands._output import print_json

@@ -1,5 +1,6 @@
-"""`models`: the versions in a model repository, what each came from, and what can be done with them."""
+"""Command `models`: list, show, compare, verify, repeat, promote and remove versions."""
 
+import argparse
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ class _Version:
 
     @property
     def parity(self) -> float | None:
-        """The largest absolute difference of onnxruntime from torch, over all outputs."""
+        """Largest absolute difference of onnxruntime from torch, over all outputs."""
         errors = (self.manifest.parity if self.manifest else {}).values()
         found = [
             value
@@ -38,36 +39,55 @@ class _Version:
         return max(found, default=None)
 
 
+_ACTIONS = {
+    "": ("", "list all versions"),
+    "show": ("[show] NAME [VERSION]", "show a version's manifest (default: the newest version)"),
+    "diff": ("diff NAME A B", "compare settings, metrics and weights of two versions"),
+    "verify": ("verify [NAME [VERSION]]", "check hashes, graph and golden samples"),
+    "rollback": ("rollback NAME VERSION", "publish an earlier version again under a new number"),
+    "promote": ("promote NAME --run RUN", "publish the version that a run holds back"),
+    "prune": ("prune [NAME]", "remove old versions"),
+}
+"""Form and description by action."""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the description, and print defaults other than None, False and empty ones."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        no_default = action.default is None or action.default is False or action.default == []
+        return action.help if no_default else super()._get_help_string(action)
+
+
 def _parser() -> ArgumentParser:
+    forms = {form or "(nothing)": text for form, text in _ACTIONS.values()}
+    actions = "\n".join(f"  {form:24} {text}" for form, text in forms.items())
     parser = ArgumentParser(
         "models",
-        "List the versions in a model repository; show, compare, verify, repeat, promote or remove some.",
-        usage="python -m unitrain models [[show] NAME [VERSION] | diff NAME A B | verify [NAME [VERSION]] | "
-        "rollback NAME VERSION | promote NAME --run RUN | prune [NAME]] [options]",
+        f"List the versions in a model repository, or act on them.\n\nactions:\n{actions}",
+        usage="python -m unitrain models [ACTION] [NAME] [VERSION] [options]",
+    )
+    parser.formatter_class = _HelpFormatter
+    parser.add_argument(
+        "words", nargs="*", metavar="ACTION NAME VERSION", help="one of the actions above", default=[]
     )
     parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="ACTION NAME VERSION",
-        help="[show] NAME [VERSION]: its manifest, the newest's without VERSION; diff NAME A B: settings, metrics "
-        "and weights; verify: hashes, graph and golden samples; rollback: publish an earlier version under a new "
-        "number; promote: publish what a run holds back, since a better version is served; prune: remove old versions; "
-        "nothing: list all",
-        default=[],
-    )
-    parser.add_argument(
-        "--model-repository", type=Path, default=Path("triton_repo"), metavar="DIR", help="its folder"
+        "--model-repository", type=Path, default=Path("triton_repo"), metavar="DIR", help="model repository"
     )
     parser.add_argument(
         "--url",
         metavar="HOST:PORT",
-        help="a Triton server: list tells what it serves, verify asks it the golden samples too",
+        help="Triton server: the list shows what it serves, and verify queries it with the golden samples",
     )
     parser.add_argument(
-        "--keep", type=int, default=5, metavar="N", help="versions that prune leaves at least, of each model"
+        "--keep",
+        type=int,
+        default=5,
+        metavar="N",
+        help="prune: minimum number of versions that stay, by model",
     )
     parser.add_argument(
-        "--run", metavar="RUN", help="promote: a folder, a run's name or its beginning, or `last`"
+        "--run", metavar="RUN", help="promote: folder of a run, its name or the beginning of it, or `last`"
     )
     add_experiments_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -96,7 +116,9 @@ def main(argv: Sequence[str]) -> int:
             names = [n for n in names if chosen(repository, n, None)] or repository.models()
             return versions.prune(repository, names, options.keep, as_json=options.json)
         case ["diff" | "verify" | "rollback" | "promote" | "prune" as action, *_]:
-            raise UsageError(f"models {action}: expected `{_FORMS[action]}`, got `{' '.join(options.words)}`")
+            raise UsageError(
+                f"models {action}: expected `{_ACTIONS[action][0]}`, got `{' '.join(options.words)}`"
+            )
     words = options.words[1:] if options.words[:1] == ["show"] else options.words
     if not words:
         raise UsageError("models show: expected a model's name, got nothing; `models` lists them")
@@ -105,17 +127,8 @@ def main(argv: Sequence[str]) -> int:
     return _show(repository, words[0], words[1] if words[1:] else None, as_json=options.json)
 
 
-_FORMS = {
-    "diff": "diff NAME A B",
-    "verify": "verify [NAME [VERSION]]",
-    "rollback": "rollback NAME VERSION",
-    "promote": "promote NAME --run RUN",
-    "prune": "prune [NAME]",
-}
-
-
 def _publish_again(repository: Any, options: Any) -> int:
-    """Roll back to a version, or promote what a run holds back."""
+    """Roll back to a version, or promote the version that a run holds back."""
     from unitrain.commands import _model_actions as versions
     from unitrain.runs import find_run
 
@@ -123,13 +136,13 @@ def _publish_again(repository: Any, options: Any) -> int:
     if action == "rollback":
         return versions.rollback(repository, name, chosen(repository, name, *number), as_json=options.json)
     if not options.run:
-        raise UsageError(f"models promote: expected `{_FORMS['promote']}`, got no --run")
+        raise UsageError(f"models promote: expected `{_ACTIONS['promote'][0]}`, got no --run")
     run_dir = find_run(options.run, options.experiments_dir)
     return versions.promote(repository, name, run_dir, as_json=options.json)
 
 
 def _pairs(repository: Any, names: Sequence[str]) -> list[tuple[str, int]]:
-    """The versions that are meant: one, all of a model, or all there are."""
+    """Return the selected (model, version) pairs: one, all of a model, or all of the repository."""
     match names:
         case [name, number]:
             return [(name, chosen(repository, name, number))]
@@ -163,12 +176,12 @@ def _list(repository: Any, url: str | None, *, as_json: bool) -> int:
         others = repository.foreign(model)
         if others:
             where = repository.root / model if model else repository.root
-            note(f"left alone in {where}, as no versions or models: {', '.join(others)}")
+            note(f"ignored in {where}, since they are no models or versions: {', '.join(others)}")
     return 0
 
 
 def _marked(repository: Any, model: str) -> list[_Version]:
-    """All versions of a model, each with its place among those that it can be compared with."""
+    """Return a model's versions, each with its rank among comparable versions."""
     from unitrain.repository.ranking import marks
 
     found = [_read(repository, model, number) for number in repository.versions(model)]
@@ -195,7 +208,7 @@ def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> 
     version = next((v for v in _marked(repository, model) if v.version == wanted), None)
     if version is None:
         raise RepositoryError(
-            f"{model}: version {wanted} has just been removed; `models` lists those there are"
+            f"{model}: version {wanted} has just been removed; `models` lists the existing ones"
         )
     if version.unreadable:
         raise RepositoryError(version.unreadable)
@@ -211,26 +224,26 @@ def _show(repository: Any, model: str, number: str | None, *, as_json: bool) -> 
     ]
     if version.manifest is None:
         print_fields(fields)
-        print("it has no manifest: what it came from is not known")
+        print("it has no manifest, so its origin is unknown")
         return 0
     place = " ".join(filter(None, (version.mark.text, _place(version.mark))))
     fields.append(("among comparable versions", place))
-    told = version.manifest.to_json() | {"signature": str(version.manifest.signature)}
+    shown = version.manifest.to_json() | {"signature": str(version.manifest.signature)}
     hidden = ("format", "model", "version")
-    print_fields(fields + flat_fields({key: value for key, value in told.items() if key not in hidden}))
+    print_fields(fields + flat_fields({key: value for key, value in shown.items() if key not in hidden}))
     return 0
 
 
 def chosen(repository: Any, model: str, number: str | None) -> int:
-    """A model's version by its number in words, the newest where there is none.
+    """Parse a version number of a model; None selects the newest version.
 
     Raises:
-        RepositoryError: there is no such model or version; the message names those there are.
+        RepositoryError: there is no such model or version; the message names the existing ones.
     """
     numbers: list[int] = repository.versions(model)
     if not numbers:
         near = difflib.get_close_matches(model, repository.models(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "`models` lists those there are"
+        hint = f"did you mean {near[0]}?" if near else "`models` lists the existing ones"
         raise RepositoryError(f"there is no model {model} with a version in {repository.root}; {hint}")
     if number is None:
         return numbers[-1]
@@ -242,7 +255,7 @@ def chosen(repository: Any, model: str, number: str | None) -> int:
 
 
 def _read(repository: Any, model: str, number: int) -> _Version | None:
-    """The version, or None where it was pruned in the meantime."""
+    """Read a version; return None if it was pruned in the meantime."""
     from unitrain.repository.manifest import read_manifest
 
     path: Path = repository.version_dir(model, number)
@@ -276,7 +289,7 @@ def _time(text: str) -> datetime | None:
 
 
 def _place(mark: Any) -> str:
-    """A version's marks in words."""
+    """Return the description of a version's marks."""
     outcome = f"{mark.outcome} than the version before" if mark.outcome in ("better", "worse") else ""
     if mark.outcome == "equal":
         outcome = "equal to the version before"

@@ -1,4 +1,4 @@
-"""`new`: a folder with a working project to start from."""
+"""`new`: make a folder with a small working project to start from."""
 
 import shutil
 import tempfile
@@ -17,8 +17,12 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "new", "Make a folder with a small working project: settings, model, data, README."
     )
-    parser.add_argument("name", metavar="NAME", help="of the folder, the experiment and the served model")
-    parser.add_argument("--into", type=Path, default=Path(), metavar="DIR", help="folder to make it in")
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the folder, the experiment and the served model"
+    )
+    parser.add_argument(
+        "--into", type=Path, default=Path(), metavar="DIR", help="parent folder of the project"
+    )
     return parser
 
 
@@ -32,14 +36,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_project(name: str, into: Path) -> Path:
-    """The new project's folder, there whole or not at all.
+    """Make a project's folder atomically, and return its path.
+
+    Args:
+        name: name of the folder, the experiment and the served model.
+        into: parent folder.
 
     Raises:
-        UsageError: something has that name there, or the disk refused.
+        UsageError: the name is taken, or the folder can't be written.
     """
     project = into / name
     if project.exists() or project.is_symlink():
-        raise UsageError(f"new: {project} is there already; choose another name, or --into another folder")
+        raise UsageError(f"new: {project} exists; choose another name, or another folder by --into")
     try:
         with tempfile.TemporaryDirectory(dir=into, prefix=f".{name}-") as work_dir:
             made = Path(work_dir, name)

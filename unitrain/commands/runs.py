@@ -1,4 +1,4 @@
-"""`runs`: the runs of all experiments, one in full, or two side by side."""
+"""`runs`: list the runs of all experiments, show one, or compare two."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from unitrain.commands._parser import ArgumentParser, add_experiments_dir, parse
 from unitrain.errors import UsageError
 
-_COLUMNS = ("experiment", "run", "status", "started", "duration", "epoch/step", "best metric", "published")
-_RIGHT = ("duration", "epoch/step")
+_COLUMNS = ("experiment", "run", "status", "started", "duration", "epochs/steps", "best metric", "published")
+_RIGHT = ("duration", "epochs/steps")
 _MANY = 6
 
 
@@ -22,7 +22,7 @@ def _parser() -> ArgumentParser:
         "words",
         nargs="*",
         metavar="show RUN | compare A B",
-        help="RUN, A, B: a folder, a run's name or its beginning, or `last`; nothing: list all",
+        help="RUN, A, B: folder of a run, its name or the beginning of its name, or `last`; default: list all runs",
         default=[],
     )
     add_experiments_dir(parser)
@@ -79,7 +79,8 @@ def _show(text: str, experiments_dir: Path, *, as_json: bool) -> int:
         ("duration", text_of_duration(run.duration_s)),
     ]
     hidden = ("format", "status")
-    print_fields(fields + flat_fields({key: value for key, value in run.record.items() if key not in hidden}))
+    recorded = flat_fields({key: value for key, value in run.record.items() if key not in hidden})
+    print_fields(fields + [(name, _from_one(name, value)) for name, value in recorded])
     return 0
 
 
@@ -134,8 +135,14 @@ def _row(run: Any) -> list[str]:
     ]
 
 
+def _from_one(name: str, value: Any) -> Any:
+    """Count epochs from 1; `epoch` and `resumed[i].epoch` are numbers of complete epochs and stay unchanged."""
+    is_index = name.endswith(".epoch") and not name.startswith("resumed")
+    return value + 1 if is_index and isinstance(value, int) else value
+
+
 def _as_json(run: Any) -> dict[str, Any]:
-    told: dict[str, Any] = run.record | {
+    content: dict[str, Any] = run.record | {
         "path": str(run.path),
         "experiment": run.experiment,
         "name": run.name,
@@ -144,4 +151,4 @@ def _as_json(run: Any) -> dict[str, Any]:
         "error": run.reason if run.status == "unreadable" else None,
         "duration_s": run.duration_s,
     }
-    return told
+    return content

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from unitrain.commands._parser import ArgumentParser, parse
 from unitrain.errors import ServingError, UsageError
 
-_LOGS_KEPT = 10
-"""In the cache, beside those of servers that run."""
+_MAX_LOGS = 10
+"""Number of logs in the cache, in addition to those of running servers."""
 
 
 def _parser() -> ArgumentParser:
@@ -19,17 +19,17 @@ def _parser() -> ArgumentParser:
         "serve",
         "Start Triton on a model repository, load each version that appears in it, and keep it running.",
         usage="python -m unitrain serve [status] [options] [-- FLAGS OF TRITONSERVER]",
-        epilog="What follows `--` goes to tritonserver as it is. `serve status` tells what a running one does.",
+        epilog="Arguments after `--` go to tritonserver unchanged. `serve status` shows a running server.",
     )
     parser.add_argument(
-        "--install", action="store_true", help="fetch the Triton wheel into the cache, and end"
+        "--install", action="store_true", help="download the Triton wheel into the cache, and exit"
     )
     parser.add_argument(
         "--model-repository",
         type=Path,
         default=Path("triton_repo"),
         metavar="DIR",
-        help="folder of models, made where it is not there",
+        help="folder of models, created if it is missing",
     )
     parser.add_argument(
         "--grpc-port", type=_port, default=8001, metavar="PORT", help="0: a free one, printed"
@@ -51,7 +51,7 @@ def _parser() -> ArgumentParser:
         "--container",
         choices=("docker", "apptainer"),
         default=None,
-        help="run NVIDIA's container rather than a Triton of this machine",
+        help="run NVIDIA's container instead of a Triton of this machine",
     )
     parser.add_argument("--image", default=None, metavar="IMAGE", help="NVIDIA's image; default: 26.07")
     parser.add_argument(
@@ -59,27 +59,27 @@ def _parser() -> ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="load models of this backend too (`python` runs any code that lies in the repository); repeatable",
+        help="also load models of this backend (`python` runs any code in the repository); repeatable",
     )
     parser.add_argument(
         "--print",
         action="store_true",
         dest="show",
-        help="print the plain command that serves the repository, for each way there is, and end",
+        help="print the plain command that serves the repository, for each way of serving, and exit",
     )
     parser.add_argument(
         "--grace",
         type=_seconds,
         default=5,
         metavar="SECONDS",
-        help="time that requests in flight have when it ends",
+        help="time that requests in flight have to finish at the end",
     )
     parser.add_argument(
         "--log-file",
         type=Path,
         default=None,
         metavar="FILE",
-        help="Triton's own log; default: in the cache, one a port",
+        help="file for Triton's log; default: a file in the cache, one per port",
     )
     parser.add_argument("--poll", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line, for programs")
@@ -94,7 +94,7 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `serve` until a signal ends it; 0 is its ordinary end."""
+    """Run `serve` until a signal ends it; return 0 after an ordinary end."""
     if argv[:1] == ["status"]:
         from unitrain.commands import serve_status
 
@@ -185,7 +185,7 @@ def _show(options: argparse.Namespace, image: str) -> int:
         print_json([asdict(way) for way in ways])
         return 0
     for way in ways:
-        print(f"# {way.name}{', which serve would take' if way.chosen else ''}: {way.reason}")
+        print(f"# {way.name}{', which serve would choose' if way.chosen else ''}: {way.reason}")
         print(f"{way.command or '# not here'}\n")
     return 0
 
@@ -197,7 +197,7 @@ def _install(reporter: Any) -> None:
     host.check_host()
     already = install.is_installed()
     if not already:
-        reporter.report("installing", f"fetching {install.WHEEL} {install.WHEEL_VERSION} (55 MB)")
+        reporter.report("installing", f"downloading {install.WHEEL} {install.WHEEL_VERSION} (55 MB)")
     folder = install.install()
     what = "is already there" if already else "is installed"
     reporter.report("installed", f"Triton {what}: {folder}", path=str(folder))
@@ -225,24 +225,24 @@ def _repository(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServingError(f"--model-repository {folder} can't be made: {error.strerror}") from error
+        raise ServingError(f"--model-repository {folder} can't be created: {error.strerror}") from error
     return folder.resolve()
 
 
-def _log_path(asked: Path | None, grpc_port: int) -> Path:
+def _log_path(chosen: Path | None, grpc_port: int) -> Path:
     from unitrain.serving import server_registry as runtime
     from unitrain.serving.triton import wheel as install
 
-    path = (asked or install.cache_dir() / "logs" / f"triton-{grpc_port}.log").absolute()
+    path = (chosen or install.cache_dir() / "logs" / f"triton-{grpc_port}.log").absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-        if path.is_file():  # not a device, such as /dev/null
+        if path.is_file():  # not a device such as /dev/null
             path.chmod(0o600)
-        if asked is None:
+        if chosen is None:
             running = {record.log for record in runtime.records() if record.is_alive()}
             logs = sorted(path.parent.glob("triton-*.log"), key=lambda log: log.stat().st_mtime)
-            for old in logs[:-_LOGS_KEPT]:
+            for old in logs[:-_MAX_LOGS]:
                 if str(old) not in running:
                     old.unlink(missing_ok=True)
     except OSError as error:

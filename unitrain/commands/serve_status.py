@@ -1,4 +1,4 @@
-"""`serve status`: what a running server serves, and how it fares."""
+"""`serve status`: show what a running server serves, with its requests, times, memory and errors."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,26 +16,29 @@ _RIGHT = ("version", "step", "requests", "failed", "queue", "compute", "memory")
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "serve status",
-        "Tell what a running server serves: versions and where each came from, requests, failures, times, memory, "
+        "Show what a running server serves: versions and their origin, requests, failures, times, memory, "
         "the last errors.",
-        epilog="The same figures, and more, are Prometheus metrics at the address that it tells.",
+        epilog="The same figures, and more, are Prometheus metrics at the printed address.",
     )
     parser.add_argument(
-        "--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC address of the server"
+        "--url",
+        default=None,
+        metavar="HOST:PORT",
+        help="gRPC address of the server; default: 127.0.0.1:8001, else this user's running `serve`",
     )
     parser.add_argument(
         "--model-repository",
         type=Path,
         default=None,
         metavar="DIR",
-        help="where the versions' manifests lie; default: what the `serve` of this user at that address serves",
+        help="model repository with the versions' manifests; default: the one of this user's `serve` at that address",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; 0 where the server answers."""
+    """Run the command; return 0 if the server answers."""
     options = parse(_parser(), argv)
     from unitrain.client.connection import check_url
     from unitrain.commands._output import (
@@ -45,10 +48,13 @@ def main(argv: Sequence[str]) -> int:
         text_of_bytes,
         text_of_duration,
     )
-    from unitrain.serving.status import server_status
+    from unitrain.serving.status import default_server, server_status
     from unitrain.terminal_output import note, say
 
-    status = server_status(check_url(options.url), options.model_repository)
+    url, others = (check_url(options.url), []) if options.url else default_server()
+    status = server_status(url, options.model_repository)
+    if others:
+        note(f"this shows {url}; this user also serves at {', '.join(others)} (--url)")
     if options.json:
         print_json(asdict(status))
         return 0
@@ -75,10 +81,10 @@ def main(argv: Sequence[str]) -> int:
         if wrong is not None:
             note(wrong)
     errors = {f"{v.model} {v.version}".strip(): v.error for v in status.versions} | {"Triton": status.error}
-    told = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
-    if told:
+    lines = [f"{name}: {error['time']} {error['reason']}" for name, error in errors.items() if error]
+    if lines:
         print("\nlast errors")
-        for line in told:
+        for line in lines:
             say(line)
     return 0
 

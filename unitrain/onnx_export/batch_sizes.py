@@ -1,6 +1,6 @@
-"""Comparison of onnxruntime with torch at several batch sizes, and of each row with its answer alone.
+"""Comparison of onnxruntime with torch at several batch sizes, and of each row in a batch with the row alone.
 
-A server batches the requests of several clients, so a row's answer must depend on nothing but the row.
+A server batches the requests of several clients, so a row's outputs must depend only on that row.
 """
 
 import time
@@ -21,13 +21,13 @@ Arrays = dict[str, np.ndarray]
 SMALL_SIZES = (1, 2, 3, 16)
 """Batch sizes that are always tried."""
 LARGE_SIZES = (17, 33, 64, 100, 256, 1000, 4096, 16384)
-"""Batch sizes that are tried up to the maximum, as far as bytes and time allow."""
+"""Batch sizes that are tried up to the maximum, within the limits of bytes and time."""
 MAX_BYTES = 32_000_000
-"""Bytes of the inputs and outputs of a batch of more than 16 rows, at most: forward holds a multiple of it."""
+"""Limit of the inputs and outputs of a batch of more than 16 rows; forward needs a multiple of it."""
 OUTLIER_SCALES = (8, 0)
-"""Factors of the float inputs of neighbours, before a training: rows that a sample seldom has."""
+"""Factors of float inputs in other rows of a batch, which make rows that a sample seldom has."""
 LOOSE_INTEGER_SHARE = 0.1
-"""Share of integers in which a row in a batch may differ from the row alone: last bits decide between equals."""
+"""Share of integers in which a row in a batch may differ from the row alone, by rounding of near-equal values."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class BatchReport:
     """Result of a comparison.
 
     Attributes:
-        figures: by output the largest absolute and relative difference over all batch sizes.
-        largest: the largest batch that was tried, in rows.
-        failure: what differs, and what to do about it; None where nothing does.
+        figures: largest absolute and relative difference over all batch sizes, by output.
+        largest: rows of the largest batch that was tried.
+        failure: message with the difference and advice; None if there is no difference.
     """
 
     figures: dict[str, dict[str, float]]
@@ -45,7 +45,7 @@ class BatchReport:
     failure: str | None = None
 
 
-def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what each may show
+def compare_batches(  # noqa: C901, PLR0912 - one size after the other, with its possible failures
     served: "ServedGraph",
     session: GraphSession | None,
     sample: Mapping[str, np.ndarray],
@@ -59,12 +59,14 @@ def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what
     """Compare onnxruntime with torch at batch sizes up to a maximum.
 
     Args:
-        session: None: compare torch's answers to a row in several batches alone.
-        sample: real inputs, [row, ...] each; further rows are mixtures of these.
-        batched: compare each row's answer with that of the row alone, too.
-        max_rows: rows of a request, at most.
-        limit_s: seconds after which no larger batch is begun.
-        alone_rows: rows that are answered by themselves, too.
+        served: the graph in torch.
+        session: the graph in onnxruntime; None compares only torch's outputs for a row in several batches.
+        sample: real inputs by name, [row, ...] each; further rows are mixtures of these.
+        tolerance: allowed difference.
+        batched: True also compares each row in a batch with the row alone.
+        max_rows: maximum rows of a request.
+        limit_s: time limit; no larger batch is started after it.
+        alone_rows: number of rows that are also run alone.
     """
     worst: dict[str, dict[str, float]] = {}
     largest = 0
@@ -99,7 +101,7 @@ def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what
         difference = compare(expected, got, tolerance)
         if batched and rows == checked > 1:
             alone = _alone(served, {name: array[:alone_rows] for name, array in inputs.items()}, expected)
-        # A module that mixes rows differs from its graph, too; the mixing is what the user can look for.
+        # A module that mixes rows also differs from its graph; the mixing is what the user can fix.
         if alone is not None:
             mixed = _mixed(alone, expected, rows, tolerance)
             if mixed is None and session is None and rows == checked <= alone_rows:
@@ -120,7 +122,7 @@ def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what
 
 
 def distinct_rows(sample: Mapping[str, np.ndarray], count: int) -> Arrays:
-    """Real rows, and beyond them rows between two real ones, so that no two are alike where values can vary."""
+    """Return real rows, followed by mixtures of two real rows, so that all rows differ if values can vary."""
     real = max((len(array) for array in sample.values()), default=0)
     further = max(0, count - real)
     # Row by row, so that a row is the same one in a batch of any size.
@@ -150,7 +152,7 @@ def _run(served: "ServedGraph", inputs: Arrays) -> Arrays:
 
 
 def _alone(served: "ServedGraph", inputs: Arrays, together: Arrays) -> Arrays:
-    """The answers to rows one by one, joined; shaped as they are in a batch."""
+    """Run rows one by one, and join the outputs in the shapes that they have in a batch."""
     answers = []
     for i in range(len(next(iter(inputs.values())))):
         answer = _run(served, {name: array[i : i + 1] for name, array in inputs.items()})
@@ -159,11 +161,11 @@ def _alone(served: "ServedGraph", inputs: Arrays, together: Arrays) -> Arrays:
 
 
 def _fails(rows: int, error: Exception) -> str:
-    """The failure of forward with that many rows, in words."""
+    """Return the message for a forward that fails with that many rows."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if "more than 1 value per channel" in reason:  # torch's words for a batch normalisation of one row
+    if "more than 1 value per channel" in reason:  # torch's message for batch normalisation of one row
         return (
-            f"with {rows} rows forward fails: {reason}; it normalises by the statistics of its batch in evaluation, too, and "
+            f"with {rows} rows forward fails: {reason}; it normalises by the statistics of its batch in evaluation as well, and "
             "a server puts the requests of several clients into one batch: let BatchNorm keep running statistics "
             "(track_running_stats=True, training=False after eval()), or use LayerNorm or GroupNorm"
         )
@@ -171,9 +173,9 @@ def _fails(rows: int, error: Exception) -> str:
 
 
 def _among_outliers(served: "ServedGraph", inputs: Arrays, alone: Arrays, tolerance: Tolerance) -> str | None:
-    """A row whose answer depends on neighbours of a scale that the sample lacks, in words.
+    """Return the message for a row that depends on other rows of a scale that the sample lacks; None if none does.
 
-    Every second row is replaced. Only the answers of the others count, and a forward that fails counts for nothing.
+    Every second row is scaled. Only the outputs of the others are compared; a forward that fails is ignored.
     """
     if not any(array.dtype.kind == "f" for array in inputs.values()):
         return None
@@ -202,7 +204,7 @@ def _among_outliers(served: "ServedGraph", inputs: Arrays, alone: Arrays, tolera
 
 
 def _random(served: "ServedGraph", inputs: Arrays, tolerance: Tolerance) -> str | None:
-    """The failure of a forward that answers the same batch differently when it is called again, in words."""
+    """Return the message for a forward whose outputs differ between two calls; None if they are equal."""
     difference = compare(
         _run(served, inputs), _run(served, inputs), tolerance, sides=("one call", "the next call")
     )
@@ -215,7 +217,7 @@ def _random(served: "ServedGraph", inputs: Arrays, tolerance: Tolerance) -> str 
 
 
 def _mixed(alone: Arrays, together: Arrays, rows: int, tolerance: Tolerance) -> str | None:
-    """The row whose answer depends on its neighbours, in words."""
+    """Return the message for a row that depends on the other rows of its batch; None if none does."""
     count = min(rows, len(next(iter(alone.values()))))
     loose = replace(tolerance, integer_share=max(tolerance.integer_share, LOOSE_INTEGER_SHARE))
     sides = ("a batch of its own", f"a batch of {rows} rows")
@@ -235,5 +237,5 @@ def _mixed(alone: Arrays, together: Arrays, rows: int, tolerance: Tolerance) -> 
 
 
 def _like(array: np.ndarray, shaped: np.ndarray | None) -> np.ndarray:
-    """An answer to one row whose batch axis was squeezed away gets it back."""
+    """Restore the batch axis of an output for one row, if forward removed it."""
     return array.reshape(shaped.shape) if shaped is not None and array.size == shaped.size else array

@@ -1,9 +1,9 @@
-"""A full export in a process of its own, for graphs in which weights can't be swapped.
+"""Full export in a separate process, for graphs whose weights can't be replaced.
 
-torch's exporter holds Python's lock for seconds, so on a thread it would stall the training for all of
-it. The process is started when it is first needed and kept: torch's own import costs more than an export.
+torch's exporter holds Python's global lock for seconds, so in a thread it would stall the training. The
+process starts at the first export and stays, since importing torch takes longer than an export.
 
-It is a plain subprocess, since multiprocessing's would run the person's main script again.
+It is a plain subprocess, since one of multiprocessing would run the user's main script again.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ from unitrain.onnx_export.served_graph import ServedGraph
 
 GRAPH_FILE = "graph.onnx"
 LIMIT_S = 1800.0
-"""How long one export may take."""
+"""Maximum seconds of an export."""
 
 
 class ExportProcess:
-    """Exports as `export_onnx` does, in one process that lives until `close`.
+    """Process that exports as `export_onnx` does, until `close`.
 
-    A module that can't be handed over (one whose class is a notebook's or a script's own, or with
-    parametrizations) is exported here.
+    A module that can't be pickled is exported in this process: one with parametrizations, or one whose class
+    is defined in a notebook or the main script.
 
     Args:
-        limit_s: how long an export may take before its process is ended.
+        limit_s: maximum seconds of an export; the process is killed after it.
     """
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
@@ -51,11 +51,11 @@ class ExportProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process's id; None where none runs."""
+        """Process id; None if the process does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def __call__(self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph:
-        """The served graph as an ONNX graph.
+        """Export a served graph.
 
         Raises:
             ExportError: torch can't export it, the process died, or it took too long.
@@ -63,9 +63,9 @@ class ExportProcess:
         with tempfile.TemporaryDirectory(prefix="unitrain-export-") as work_dir, self._lock:
             try:
                 content = pickle.dumps((served, dict(sample), opset, work_dir))
-            except Exception:  # noqa: BLE001 - what a person's module can't do, in whatever words
+            except Exception:  # noqa: BLE001 - a user's module may raise anything when it is pickled
                 return export_onnx(served, sample, opset=opset)
-            answer = self._ask(pickle.dumps((_open_packages(), content)))
+            answer = self._request(pickle.dumps((_open_packages(), content)))
             if answer == _UNREADABLE:
                 return export_onnx(served, sample, opset=opset)
             if answer != _DONE:
@@ -73,7 +73,7 @@ class ExportProcess:
             return OnnxGraph.of(onnx.load(Path(work_dir, GRAPH_FILE)))
 
     def close(self) -> None:
-        """End the process, and return once it has ended."""
+        """Stop the process, and wait until it has exited."""
         with self._lock:
             process, self._process = self._process, None
             if process is None:
@@ -81,7 +81,7 @@ class ExportProcess:
             if self._end is not None:
                 self._end.detach()
             with contextlib.suppress(OSError):
-                _stdin(process).close()  # it ends when nothing more can come
+                _stdin(process).close()  # it exits at the end of its input
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
@@ -90,15 +90,15 @@ class ExportProcess:
             if process.stdout:
                 process.stdout.close()
 
-    def _ask(self, request: bytes) -> bytes:
-        """The process's answer."""
+    def _request(self, request: bytes) -> bytes:
+        """Send a request, and return the answer of the process."""
         process = self._process
         if process is None or process.poll() is not None:
             if self._end is not None:
                 self._end()  # its pipes are closed
             process = self._process = self._start()
             self._end = weakref.finalize(self, _end, process, os.getpid())
-        # Ending it ends the wait: a pipe has no time limit of its own.
+        # A pipe has no time limit: killing the process ends the wait.
         overdue = threading.Timer(self._limit_s, process.kill)
         overdue.start()
         try:
@@ -120,7 +120,7 @@ class ExportProcess:
 
     @staticmethod
     def _start() -> "subprocess.Popen[bytes]":
-        # The person's classes are found by the same import path as here.
+        # The user's classes are imported from the same paths as here.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         command = [sys.executable, "-m", __name__]
         return subprocess.Popen(
@@ -132,7 +132,7 @@ _DONE, _UNREADABLE = b"done", b"unreadable"
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    """End a process whose `ExportProcess` was never closed, in the process that started it."""
+    """Kill a process whose `ExportProcess` was never closed, if this process started it."""
     if os.getpid() != owner:
         return
     process.kill()
@@ -148,21 +148,21 @@ def _stdin(process: "subprocess.Popen[bytes]") -> Any:
 
 
 def _read(stream: Any) -> bytes:
-    """One message: eight bytes of length, then as many; empty where the other side has gone."""
+    """Read a message: its length in eight bytes, then its bytes; empty if the other side has exited."""
     head = stream.read(8)
     return stream.read(int.from_bytes(head, "big")) if len(head) == 8 else b""  # noqa: PLR2004
 
 
 def _serve() -> None:
-    """Export what comes on standard input until nothing more can."""
+    """Export the requests on standard input until it ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what torch prints is no answer
+    os.dup2(2, 1)  # torch's prints are no answers
     while request := _read(sys.stdin.buffer):
         try:
             packages, content = pickle.loads(request)  # noqa: S301 - our own parent's
             _take_packages(packages)
-            served, sample, opset, work_dir = pickle.loads(content)  # noqa: S301 - likewise
-        except Exception:  # noqa: BLE001 - its class is of the parent's main script, say
+            served, sample, opset, work_dir = pickle.loads(content)  # noqa: S301 - our own parent's
+        except Exception:  # noqa: BLE001 - for example, its class is defined in the parent's main script
             answer = _UNREADABLE
         else:
             answer = _export_into(Path(work_dir), served, sample, opset)
@@ -171,10 +171,10 @@ def _serve() -> None:
 
 
 def _export_into(work_dir: Path, served: ServedGraph, sample: Mapping[str, np.ndarray], opset: int) -> bytes:
-    """Export into a folder, and say how it went."""
+    """Export into a folder, and return the answer."""
     try:
         export_onnx(served, sample, opset=opset).write(work_dir / GRAPH_FILE, external=True)
-    except Exception as error:  # noqa: BLE001 - told to the parent, whatever it is
+    except Exception as error:  # noqa: BLE001 - the parent raises it
         return pickle.dumps(
             str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
         )
@@ -182,9 +182,9 @@ def _export_into(work_dir: Path, served: ServedGraph, sample: Mapping[str, np.nd
 
 
 def _open_packages() -> dict[str, list[str]]:
-    """The folders without an `__init__.py` that are packages here (a project's models/, say), with their paths.
+    """Return the namespace packages of this process (for example, a project's models/), with their paths.
 
-    Elsewhere such a folder would lose to any installed package of its name.
+    In a new process, an installed package of the same name would take precedence.
     """
     return {
         name: list(module.__path__)

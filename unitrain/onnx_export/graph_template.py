@@ -1,8 +1,7 @@
-"""The graph that is served: preprocess, forward and postprocess of a module, exported to ONNX once.
+"""Graph template: a module exported to ONNX once, whose weights are replaced for later versions.
 
-Later versions of a training take the same graph with other weights (`weights`), which costs a
-thousandth of an export. That is right only where every weight is an initializer of the graph under its
-own name with its own value; `build_template` proves it for the module at hand, and says so if not.
+Replacing the weights costs a thousandth of an export. It is correct only if every weight is an initializer
+of the graph with the weight's name and value. `build_template` verifies this for each module.
 """
 
 import contextlib
@@ -33,27 +32,31 @@ from unitrain.repository.onnx_session import GraphSession, Tolerance
 from unitrain.signature import Signature
 
 LIVE_ROWS = 4
-"""Rows that the live module answers at each publication, at most."""
+"""Maximum rows that the live module runs at each publication."""
 PREPARE_LIMIT_S = 10.0
+"""Seconds after which no larger batch is tried before a training."""
 
 
 class Export(Protocol):
-    """What `export_onnx` is: a served graph and a sample in, an ONNX graph out."""
+    """Function like `export_onnx`, from a served graph and a sample to an ONNX graph."""
 
     def __call__(self, served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph: ...
 
 
 @dataclass(frozen=True)
 class Template:
-    """An exported graph, and what is needed to put other weights into it.
+    """Exported graph that takes other weights.
 
     Attributes:
-        graph: with some weights.
-        served: an eval copy on the CPU that answers as torch does; its weights are whatever was loaded last.
-        swappable: whether `graph` with swapped initializers was proven to answer as torch does.
-        sample: real inputs, [row, ...] each, at least two rows.
-        state: of the module that the graph was exported from; `served.module` is its copy.
-        notes: what the user should know of the graph, a sentence each.
+        graph: graph with some weights.
+        served: the graph in torch, an evaluation copy on the CPU with the weights that were loaded last.
+        signature: inputs and outputs.
+        swappable: True if replaced initializers were verified to give the same outputs as torch.
+        sample: real inputs by name, [row, ...] each, with two rows or more.
+        opset: ONNX opset.
+        state: state of the exported module; `served.module` is its copy.
+        tolerance: allowed difference of onnxruntime from torch.
+        notes: notes on the graph for the user, one sentence each.
     """
 
     graph: OnnxGraph
@@ -67,7 +70,7 @@ class Template:
     notes: tuple[str, ...] = ()
 
     def state_of(self, module: LightningModule) -> ModuleState:
-        """The state of a live module outside its weights; the one at hand where it has not changed.
+        """Copy the state of a live module outside its weights.
 
         Raises:
             ExportError: forward needs an attribute that can't be copied.
@@ -75,17 +78,18 @@ class Template:
         return ModuleState.of(module, self.run)
 
     def run(self, module: LightningModule, rows: int = LIVE_ROWS) -> dict[str, np.ndarray]:
-        """The answers of a module to the first rows of the sample, on its own device."""
+        """Run a module on the first rows of the sample, on the module's device."""
         return _answers(self.served.of(module), self.sample, rows)
 
     def of_state(
         self, state: ModuleState, weights: Mapping[str, Tensor], export: Export | None = None
     ) -> "Template":
-        """A template of the same module in another state.
+        """Return a template of the same module in another state.
 
         Args:
-            weights: what the copy gets; random ones are tried in their places.
-            export: see `exported_anew`.
+            state: the other state.
+            weights: weights to load; random ones are exported and compared first.
+            export: see `exported_again`.
         """
         served = self.served.of(state.module)
         load_weights(served.module, weights)
@@ -94,22 +98,22 @@ class Template:
         return replace(self, graph=graph, served=served, swappable=swappable, state=state)
 
     def with_weights(self, weights: Mapping[str, Tensor], export: Export | None = None) -> OnnxGraph:
-        """The graph with these weights: swapped in where that is proven right, exported anew elsewhere.
+        """Return the graph with other weights: replaced if that was verified, else by a full export.
 
         Args:
-            weights: by name.
-            export: see `exported_anew`.
+            weights: tensors by name.
+            export: see `exported_again`.
         """
         load_weights(self.served.module, weights)
         return (
-            self.graph.with_weights(weights, prefix=PREFIX) if self.swappable else self.exported_anew(export)
+            self.graph.with_weights(weights, prefix=PREFIX) if self.swappable else self.exported_again(export)
         )
 
-    def exported_anew(self, export: Export | None = None) -> OnnxGraph:
-        """The graph of `served` as it is now.
+    def exported_again(self, export: Export | None = None) -> OnnxGraph:
+        """Export `served` in its present state.
 
         Args:
-            export: exports in the place of `export_onnx`, which keeps every other thread waiting.
+            export: replacement of `export_onnx`, which blocks every other thread.
         """
         return (export or export_onnx)(self.served, self.sample, opset=self.opset)
 
@@ -123,19 +127,22 @@ def build_template(
     max_rows: int = 16,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Template:
-    """Export a module's served graph, and prove whether weights can be swapped in it.
+    """Export a module, and verify that the graph's weights can be replaced.
 
-    The graph is exported with one set of random weights; a second set is swapped in, and onnxruntime's
-    answer is compared with torch's.
+    The graph is exported with random weights. A second set replaces them, and the outputs of onnxruntime and
+    torch are compared.
 
     Args:
-        sample: inputs by name, [row, ...] each; real ones, since random ones may be out of range. Optional
-            ones that only make a loss are left out.
-        max_rows: rows of a request, at most.
-        dynamic_axes: axes of any length beside the batch, by input and axis; None: the module's own.
+        module: live module; it stays unchanged.
+        sample: real inputs by name, [row, ...] each; random ones may be out of range. Optional inputs that
+            only a loss depends on are omitted.
+        opset: ONNX opset.
+        tolerance: allowed difference of onnxruntime from torch.
+        max_rows: maximum rows of a request.
+        dynamic_axes: axes of any length beside the batch, by input and axis; None for the module's own ones.
 
     Raises:
-        ExportError: torch can't export it, or the exported graph does not answer as torch does.
+        ExportError: torch can't export it, or the outputs of the exported graph differ from torch's.
         HookError: it has no tensors as outputs.
     """
     rows = {name: at_least_two_rows(tensor.detach().cpu()) for name, tensor in sample.items()}
@@ -204,14 +211,14 @@ class _Proof:
     max_rows: int = 16
 
     def failure(self, served: ServedGraph, graph: OnnxGraph) -> str | None:
-        """The first difference, in words; None where there is none."""
+        """Return the message on the first difference; None if there is none."""
         with tempfile.TemporaryDirectory(prefix="unitrain-export-") as folder:
             path = Path(folder, "graph.onnx")
             graph.write(path, external=True)
             return self.compare(served, GraphSession(path))
 
     def compare(self, served: ServedGraph, session: GraphSession | None) -> str | None:
-        """The first difference of a graph from torch, or of a row from itself in another batch."""
+        """Compare a graph with torch, and rows with themselves in other batches; return the first difference."""
         return compare_batches(
             served, session, self.sample, tolerance=self.tolerance, batched=self.batched,
             max_rows=self.max_rows, limit_s=PREPARE_LIMIT_S,
@@ -229,7 +236,7 @@ def _export_and_prove(
     original = weights_of(served.module)
     try:
         load_weights(served.module, perturbed(original, seed=1))
-        # torch draws the graph of what it could not trace; the error names the line.
+        # torch prints the graph that it could not trace; the error names the line.
         with redirect_stderr(io.StringIO()) if export is export_onnx else contextlib.nullcontext():
             graph = export(served, proof.sample, opset=opset)
         second = perturbed(original, seed=2)

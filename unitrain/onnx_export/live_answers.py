@@ -1,6 +1,6 @@
-"""The live module's own answers, taken without a trace in its training.
+"""Outputs of the live module, computed without an effect on its training.
 
-A graph is compared with these: whatever a copy of the module may lack, the live module has it.
+A graph is compared with these, since a copy of the module may lack something that the live module has.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ _SHARED = frozenset(name for name in vars(nn.Module()) if name not in ("_paramet
 
 
 def live_answers(module: LightningModule, run: Any, weights: Mapping[str, Tensor]) -> Any:
-    """Run what is served of a live module, in evaluation mode, and leave the module as it was.
+    """Run the served function of a live module in evaluation mode, and restore the module.
 
     Args:
-        run: calls what is served of the module.
-        weights: copies of the module's parameters and buffers, for those that its forward changes.
+        module: live module.
+        run: function that calls the served function of a module.
+        weights: copies of the module's parameters and buffers, which restore those that forward changes.
     """
     with untouched(module, weights), _exact(module), torch.no_grad():
         return run(module)
@@ -33,9 +34,9 @@ def live_answers(module: LightningModule, run: Any, weights: Mapping[str, Tensor
 
 @contextlib.contextmanager
 def untouched(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:  # noqa: C901, PLR0912
-    """A block in evaluation mode, after which flags, attributes, tensors and random state are those of before."""
+    """Run a block in evaluation mode, and restore flags, attributes, tensors and random state after it."""
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    kept: list[tuple[Any, Any]] = []  # lists, dicts and sets, with what was in them
+    kept: list[tuple[Any, Any]] = []  # lists, dicts and sets, with their content
     loose: list[tuple[Tensor, Tensor]] = []  # plain attributes, with their values
     registered: list[Tensor] = []
     for part in parts_of(module).values():
@@ -85,7 +86,7 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _restore(value: Any, saved: Any) -> None:
-    """Give a list, dict or set its former content; most have it still."""
+    """Restore the content of a list, dict or set, if it changed."""
     if isinstance(value, set):
         same = value == saved
     else:
@@ -100,7 +101,7 @@ def _restore(value: Any, saved: Any) -> None:
 
 
 def _version(tensor: Tensor) -> int | None:
-    """A number that each change in place raises; None for a tensor made in inference mode, which has none."""
+    """Return the number that each change in place increments; None for a tensor of inference mode."""
     try:
         return tensor._version  # noqa: SLF001 - it has no public name
     except RuntimeError:
@@ -109,12 +110,12 @@ def _version(tensor: Tensor) -> int | None:
 
 @contextlib.contextmanager
 def _exact(module: LightningModule) -> Iterator[None]:
-    """A block in full precision: neither autocast, nor TF32, nor anything compiled for it."""
+    """Run a block in full precision: without autocast, TF32 and compilation."""
     device = module.device.type
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if hasattr(torch.compiler, "set_stance"):
-            # A batch of another size would be compiled for, and what the training runs might change.
+            # A batch of another size would be compiled, which may change the training's compiled graph.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if device == "cuda":
             stack.enter_context(torch.autocast("cuda", enabled=False))
@@ -129,5 +130,5 @@ def _allow_tf32(matmul: bool, cudnn: bool) -> None:
 
 
 def to_arrays(outputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Copy outputs to arrays on the CPU: one that is a weight itself would change with the training."""
+    """Copy outputs to arrays on the CPU, since an output that is a weight would change with the training."""
     return {name: tensor.detach().to("cpu", copy=True).numpy() for name, tensor in outputs.items()}

@@ -1,8 +1,8 @@
-"""A copy of a live module that serves in its place: weights, plain attributes and the trainer's counters.
+"""Copy of a live module for serving: weights, plain attributes and the trainer's counters.
 
-`copy.deepcopy` is not it. It drops the trainer, so `self.current_epoch` is 0 in the copy, and it fails on
-modules that hold a lock, an open file, a loader's iterator or a tensor with a gradient's history, which
-ordinary modules do. Here each attribute is copied by itself, and one that can't be copied is left out.
+`copy.deepcopy` drops the trainer, so `self.current_epoch` is 0 in the copy. It also fails on modules with a
+lock, an open file, a loader's iterator or a tensor with a gradient's history, which ordinary modules have.
+Here each attribute is copied by itself, and attributes that can't be copied are skipped.
 """
 
 import copy
@@ -36,18 +36,18 @@ _LOCKS: dict[type, Callable[[], Any]] = {
     type(threading.RLock()): threading.RLock,
 }
 _HEAVY = (DataLoader, Dataset, LightningDataModule, Optimizer)
-"""Objects that a forward hardly ever needs, and that may hold gigabytes."""
+"""Objects that a forward seldom needs, and that may have gigabytes."""
 
 
 class FrozenTrainer:
-    """A stand-in for the trainer in a served copy: its counters as they were, and nothing else."""
+    """Substitute for the trainer in a served copy, with the trainer's counters only."""
 
     def __init__(self, trainer: Any = None, **values: Any) -> None:
         found = (
             {name: getattr(trainer, name, None) for name in _TRAINER_VALUES} if trainer is not None else {}
         )
         flags = dict.fromkeys(("training", "validating", "testing", "sanity_checking"), False)
-        # Where it is barebones, `self.log` in forward does nothing.
+        # With a barebones trainer, `self.log` in forward does nothing.
         self.__dict__.update(
             found | flags | {"predicting": True, "evaluating": True, "barebones": True} | values
         )
@@ -62,7 +62,7 @@ class FrozenTrainer:
 
 
 def parts_of(module: nn.Module) -> dict[str, nn.Module]:
-    """A module and all in it by name, each once; what torch.compile has wrapped is there under its own name."""
+    """Return a module and its submodules by name, each once; compiled ones under their original names."""
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     waiting = [("", module)]
@@ -91,11 +91,12 @@ def copy_module(
     """Copy a live module to the CPU, in evaluation mode; the module itself stays untouched.
 
     Args:
-        trainer: the trainer in the copy; None: a stand-in for the module's own, if it has one.
-        heavy: copy data sets, loaders and optimizers, too.
+        module: live module.
+        trainer: trainer of the copy; None for a substitute of the module's trainer, if it has one.
+        heavy: True copies data sets, loaders and optimizers as well.
 
     Returns:
-        The copy, and by attribute the reason why it was left out.
+        The copy, and the reason by skipped attribute.
     """
     live = vars(module).get("_trainer")
     if trainer is None and live is not None:
@@ -119,7 +120,7 @@ class _Copier:
         self._heavy = heavy
 
     def module(self, module: nn.Module, path: str) -> Any:
-        """A module with all that is registered in it; tensors come before the attributes that may refer to them."""
+        """Copy a module with its submodules; tensors first, since attributes may refer to them."""
         parts = [
             (name, part) for name, part in module.named_modules(prefix=path) if id(part) not in self.memo
         ]
@@ -232,7 +233,7 @@ class _Copier:
             return None
 
     def _container(self, value: Any, where: str) -> Any:
-        """A dict without the entries that can't be copied; a list with None in the place of such."""
+        """Copy a dict without the entries that can't be copied, or a list with None in their places."""
         new = copy.copy(value)
         self.memo[id(value)] = new
         new.clear()
@@ -247,7 +248,7 @@ class _Copier:
         return new
 
     def _function(self, function: types.FunctionType, where: str) -> Any:
-        """The same function, or one whose closure has the copy where this one's has the live module."""
+        """Return the function, with the copy in place of the live module in its closure."""
         cells = function.__closure__ or ()
         held = [_held(cell) for cell in cells]
         self.memo[id(function)] = function  # one that refers to itself

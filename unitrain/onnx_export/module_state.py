@@ -1,9 +1,9 @@
 """State of a module outside its weights, as far as its forward reads it.
 
-A graph has such state as constants: a temperature that a training lowers, an entry of a dict, the current
-epoch, a layer that was put in. `ModuleState.of` runs a copy of the module once and records which attributes
-forward reads; `ModuleState.holds` compares just these with the live module, which takes microseconds. As long
-as they are equal, forward takes the same path, and weights can be swapped in the graph that there is.
+A graph contains such state as constants: a temperature that a training lowers, an entry of a dict, the
+current epoch, an added layer. `ModuleState.of` runs a copy of the module once and records the attributes that
+forward reads. `ModuleState.holds` compares only these with the live module, which takes microseconds. While
+they are equal, forward takes the same path, and weights can be swapped in the existing graph.
 """
 
 import functools
@@ -21,27 +21,28 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError
+from unitrain.module_aliases import former_name
 from unitrain.onnx_export.module_copy import ATOMIC, FrozenTrainer, copy_module, parts_of
 
 _OWN = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_device", "_dtype"}
-"""Attributes that every module has: its tensors, parts and hooks, of which the structure tells."""
+"""Attributes of every module: tensors, submodules and hooks, which the structure describes."""
 _LIBRARIES = ("torch", "pytorch_lightning", "lightning", "lightning_fabric", "builtins", "torchmetrics")
 _MAX_VALUES = 100_000
-"""Values that are compared one by one; the rest of a larger structure is compared by identity."""
+"""Maximum number of values compared by content; the rest of a larger structure is compared by identity."""
 Key = Hashable
 Reads = Mapping[str, frozenset[str]]
-"""By submodule's name, the attributes that forward reads."""
+"""Attributes that forward reads, by submodule's name."""
 
 
 @dataclass(frozen=True)
 class ModuleState:
-    """A copy of a module, and what forward reads of it beside weights and inputs.
+    """Copy of a module, and the attributes that forward reads beside weights and inputs.
 
     Attributes:
-        module: an evaluation copy on the CPU; its weights are whatever was loaded last.
-        reads: by submodule's name, the attributes that forward reads.
-        trainer_reads: the trainer's attributes that forward reads.
-        key: what the live module had in them.
+        module: evaluation copy on the CPU, with the weights that were loaded last.
+        reads: attributes that forward reads, by submodule's name.
+        trainer_reads: attributes of the trainer that forward reads.
+        key: comparable value of these attributes in the live module.
     """
 
     module: LightningModule
@@ -54,12 +55,13 @@ class ModuleState:
         """Copy a live module, and record what its forward reads.
 
         Args:
-            run: calls what is served of a module, on real rows.
+            module: live module.
+            run: function that calls the served function of a module, on real rows.
 
         Raises:
             ExportError: forward needs an attribute that can't be copied.
         """
-        # What is left out at first is copied only where forward asks for it.
+        # Attributes that are skipped at first are copied only if forward reads them.
         for heavy in (False, True):
             clone, skipped = copy_module(module, heavy=heavy)
             try:
@@ -81,12 +83,12 @@ class ModuleState:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of what forward reads, the same in every process; functions count by name and code."""
+        """SHA-256 of the attributes that forward reads, equal in every process; functions count by name and code."""
         key = _key_of(self.module, self.reads, self.trainer_reads, stable=True)
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
     def holds(self, module: LightningModule) -> bool:
-        """Compare with a live module: whether its forward would still read the same values."""
+        """Return True if the forward of a live module would read the same values."""
         return self.key == _key_of(module, self.reads, self.trainer_reads)
 
 
@@ -105,7 +107,7 @@ def _recorded(clone: nn.Module) -> Iterator[Callable[[], tuple[Reads, frozenset[
             if kind not in classes:
                 classes[kind] = _watching(kind, read, written)
             object.__setattr__(part, "__class__", classes[kind])
-        except TypeError:  # a layout of its own: whatever it has counts as read
+        except TypeError:  # a special layout: all of its attributes count as read
             read[id(part)] = set(vars(part))
             continue
         watched.append((part, kind))
@@ -125,7 +127,7 @@ def _recorded(clone: nn.Module) -> Iterator[Callable[[], tuple[Reads, frozenset[
 
 
 def _watching(kind: Any, read: dict[int, set[str]], written: dict[int, set[str]]) -> type:
-    """A subclass that notes each attribute that is read, unless it was written before."""
+    """Return a subclass that records each attribute that is read before it is written."""
 
     def getting(self: Any, name: str) -> Any:
         if name not in written.get(id(self), ()):
@@ -142,7 +144,7 @@ def _watching(kind: Any, read: dict[int, set[str]], written: dict[int, set[str]]
 
 
 def _state_names(part: nn.Module, names: set[str]) -> frozenset[str]:
-    """Of the names that were read, those of plain state: neither tensors, parts and methods, nor a library's."""
+    """Select the names of plain state: no tensors, submodules or methods, and none of a library."""
     own = vars(part)
     registered = {*own["_parameters"], *own["_buffers"], *own["_modules"]}
     kept = set()
@@ -153,7 +155,7 @@ def _state_names(part: nn.Module, names: set[str]) -> frozenset[str]:
             kept.add(name)
             continue
         owner = next((c for c in type(part).__mro__ if name in vars(c)), None)
-        if owner is None:  # missing now: it may come
+        if owner is None:  # missing now; it may be set later
             kept.add(name)
         elif owner.__module__.partition(".")[0] not in _LIBRARIES:
             value = vars(owner)[name]
@@ -167,10 +169,13 @@ _PLAIN = frozenset({type(None), bool, int, str})
 
 
 def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, stable: bool = False) -> Key:
-    """All that `reads` names, and the structure of a module, as one value that can be compared.
+    """Return the attributes in `reads` and the structure of a module as one comparable value.
 
     Args:
-        stable: leave out what differs from process to process.
+        module: the module.
+        reads: attributes by submodule's name.
+        trainer_reads: attributes of the trainer.
+        stable: True omits values that differ between processes.
     """
     parts = parts_of(module)
     keys = _Keys(parts, stable=stable)
@@ -180,7 +185,7 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, s
         if part is None:
             return ("another structure",)
         own = vars(part)
-        for name in sorted(names) if stable else names:  # else in the order of one and the same set
+        for name in sorted(names) if stable else names:  # else in the order of the same set
             value = own[name] if name in own else getattr(type(part), name, _MISSING)
             kind = type(value)
             state.append((kind, value) if kind in _PLAIN else keys.of(value))
@@ -189,13 +194,14 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, s
         frozen = vars(trainer if isinstance(trainer, FrozenTrainer) else FrozenTrainer(trainer))
         state += [keys.of(frozen.get(name)) for name in sorted(trainer_reads)]
     if stable:
-        # Metrics, which a training may make late, answer no request.
+        # Metrics, which a training may create late, are not used for a request.
         kept = {
             path: part for path, part in parts.items() if not type(part).__module__.startswith("torchmetrics")
         }
         classes = tuple(
             sorted(
-                (path, f"{type(part).__module__}.{type(part).__qualname__}") for path, part in kept.items()
+                (path, former_name(f"{type(part).__module__}.{type(part).__qualname__}"))
+                for path, part in kept.items()
             )
         )
         return (classes, tuple(state))
@@ -203,7 +209,7 @@ def _key_of(module: nn.Module, reads: Reads, trainer_reads: frozenset[str], *, s
 
 
 def _structure(part: nn.Module, index: Mapping[int, int]) -> Key:
-    """Class, hooks, and the tensors and parts by name."""
+    """Return class, hooks, and tensors and submodules by name."""
     own = vars(part)
     key: list[Any] = [type(part)]
     for kind in ("_parameters", "_buffers"):
@@ -225,7 +231,7 @@ def _shape(tensor: Tensor) -> Key:
 
 
 class _Keys:
-    """Values as something that can be compared, by content where content can change."""
+    """Converter of values to comparable keys, by content if the content can change."""
 
     def __init__(self, parts: Mapping[str, nn.Module], *, stable: bool) -> None:
         self._stable = stable
@@ -282,7 +288,7 @@ class _Keys:
             return (kind, tuple((name, self.of(item)) for name, item in vars(value).items()))
         try:
             return (kind, _digest(pickle.dumps(value)))
-        except Exception:  # noqa: BLE001 - whatever it is, it is the same one or not
+        except Exception:  # noqa: BLE001 - then compare by identity
             return (kind, "" if self._stable else id(value))
 
     def _tensor(self, tensor: Tensor) -> Key:

@@ -16,19 +16,34 @@ from unitrain.onnx_export.onnx_graph import OnnxGraph, rename_values, separate_o
 from unitrain.onnx_export.served_graph import ServedGraph, root_cause, run_torch
 from unitrain.onnx_export.signature_inference import dynamic_axes_of
 
-BATCH = "batch"
+_PACKED = r"pack_padded_sequence|PackedSequence|pad_packed_sequence"
+QUANTIZED = r"fused_moving_avg_obs|fake_quant"
+WORKAROUNDS = {
+    r"DynamicCache|past_key_values|EncoderDecoderCache": "set use_cache=False in the transformer's configuration "
+    "or call, so that it returns no cache",
+    _PACKED: "run the recurrent layer on the padded sequences "
+    "and mask its answers, or take the last valid step by gather, instead of packing",
+    QUANTIZED: "quantization-aware training has no form in ONNX here: train "
+    "in floating point, and quantize the published graph with onnxruntime.quantization",
+    r"[Ss]parse": "make the sparse tensor dense with to_dense(), in __init__ or in forward",
+    r"GuardOnDataDependent|data-dependent|Could not guard|Could not extract specialized": "rewrite it without "
+    "branches and loops that depend on the data (torch.where chooses by value)",
+    r"Constraints violated|specialized|ConstraintViolation|not all values of": "take sizes from the tensor "
+    "(x.shape[0], or -1 in view and reshape) instead of fixed numbers, and use x.shape[0] instead of len(x)",
+}
+"""Advice by a pattern in torch's message."""
 
 
 def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset: int) -> OnnxGraph:
-    """The served graph as an ONNX graph with named inputs and outputs and a dynamic batch axis.
+    """Export a served graph to ONNX, with named inputs and outputs and a dynamic batch axis.
 
     Raises:
-        ExportError: torch can't export it; the message holds torch's reason.
+        ExportError: torch can't export it; the message has torch's reason.
     """
     inputs = tuple(torch.from_numpy(np.array(sample[name])) for name in served.names)
     outputs = list(run_torch(served, dict(sample)))
     axes = tuple(dynamic_axes_of(served, name) for name in served.names)
-    # The exporter logs its own progress; a person who trains has no use for it.
+    # The exporter logs its progress, which is of no use during a training.
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -66,7 +81,7 @@ def export_onnx(served: ServedGraph, sample: Mapping[str, np.ndarray], *, opset:
 
 
 def _check_free_batch(served: ServedGraph, model: onnx.ModelProto) -> None:
-    """Refuse a graph that takes one number of rows only: torch has taken it from the sample without a word."""
+    """Refuse a graph of a fixed number of rows, which torch took from the sample without a warning."""
     for name, value in zip(served.names, model.graph.input, strict=True):
         rows = value.type.tensor_type.shape.dim[0]
         if rows.HasField("dim_value"):
@@ -78,31 +93,13 @@ def _check_free_batch(served: ServedGraph, model: onnx.ModelProto) -> None:
 
 
 def _forget_origins(model: onnx.ModelProto) -> None:
-    """Take out what torch's exporter notes of each node: the lines of code it came from, with this machine's paths."""
+    """Remove the exporter's notes on each node: lines of code, with this machine's paths."""
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in nodes:
             node.ClearField("metadata_props")
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         value.ClearField("metadata_props")
     model.graph.ClearField("metadata_props")
-
-
-_PACKED = r"pack_padded_sequence|PackedSequence|pad_packed_sequence"
-QUANTIZED = r"fused_moving_avg_obs|fake_quant"
-WORKAROUNDS = {
-    r"DynamicCache|past_key_values|EncoderDecoderCache": "set use_cache=False in the transformer's configuration "
-    "or call, so that it returns no cache",
-    _PACKED: "run the recurrent layer on the padded sequences "
-    "and mask its answers, or take the last valid step by gather, instead of packing",
-    QUANTIZED: "quantization-aware training has no form in ONNX here: train "
-    "in floating point, and quantize the published graph with onnxruntime.quantization",
-    r"[Ss]parse": "make the sparse tensor dense with to_dense(), in __init__ or in forward",
-    r"GuardOnDataDependent|data-dependent|Could not guard|Could not extract specialized": "rewrite it without "
-    "branches and loops that depend on the data (torch.where chooses by value)",
-    r"Constraints violated|specialized|ConstraintViolation|not all values of": "take sizes from the tensor "
-    "(x.shape[0], or -1 in view and reshape) instead of fixed numbers, and use x.shape[0] instead of len(x)",
-}
-"""By a pattern in torch's words, a way out."""
 
 
 def _way_out(error: BaseException) -> str:
@@ -121,6 +118,6 @@ def _way_out(error: BaseException) -> str:
         return known[0]
     if missing:
         name = missing[1].removeprefix("linalg_")
-        return f"ONNX has no operator for torch's {name}: write it with others (a series, say), or serve what comes before it"
+        return f"ONNX has no operator for torch's {name}: write it with other operators (for example, a series), or serve its inputs"
     known = [advice for pattern, advice in WORKAROUNDS.items() if re.search(pattern, "\n".join(texts))]
     return known[0] if known else "rewrite the line that is named with other operators"

@@ -1,7 +1,7 @@
-"""An ONNX model in two parts, its structure and its tensors, so that no part of it is ever too large.
+"""ONNX model in two parts, structure and tensors, which has no size limit and makes weights replaceable.
 
-A protobuf message ends at 2 GB, and copying one that holds weights copies them too. Kept apart, the tensors go
-from torch's memory to the disk, and other weights take their place without touching the structure.
+A protobuf message is limited to 2 GB, and a copy of it copies the weights. Separate tensors go from torch's
+memory to the disk, and other weights replace them without a change of the structure.
 """
 
 import itertools
@@ -19,20 +19,20 @@ from torch import Tensor
 from unitrain.errors import ExportError
 
 WEIGHTS_SUFFIX = ".data"
-"""Of the file beside a graph that holds its tensors, where one file can't."""
+"""Suffix of the file beside a graph that contains its tensors."""
 EXTERNAL_FROM_BYTES = 1024
-"""Where tensors lie beside a graph, those of that many bytes do."""
+"""Minimum size of a tensor that is stored in the file beside a graph."""
 _ALIGNMENT_BYTES = 4096
-"""A runtime may map a tensor into memory where it begins on a page."""
+"""Alignment of tensors, by which a runtime can map them into memory."""
 
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A graph, and the values of its initializers.
+    """Graph, and the values of its initializers.
 
     Attributes:
-        structure: the model; initializers named in `tensors` have their type and shape there, and no data.
-        tensors: by initializer, its value or the value's little-endian bytes.
+        structure: model; initializers named in `tensors` have their type and shape in it, but no data.
+        tensors: value, or its little-endian bytes, by initializer.
     """
 
     structure: onnx.ModelProto
@@ -40,7 +40,7 @@ class OnnxGraph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> "OnnxGraph":
-        """The two parts of a model, which is taken apart."""
+        """Split a model into its two parts; the model itself is changed."""
         tensors: dict[str, Tensor | bytes] = {}
         for initializer in model.graph.initializer:
             if initializer.HasField("raw_data"):
@@ -49,11 +49,11 @@ class OnnxGraph:
         return cls(model, tensors)
 
     def with_weights(self, weights: Mapping[str, Tensor], *, prefix: str = "") -> "OnnxGraph":
-        """The same structure with these weights in the initializers of their names.
+        """Return the same structure with other weights in the initializers.
 
         Args:
-            weights: by name.
-            prefix: what an initializer's name has before a weight's.
+            weights: tensors by name.
+            prefix: prefix of an initializer's name before the weight's name.
 
         Raises:
             ExportError: an initializer has another type or shape than the weight of its name.
@@ -73,11 +73,11 @@ class OnnxGraph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors together."""
+        """Total bytes of the tensors."""
         return sum(len(v) if isinstance(v, bytes) else v.nbytes for v in self.tensors.values())
 
     def to_model(self) -> onnx.ModelProto:
-        """The whole as one message of less than 2 GB."""
+        """Return the model as one message of less than 2 GB."""
         model = self._structure()
         for initializer in model.graph.initializer:
             if initializer.name in self.tensors:
@@ -90,9 +90,9 @@ class OnnxGraph:
         """Write the graph, and return the files that it needs beside it.
 
         Args:
-            path: the graph's file.
-            metadata: the model's own, as text.
-            external: let the larger tensors lie in a file beside it.
+            path: path of the graph's file.
+            metadata: metadata_props of the model.
+            external: True writes the larger tensors to a file beside it.
         """
         beside = path.with_name(path.name + WEIGHTS_SUFFIX)
         if not external:
@@ -114,10 +114,11 @@ class OnnxGraph:
 
 
 def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    """Rename inputs, outputs and inner values of a graph; an inner value that has one of the new names gets another.
+    """Rename values of a graph; an inner value that already has one of the new names gets another name.
 
     Args:
-        names: by a value's present name, the new one.
+        model: model that is changed.
+        names: new name by present name.
     """
     taken = set(_value_names(model.graph))
     renamed = dict(names)
@@ -130,7 +131,7 @@ def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def separate_outputs(model: onnx.ModelProto) -> None:
-    """Give each output a value of its own: one that is an input, or an earlier output, is copied by an Identity node."""
+    """Make the outputs distinct: an Identity node copies one that is an input or an earlier output."""
     taken = set(_value_names(model.graph))
     seen = {value.name for value in model.graph.input}
     for output in model.graph.output:

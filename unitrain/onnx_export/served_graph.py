@@ -1,4 +1,4 @@
-"""A module as the function that is served: preprocess, forward and postprocess, named tensors in and out."""
+"""Served graph in torch: preprocess, forward and postprocess of a module, with named inputs and outputs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,22 @@ from unitrain.errors import ExportError
 from unitrain.module import Tensors, UnitrainModule, flatten_outputs
 from unitrain.onnx_export.module_copy import copy_module
 
-"""Seconds after which no larger batch is tried before a training."""
 PREFIX = "module."
-"""What an initializer's name has before that of the weight that it is."""
+"""Prefix of an initializer's name; the rest is the weight's name in the module."""
 
 
 class ServedGraph(nn.Module):
-    """What is served of a module, as one function of its inputs in order to its outputs in order."""
+    """Served function of a module, from its inputs in order to its outputs in order.
+
+    Args:
+        module: module whose forward is served.
+        names: names of the inputs.
+        dynamic_axes: axes of any length beside the batch, by input and axis; None for the module's own ones.
+
+    Attributes:
+        left_out: outputs that are not served, since they have no batch axis.
+        shapes: shape of a row by output, for outputs whose batch axis forward removes for one row.
+    """
 
     def __init__(
         self,
@@ -32,18 +41,16 @@ class ServedGraph(nn.Module):
         self.names = tuple(names)
         self.dynamic_axes = dynamic_axes or getattr(module, "dynamic_axes", None) or {}
         self.left_out: frozenset[str] = frozenset()
-        self.shapes: dict[
-            str, tuple[int, ...]
-        ] = {}  # of a row, for outputs of which forward squeezes one row
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def of(self, module: LightningModule) -> "ServedGraph":
-        """The same function of another module of the kind."""
+        """Return the same function of another module of the same class."""
         served = ServedGraph(module, self.names, self.dynamic_axes)
         served.left_out, served.shapes = self.left_out, self.shapes
         return served
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it; Lightning takes the trainer out of what is pickled, and forward may read the epoch."""
+        """Return the state with the trainer, which Lightning does not pickle, and whose epoch forward may read."""
         return self.__dict__ | {"trainer": vars(self.module).get("_trainer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -54,7 +61,7 @@ class ServedGraph(nn.Module):
                 vars(part)["_trainer"] = trainer
 
     def named_outputs(self, *tensors: Tensor) -> Tensors:
-        """The served outputs by name."""
+        """Return the served outputs by name."""
         inputs = dict(zip(self.names, tensors, strict=True))
         if not isinstance(self.module, UnitrainModule):
             named = flatten_outputs(self.module.forward(**inputs))
@@ -74,7 +81,7 @@ class ServedGraph(nn.Module):
 
 
 def eval_copy(module: LightningModule) -> LightningModule:
-    """A copy on the CPU in evaluation mode; the module itself, its flags and its weights are untouched."""
+    """Return a copy on the CPU in evaluation mode; the module itself stays unchanged."""
     return copy_module(module)[0]
 
 
@@ -95,7 +102,7 @@ def forward_error(module: nn.Module, sample: Mapping[str, Any], error: Exception
 
 
 def root_cause(error: BaseException) -> str:
-    """The first sentence of the innermost cause, and the line of code that torch names anywhere."""
+    """Return the first line of the innermost cause, and the line of code that torch names."""
     texts = [str(error)]
     while error.__cause__ is not None:
         error = error.__cause__

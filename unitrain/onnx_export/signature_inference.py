@@ -13,10 +13,11 @@ from unitrain.onnx_export.served_graph import ServedGraph, forward_error
 from unitrain.signature import Signature, TensorSpec, dtype_of_array
 
 BATCH = "batch"
+"""Name of the batch axis in the graph."""
 
 
 def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signature:
-    """The names, dtypes and shapes that are served, found by running the module at two batch sizes.
+    """Find the names, dtypes and shapes that are served, by running the module at two batch sizes.
 
     An output whose first axis does not follow the batch makes the whole signature unbatched.
     """
@@ -33,7 +34,7 @@ def find_signature(served: ServedGraph, sample: Mapping[str, Tensor]) -> Signatu
     if len(served.left_out) == len(first):
         raise HookError(
             f"{type(served.module).__name__}: forward returns only {', '.join(first)}, one number for a whole batch, "
-            "which no server can hand out by rows; return a tensor of shape [batch, ...], too"
+            "which no server can hand out by rows; also return a tensor of shape [batch, ...]"
         )
     first = {name: tensor for name, tensor in first.items() if name not in served.left_out}
     served.shapes = _squeezed(served, sample, first, second)
@@ -71,11 +72,11 @@ def infer_signature(served: ServedGraph, sample: Tensors) -> Signature:
 def _squeezed(
     served: ServedGraph, sample: Mapping[str, Tensor], two: Tensors, three: Tensors
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of a row by output, for outputs that have fewer axes where there is but one row: `squeeze()`."""
+    """Return the shape of a row by output, for outputs that lose an axis if there is one row, as by `squeeze()`."""
     try:
         with torch.no_grad():
             one = served.named_outputs(*(tensor[:1] for tensor in sample.values()))
-    except Exception:  # noqa: BLE001 - the comparison of batch sizes says so
+    except Exception:  # noqa: BLE001 - the comparison of batch sizes reports it
         return {}
     return {
         name: tuple(tensor.shape[1:])
@@ -85,7 +86,7 @@ def _squeezed(
 
 
 def _axes_that_follow(served: ServedGraph, sample: Tensors, output: str) -> list[int]:
-    """An output's axes whose length changes when the free axes of the inputs are one shorter."""
+    """Return an output's axes whose length changes when the inputs' free axes are one shorter."""
     shorter = {}
     for name, tensor in sample.items():
         for axis in dynamic_axes_of(served, name):
@@ -118,8 +119,8 @@ def _spec(name: str, tensor: Tensor, batched: bool, dynamic: Mapping[int, Any]) 
 
 
 def loss_inputs(served: ServedGraph, sample: Tensors) -> list[str]:
-    """The optional inputs on which no served output depends: labels, of which forward makes a loss."""
-    if served.module.example_input_array is not None:  # it says what the inputs are
+    """Return the optional inputs on which no served output depends: labels, from which forward computes a loss."""
+    if served.module.example_input_array is not None:  # it names the inputs
         return []
     parameters = inspect.signature(served.module.forward).parameters
     optional = [n for n in sample if n in parameters and parameters[n].default is not inspect.Parameter.empty]
@@ -129,7 +130,7 @@ def loss_inputs(served: ServedGraph, sample: Tensors) -> list[str]:
         try:
             without = _by_rows(ServedGraph(served.module, tuple(rest)), rest)
             tried = [_by_rows(served, sample | {name: other}) for other in _variations(sample[name])]
-        except Exception:  # noqa: BLE001, S112 - forward takes no other value, or not none: it is an input
+        except Exception:  # noqa: BLE001, S112 - forward needs this input or its values
             continue
         if without and all(_equal(without, outputs) for outputs in tried):
             found.append(name)
@@ -143,7 +144,7 @@ def _by_rows(served: ServedGraph, sample: Tensors) -> Tensors:
 
 
 def _variations(tensor: Tensor) -> list[Tensor]:
-    """Other values of an input that are as valid: other rows', zeros, and zeros in its last half."""
+    """Return other valid values of an input: rows in another order, zeros, and zeros in its last half."""
     half = tensor.clone()
     if tensor.dim() > 1:
         half[:, tensor.shape[1] // 2 :] = 0
@@ -158,5 +159,5 @@ def _equal(these: Tensors, others: Tensors) -> bool:
 
 
 def at_least_two_rows(tensor: Tensor) -> Tensor:
-    """The exporter takes a batch of one for a constant."""
+    """Repeat a single row, since the exporter would make a batch of one a constant."""
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor])

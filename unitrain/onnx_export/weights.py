@@ -1,7 +1,6 @@
-"""A module's weights as named tensors: taken, put back, moved a little.
+"""Weights of a module as named tensors: copy, load and perturb them.
 
-Weights are parameters and buffers, the non-persistent ones too: a state_dict leaves those out, but a
-graph holds them.
+Weights are parameters and all buffers. A state_dict lacks the non-persistent buffers, but a graph has them.
 """
 
 from collections.abc import Mapping
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 
 
 def weights_of(module: nn.Module, instead: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers by name, on the CPU; a tied one is one copy under each name.
+    """Copy a module's parameters and buffers by name to the CPU; a tied tensor is one copy under each name.
 
     Args:
-        instead: tensors that take the place of the module's own of their names.
+        module: the module.
+        instead: tensors that replace the module's tensors of the same names.
     """
     copies: dict[int, Tensor] = {}
     weights = {}
@@ -26,14 +26,13 @@ def weights_of(module: nn.Module, instead: Mapping[str, Tensor] | None = None) -
             tensor = (instead or {}).get(name, own)
             if id(tensor) not in copies:
                 copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-            weights[name.replace("_orig_mod.", "")] = copies[
-                id(tensor)
-            ]  # as it is called where it is not compiled
+            original_name = name.replace("_orig_mod.", "")  # the name without torch.compile
+            weights[original_name] = copies[id(tensor)]
     return weights
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a module in place; names that it lacks are passed over."""
+    """Copy weights into a module in place; unknown names are ignored."""
     with torch.no_grad():
         for name, tensor in _named_tensors(module).items():
             if name in weights:
@@ -41,9 +40,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def perturbed(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
-    """Other weights of the same kind: every floating-point value a little off, positive ones kept positive.
+    """Return slightly different weights; positive floating-point values stay positive.
 
-    Integer buffers (tables of indices, counters) stay as they are: another value may be out of range.
+    Integer buffers (tables of indices, counters) stay unchanged, since another value may be out of range.
     """
     generator = torch.Generator().manual_seed(seed)
     moved: dict[int, Tensor] = {}  # tied weights are one tensor under two names, and must stay one

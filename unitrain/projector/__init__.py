@@ -1,4 +1,7 @@
-"""numpy arrays as TensorBoard's Embedding Projector shows them."""
+"""Snapshots for TensorBoard's Embedding Projector, written with numpy alone.
+
+rows → `StableSample` (a fixed number of them) → arrays, labels, `draw_thumbnails` → `write_snapshot` → run folder
+"""
 
 from unitrain.projector.sampling import StableSample, group_numbers
 from unitrain.projector.snapshot import MAX_ROWS, prune_snapshots, write_snapshot

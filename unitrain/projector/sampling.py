@@ -1,4 +1,4 @@
-"""A sample of a stream of rows that is balanced over its groups, and the same each time the stream comes by."""
+"""Reservoir sampling of a stream of rows, balanced over groups, and the same in each pass of the stream."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ _NEVER = np.iinfo(np.uint64).max
 
 
 class StableSample:
-    """Which rows of a stream to keep, and in which of a bounded number of slots.
+    """Choice of rows of a stream, and of a slot for each, of a bounded number of slots.
 
-    All rows where there are at most `limit`. Else every group (a class, say) has as many as the others, or
-    all where it is smaller. Which ones depends only on the seed, on the rows' places in the stream and on
-    their groups, and not on how the stream is cut into batches. After the first pass the choice is fixed.
+    Streams of up to `limit` rows are kept completely. Of longer streams, every group (for example, a class)
+    has the same number of rows, or all of its rows if there are fewer. The choice depends only on the seed,
+    the rows' positions and their groups, and not on the batches. After the first pass it is fixed.
 
     A row's priority is a hash of its place. Within its group it competes by priority; what a group may
     keep only ever shrinks as more rows come, so a row that is dropped once would be dropped in the end.
 
     Attributes:
         capacity: slots that `take` gives out, 0 to capacity - 1; a little more than `limit`.
-        indices: places in the stream of the chosen rows, ascending; None before the first pass is over.
+        indices: positions of the chosen rows in the stream, ascending; None before the first pass ends.
     """
 
     def __init__(self, limit: int, *, seed: int = 0) -> None:
@@ -38,11 +38,12 @@ class StableSample:
         self.begin()
 
     def take(self, rows: int, groups: Indices | None = None) -> tuple[Indices, Indices]:
-        """(places in this batch, slots) of the rows to keep; a slot given out before may come again.
+        """Return (positions in this batch, slots) of the rows to keep; a slot may be used again later.
 
         Args:
-            rows: how many the batch has.
-            groups: of each row, numbered from 0; None: one group. Not looked at after the first pass.
+            rows: number of rows in the batch.
+            groups: group of each row, int64 [row], numbered from 0; None for one group. Only the first pass
+                uses it.
         """
         first = self._seen
         self._seen += rows
@@ -71,7 +72,7 @@ class StableSample:
         return held[0, unplaced] - first, free
 
     def end(self) -> Indices:
-        """The slots of the chosen rows in the stream's order; the next `take` is a new pass's first."""
+        """End the pass, and return the slots of the chosen rows in the stream's order."""
         if self.indices is not None:
             count = int(np.searchsorted(self.indices, self._seen))
             self.begin()
@@ -86,7 +87,7 @@ class StableSample:
         return slots
 
     def begin(self) -> None:
-        """Forget the pass that is under way, if any: the next `take` is a new one's first."""
+        """Start a new pass, and discard an unfinished one."""
         self._dropped = np.full(0, _NEVER)
         self._seen = 0
         self._held = np.empty((3, 0), np.int64)
@@ -105,7 +106,7 @@ class StableSample:
 
 
 def group_numbers(values: Any, known: dict[Any, int], most: int = 1000) -> Indices:
-    """A number for each value, the same for equal ones; those beyond the first `most` share one.
+    """Return a number for each value, the same for equal ones; values beyond the first `most` share one.
 
     Args:
         values: hashable, one a row.

@@ -1,8 +1,7 @@
-"""One snapshot of embeddings, in a run folder of its own.
+"""Snapshot of embeddings for the Projector: points, labels, sprites and an event file, in one folder.
 
 TensorBoard reads the Projector's configs again only when the set of runs changes, and a folder becomes a
-run by its event file. So everything else is there, whole, before the event file appears; and each snapshot
-is a run of its own, or a running TensorBoard would never show it.
+run by its event file. Each snapshot is therefore a separate run, and its event file is written last.
 """
 
 import codecs
@@ -25,9 +24,30 @@ from unitrain.atomic_files import fsync_dir, fsync_tree, write_bytes
 from unitrain.errors import DataError
 from unitrain.projector.thumbnails import write_sprites
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_ROWS = 100_000
+"""Maximum number of points that the page requests."""
+CONFIG_NAME = "projector_config.pbtxt"
+SUMMARY_NAME = "snapshot.json"
+
+_STEP = re.compile(r"step_([0-9]+)")
+_STALE_S = 3600.0
+_UNFIT = re.compile(r"[^\w.@/\[\]()-]+")
+"""Characters that the page can't have in a name, since it does not quote them in URLs."""
+_LONGEST_LABEL = 200
+_EMPTY = "(empty)"
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+"""Characters that end a line or a cell for the server, which reads with universal newlines, or for the page."""
+_NARROWEST = 3  # the page draws three axes; with fewer it computes NaN and shows nothing
+_HEAD_BYTES = 8192  # bytes that Python's text files decode at a time
+_LINE_END = re.compile(rb"[\r\n]")  # with TensorFlow installed, the plugin decodes a line at a time
+_CONTINUATION, _LAST_INVALID_LEAD = 0x80, 0xC1
+_log = logging.getLogger(__name__)
+
 
 def event_file_bytes() -> bytes:
-    """An event file that holds nothing but its version, as TensorBoard's own writer begins one."""
+    """Return an event file that contains only the format version, as TensorBoard's writer starts one."""
     from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -38,22 +58,16 @@ def event_file_bytes() -> bytes:
 
 
 def event_file_path(directory: Path) -> Path:
-    """Where an event file of this process lies in a folder."""
+    """Return the path of this process's event file in a folder."""
     host = socket.gethostname()
     return directory / f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.0"
 
 
-_LONGEST_LABEL = 200
-_EMPTY = "(empty)"
-# What ends a line or a cell for the server, which reads with universal newlines, or for the page.
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-
 def check_labels(labels: Mapping[str, Sequence[object]], rows: int) -> None:
-    """Nothing, where every label has a value for each row.
+    """Check that every label has one value per row.
 
     Raises:
-        DataError: one has more or fewer.
+        DataError: a label has another number of values.
     """
     for name, values in labels.items():
         if len(values) != rows:
@@ -61,10 +75,10 @@ def check_labels(labels: Mapping[str, Sequence[object]], rows: int) -> None:
 
 
 def metadata_text(labels: Mapping[str, Sequence[object]]) -> str:
-    """One line a point and one column a label; a header line only where there are several columns.
+    """Return metadata.tsv: one line per point, one column per label, and a header if there are several columns.
 
-    The page takes the first line of a single-column file for a label. It passes over blank lines, which
-    would shift all labels after them: an empty label is written as "(empty)".
+    The page reads the first line of a single-column file as a label. It ignores blank lines, which would
+    shift all labels after them, so an empty label is written as "(empty)".
     """
     columns = [[_cell(value) for value in values] for values in labels.values()]
     lines = ["\t".join(row) for row in zip(*columns, strict=True)]
@@ -78,16 +92,8 @@ def _cell(value: object) -> str:
     return (text[: _LONGEST_LABEL - 1] + "…" if len(text) > _LONGEST_LABEL else text) or _EMPTY
 
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-_NARROWEST = 3  # the page draws three axes; with fewer it computes NaN and shows nothing
-_HEAD_BYTES = 8192  # what Python's text files decode at a time
-_LINE_END = re.compile(rb"[\r\n]")  # with TensorFlow installed, the plugin decodes a line at a time
-_CONTINUATION, _LAST_INVALID_LEAD = 0x80, 0xC1
-
-
 def flat_points(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Each tensor as float32 [rows, values], values beyond float32's range as infinities.
+    """Convert each tensor to float32 [rows, values]; values beyond float32's range become infinite.
 
     Raises:
         DataError: a tensor is not numeric, is empty, or has another number of rows than the first.
@@ -110,9 +116,9 @@ def flat_points(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def finite_rows(points: Mapping[str, Array]) -> tuple[list[str], Array]:
-    """The tensors that have a finite row, and a mask [rows] of those finite in all of them.
+    """Return the names of tensors with a finite row, and a mask [rows] of rows that are finite in all of them.
 
-    A tensor without any (a part of the model that has died) would take all the others with it.
+    A tensor without any finite row is excluded, since no row of the others would remain.
     """
     masks = {name: np.isfinite(array).all(axis=1) for name, array in points.items()}
     alive = [name for name, mask in masks.items() if mask.any()]
@@ -122,10 +128,10 @@ def finite_rows(points: Mapping[str, Array]) -> tuple[list[str], Array]:
 
 
 def binary_points(points: Array) -> Array:
-    """The same points, C-contiguous and at least three values wide, whose bytes can't be taken for text.
+    """Return C-contiguous points of at least three values, with bytes that can't be read as text.
 
-    Where they could, the very first value changes: 0.0 becomes -0.0, any other moves by at most 128 units
-    in its last place (1.5e-5 of it).
+    If they could, the first value changes: 0.0 becomes -0.0, and another value moves by at most 128 units
+    in the last place (a relative change of 1.5e-5).
     """
     rows, width = points.shape
     if width < _NARROWEST:
@@ -140,7 +146,7 @@ def binary_points(points: Array) -> Array:
 
 def _decodes(data: bytes) -> bool:
     try:
-        # A character cut at the end is no reason to trust that the next byte is wrong.
+        # A character that is cut at the end counts as text.
         codecs.getincrementaldecoder("utf-8")().decode(data, final=False)
     except UnicodeDecodeError:
         return False
@@ -157,19 +163,6 @@ def _spoil(points: Array) -> None:
     low[0] = min(max(int(low[0]), _CONTINUATION), _LAST_INVALID_LEAD)
 
 
-MAX_ROWS = 100_000
-"""The page asks for no more."""
-
-CONFIG_NAME = "projector_config.pbtxt"
-SUMMARY_NAME = "snapshot.json"
-
-_STEP = re.compile(r"step_([0-9]+)")
-_STALE_S = 3600.0
-# The page puts names into its requests as they are: no character that means something in a URL.
-_UNFIT = re.compile(r"[^\w.@/\[\]()-]+")
-_log = logging.getLogger(__name__)
-
-
 def write_snapshot(
     run_dir: Path,
     name: str,
@@ -179,22 +172,22 @@ def write_snapshot(
     step: int,
     sprites: Array | None = None,
 ) -> Path:
-    """The folder `<run_dir>/embeddings/step_<step>`, which a running TensorBoard shows from then on.
+    """Write the folder `<run_dir>/embeddings/step_<step>`, which a running TensorBoard then shows.
 
-    Rows with NaN or an infinity in any tensor are left out of all, and so are tensors that have no other
-    rows; how many is logged as a warning and kept in snapshot.json.
+    Rows with NaN or an infinity in any tensor are omitted, and so are tensors without a finite row. Their
+    numbers are logged as a warning and kept in snapshot.json.
 
     Args:
-        run_dir: the run's folder.
-        name: of the snapshot (`validation`); tensors appear as `<name>/<tensor>@<step>`.
-        tensors: real numbers, rows first; further axes are flattened.
-        labels: values by column, as many as there are rows; None: none.
-        step: the optimizer step; an earlier snapshot of the same step is replaced.
-        sprites: a thumbnail a row: uint8, or float in [0, 1], [rows, height, width(, channels)].
+        run_dir: folder of the run.
+        name: name of the snapshot (`validation`); tensors are shown as `<name>/<tensor>@<step>`.
+        tensors: real numbers by name, [row, ...] each; further axes are flattened.
+        labels: values by column, one per row; None for no labels.
+        step: optimizer step; an earlier snapshot of the same step is replaced.
+        sprites: thumbnails, uint8 or float in [0, 1], [row, height, width(, channels)].
 
     Raises:
-        DataError: shapes or dtypes do not fit, there are more than 100,000 rows, or none that is finite.
-        OSError: the disk refused; nothing appears.
+        DataError: shapes or dtypes do not fit, there are more than 100,000 rows, or no row is finite.
+        OSError: the disk refused it; no snapshot appears.
     """
     if not tensors:
         raise DataError("embeddings: there is no tensor to show")
@@ -202,7 +195,7 @@ def write_snapshot(
     rows = len(next(iter(points.values())))
     if rows > MAX_ROWS:
         raise DataError(
-            f"embeddings: {rows} rows, the Projector shows at most {MAX_ROWS}; give a sample of them"
+            f"embeddings: {rows} rows, the Projector shows up to {MAX_ROWS}; give a sample of them"
         )
     if sprites is not None and len(sprites) != rows:
         raise DataError(f"embeddings: {len(sprites)} sprites, expected {rows}, one a row")
@@ -238,14 +231,14 @@ def write_snapshot(
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     if dropped:
-        _log.warning("embeddings at step %d: %d of %d rows left out (NaN or infinite)", step, dropped, rows)
+        _log.warning("embeddings at step %d: %d of %d rows omitted (NaN or infinite)", step, dropped, rows)
     if left_out:
-        _log.warning("embeddings at step %d: %s left out (no finite row)", step, ", ".join(left_out))
+        _log.warning("embeddings at step %d: %s omitted (no finite row)", step, ", ".join(left_out))
     return snapshot_dir
 
 
 def prune_snapshots(run_dir: Path, keep: int) -> list[int]:
-    """The steps whose snapshots were removed, ascending; the newest `keep` stay."""
+    """Remove all snapshots except the newest `keep`, and return their steps, ascending."""
     parent = Path(run_dir) / "embeddings"
     if not parent.is_dir():
         return []
@@ -283,7 +276,7 @@ def _write_files(
         info.tensor_path = f"tensor_{index}.bytes"
         info.tensor_shape.extend(values.shape)
         with (work_dir / info.tensor_path).open("wb") as file:
-            file.write(values.data)  # tofile has its own words for a full disk
+            file.write(values.data)  # tofile has another message for a full disk
     (work_dir / CONFIG_NAME).write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
@@ -302,7 +295,7 @@ def _shown_names(name: str, tensors: Sequence[str], step: int) -> list[str]:
 
 
 def _retire(snapshot_dir: Path) -> None:
-    """Remove a snapshot so that TensorBoard sees it whole or not: first it stops being a run."""
+    """Remove a snapshot, its event file first, so that TensorBoard never shows part of it."""
     if not snapshot_dir.exists():
         return
     for path in snapshot_dir.glob("events.out.tfevents.*"):

@@ -1,4 +1,4 @@
-"""Thumbnails of samples, drawn in numpy alone: pictures made smaller, signals as small curves."""
+"""Thumbnails of samples, drawn with numpy alone (smaller pictures, curves of signals), and their sprite sheet."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Pixels = NDArray[np.uint8]
 
 CURVE_PX = 10
-"""Height of a curve at least: the first channels of a signal are drawn below each other, three in 32 pixels."""
+"""Minimum height of a curve: a signal's first channels are drawn below each other, three in 32 pixels."""
 
 _MOST_CHANNELS = 16  # [16, steps] is a signal, [17, steps] is a picture of one
 _FEWEST_STEPS = 8
@@ -26,19 +26,24 @@ _PICTURE_AXES, _SIGNAL_AXES, _VECTOR_AXES = 3, 2, 1
 _COLOUR_CHANNELS = 3
 _WHITE, _INK = 255, 64  # not black, or the tint of a signal that fills its thumbnail would be lost
 _CHUNK_ROWS = 512
+LARGEST_SHEET_PX = 8192
+"""Largest side of a sprite sheet that the page shows."""
+_IMAGE_AXES = (3, 4)  # without and with channels
+_PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
+_PNG_UP_FILTER = 2
 
 
 @lru_cache(maxsize=64)
 def thumbnail_index(shape: tuple[int, ...], size_px: int) -> tuple[Any, ...] | None:
-    """What of a sample is enough to draw it: an index into its axes; None where it is nothing to draw.
+    """Return an index of the part of a sample that is drawn; None if it can't be drawn.
 
     [channel, height, width] is a picture; [channel, step] a signal, or a picture where there are more
-    channels than curves could be told apart; [step] a signal of one channel. Of a signal's channels the first
+    channels than curves can show; [step] a signal of one channel. Of a signal's channels the first
     are drawn, one for each 10 pixels of `size_px`; of a picture's, the first three as colours, or the first.
 
     Args:
-        shape: a sample's, without the batch.
-        size_px: the thumbnail's longer side.
+        shape: shape of a sample, without the batch.
+        size_px: longer side of the thumbnail.
     """
     if 0 in shape or len(shape) not in (_VECTOR_AXES, _SIGNAL_AXES, _PICTURE_AXES):
         return None
@@ -60,10 +65,10 @@ def thumbnail_index(shape: tuple[int, ...], size_px: int) -> tuple[Any, ...] | N
 
 
 def draw_thumbnails(samples: Array, size_px: int) -> Pixels:
-    """uint8 [row, height, width(, 3)] of what `thumbnail_index` took of the samples.
+    """Draw the parts of samples that `thumbnail_index` selected, as uint8 [row, height, width(, 3)].
 
-    A channel's scale is that of all rows together, from the 1st to the 99th percentile, so that a weak
-    signal is seen to be one. Curves are dark on white: the page tints a thumbnail by its label's colour.
+    All rows share a channel's scale, from the 1st to the 99th percentile, so that a weak signal looks weak.
+    Curves are dark on white, since the page tints a thumbnail with its label's colour.
 
     Args:
         samples: float [row, channel, height, width], [row, channel, step], [row, height, width] of more
@@ -86,7 +91,7 @@ def draw_thumbnails(samples: Array, size_px: int) -> Pixels:
 
 
 def _draw(drawn: Pixels, levels: Pixels) -> None:
-    """A curve a row, in place: each column from its lowest to its highest value, and to the next column's first."""
+    """Draw one curve per row, in place: each column spans its values and the next column's first one."""
     height_px, size_px = drawn.shape[1:]
     if levels.shape[1] < size_px:
         levels = levels[:, np.round(np.linspace(0, levels.shape[1] - 1, size_px)).astype(np.intp)]
@@ -100,7 +105,7 @@ def _draw(drawn: Pixels, levels: Pixels) -> None:
 
 
 def _levels(values: Array) -> Pixels:
-    """0 to 255 between the 1st and the 99th percentile of the finite values; others lie in the middle."""
+    """Scale the 1st to 99th percentile of finite values to 0 to 255; values that are not finite become 127."""
     finite = np.isfinite(values)
     known = values[finite]
     if not known.size:
@@ -116,16 +121,8 @@ def _levels(values: Array) -> Pixels:
 
 
 def _spread(size: int, count: int) -> NDArray[np.intp]:
-    """`count` places, or all where there are fewer, evenly over `size`."""
+    """Return `count` indices, or all if there are fewer, evenly over `size`."""
     return np.round(np.linspace(0, size - 1, min(size, count))).astype(np.intp)
-
-
-LARGEST_SHEET_PX = 8192
-"""The page shows no larger sheet."""
-
-_IMAGE_AXES = (3, 4)  # without and with channels
-_PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
-_PNG_UP_FILTER = 2
 
 
 def write_sprites(path: Path, images: Array) -> tuple[int, int]:
@@ -136,7 +133,7 @@ def write_sprites(path: Path, images: Array) -> tuple[int, int]:
     where it would be larger than the page shows.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         images: uint8, or float in [0, 1]: [rows, height, width] or [rows, height, width, 1, 3 or 4].
 
     Raises:

@@ -1,6 +1,8 @@
-"""From weights in a running training to a proven version in the repository.
+"""Publication: weights of a training become a verified version in the model repository.
 
-The only place that composes `export` and `repository`.
+`Publisher.capture` (live module) → `Request` → `Worker` (thread) → gates → `Repository.new_version` → `Outcome`
+
+Only this package uses both `onnx_export` and `repository`.
 """
 
 from unitrain.publish.policy import HeldBack

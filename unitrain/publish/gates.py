@@ -1,6 +1,6 @@
-"""What a version must pass before it is published; each gate is a function that returns its figures.
+"""Gates: checks that a version must pass before it is published.
 
-A gate refuses by raising `PublishRefused` with its own name and a sentence that a person can act on.
+A gate refuses a version by raising `PublishRefused` with the gate's name and a message on what to do.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from unitrain.signature import Signature, TensorSpec, dtype_of_array
 
 
 def finite_weights(weights: Mapping[str, Tensor]) -> None:
-    """Every weight is a number: neither NaN nor infinite."""
+    """Refuse weights that contain NaN or infinity."""
     wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
     if wrong:
         raise PublishRefused(
@@ -31,7 +31,7 @@ def finite_weights(weights: Mapping[str, Tensor]) -> None:
 
 
 def valid_onnx(path: Path) -> None:
-    """onnx.checker accepts the graph, with what lies beside it."""
+    """Refuse a graph, or weights beside it, that onnx.checker rejects."""
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
@@ -41,7 +41,7 @@ def valid_onnx(path: Path) -> None:
 
 
 def loadable(path: Path) -> GraphSession:
-    """The graph, opened in onnxruntime; that it can be is the first half of parity."""
+    """Load the graph in onnxruntime; refuse one that can't be loaded."""
     try:
         return GraphSession(path)
     except ExportError as error:
@@ -60,15 +60,19 @@ def parity(
 ) -> dict[str, dict[str, float]]:
     """Compare onnxruntime with torch on real samples, at batch sizes up to the maximum.
 
-    Each row must have the answer that it has in a batch of its own.
+    Each row must have the same outputs in a larger batch and in a batch of one row.
 
     Args:
-        batched: whether rows are independent of each other.
-        max_rows: rows of a request, at most.
-        limit_s: seconds after which no larger batch is begun.
+        served: the graph in torch.
+        session: the exported graph in onnxruntime.
+        sample: real inputs by name, [row, ...] each.
+        tolerance: allowed difference.
+        batched: True if the first axis of all inputs and outputs is the batch.
+        max_rows: maximum rows of a request.
+        limit_s: time limit; no larger batch is started after it.
 
     Returns:
-        By output the largest absolute and relative difference over all batch sizes.
+        The largest absolute and relative difference over all batch sizes, by output.
     """
     report = compare_batches(
         served,
@@ -78,7 +82,7 @@ def parity(
         batched=batched,
         max_rows=max_rows,
         limit_s=limit_s,
-        alone_rows=2,  # all were, when the graph was exported
+        alone_rows=2,  # all were checked when the graph was exported
     )
     if report.failure:
         raise PublishRefused("parity", report.failure)
@@ -92,10 +96,13 @@ def live_parity(
     *,
     tolerance: Tolerance,
 ) -> None:
-    """What onnxruntime answers is what the live module answered, as the training had it at that step.
+    """Compare onnxruntime's outputs with those of the live module at that step.
 
     Args:
-        reference: the live module's answers to the first rows of the sample.
+        session: the exported graph in onnxruntime.
+        sample: real inputs by name, [row, ...] each.
+        reference: the live module's outputs for the first rows of the sample.
+        tolerance: allowed difference.
     """
     rows = max((len(array) for array in sample.values()), default=0)
     rows = min(rows, LIVE_ROWS)
@@ -112,7 +119,7 @@ def live_parity(
 
 
 def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:
-    """The graph's inputs and outputs are those that config.pbtxt promises."""
+    """Refuse a graph whose inputs and outputs differ from those of config.pbtxt."""
     graph = model.graph
     for kind, values, specs in (
         ("input", graph.input, signature.inputs),
@@ -128,7 +135,7 @@ def expected_signature(model: onnx.ModelProto, signature: Signature) -> None:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """Of extremes, which keep a NaN and need no memory of the weight's size."""
+    """Check the extremes, which preserve NaN and need no copy of the weight."""
     if weight.is_complex():
         weight = torch.view_as_real(weight)
     if not weight.is_floating_point() or not weight.numel():
@@ -144,7 +151,7 @@ def _spec_of(value: onnx.ValueInfoProto, batched: bool) -> TensorSpec:
 
 
 def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
-    """The same name and dtype; a length that one of the two leaves open fits any."""
+    """Compare name, dtype and lengths; an open length matches any."""
     lengths = zip(found.dims, wanted.dims, strict=False)
     return (found.name, found.dtype, len(found.dims)) == (
         wanted.name,

@@ -1,7 +1,7 @@
-"""Publishing policy: which proven versions take the place of the one that is served.
+"""Publishing policy: decide which verified versions replace the one that is served.
 
 `best` publishes a version unless the newest one in the repository is at least as good on the same validation
-data; within one run, an equal metric is good enough. `every` publishes them all.
+data. Within one run, an equal metric is sufficient. `every` publishes all versions.
 """
 
 import os
@@ -22,11 +22,11 @@ Policy = Literal["best", "every"]
 
 
 class HeldBack(PublishRefused):
-    """A proven version that would replace one that is at least as good.
+    """Refusal of a verified version that would replace an equal or better one.
 
     Attributes:
-        comparison: its metric beside that of the version that stays.
-        short: the message without the ways to publish it.
+        comparison: comparison of its metric with that of the published version.
+        short: message without the ways to publish it.
     """
 
     def __init__(self, message: str, comparison: Comparison, short: str) -> None:
@@ -36,20 +36,20 @@ class HeldBack(PublishRefused):
 
 
 def is_held_back(manifest: Manifest, comparison: Comparison | None) -> bool:
-    """Whether `policy: best` keeps a version from replacing the one that it was compared with."""
+    """Return True if `policy: best` holds a version back, by its comparison with the newest one."""
     if comparison is None or comparison.outcome in (None, "better"):
         return False
     return comparison.outcome == "worse" or comparison.run != manifest.run
 
 
 def hold_back(folder: Path, manifest: Manifest, comparison: Comparison, repository: Repository) -> HeldBack:
-    """Keep a proven version in its run's folder, and return the refusal that says so.
+    """Keep a verified version in its run's folder, and return the refusal to raise.
 
     Args:
-        folder: its files, complete.
-        manifest: among them.
-        comparison: with the version that stays.
-        repository: that it was meant for.
+        folder: folder with the version's files.
+        manifest: manifest in that folder.
+        comparison: comparison with the published version.
+        repository: repository that the version was intended for.
     """
     metric = manifest.metric
     mine = f"{metric.name} {metric.value:.6g}" if metric else "it"
@@ -59,15 +59,17 @@ def hold_back(folder: Path, manifest: Manifest, comparison: Comparison, reposito
     try:
         _keep(folder, manifest)
     except OSError as error:
-        ways = f"the files could not be kept ({error.strerror}); train with `--publish.policy every` to publish all the same"
+        ways = f"the files could not be kept ({error.strerror}); train with `--publish.policy every` to publish every version"
     else:
         command = promote_command(manifest.model, Path(manifest.run_dir), repository.root)
-        ways = f"`{command}` publishes it all the same, and `--publish.policy every` does so in a training"
+        ways = (
+            f"`{command}` publishes it anyway; `--publish.policy every` publishes every version of a training"
+        )
     return HeldBack(f"{short}; {ways}", comparison, short)
 
 
 def promote_command(model: str, run_dir: Path, repository_dir: Path) -> str:
-    """The command that publishes what a run holds back, as typed in the working folder."""
+    """Return the command that publishes a run's held-back version, for use in the working folder."""
     words = ["python", "-m", "unitrain", "models", "promote", model, "--run", _from_here(run_dir)]
     if _from_here(repository_dir) != "triton_repo":
         words += ["--model-repository", _from_here(repository_dir)]
@@ -75,7 +77,7 @@ def promote_command(model: str, run_dir: Path, repository_dir: Path) -> str:
 
 
 def _keep(folder: Path, manifest: Manifest) -> None:
-    """Put the files in the place of what the run held back before."""
+    """Replace the files that the run held back before."""
     run_dir = Path(manifest.run_dir)
     target, new, old = (run_dir / f"{prefix}{HELD_BACK_NAME}" for prefix in ("", ".new-", ".old-"))
     for leftover in (new, old):

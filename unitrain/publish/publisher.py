@@ -1,4 +1,4 @@
-"""Weights in, a version in the repository out, or the reason why not."""
+"""Publication of one run's versions: export the weights, pass the gates, commit to the repository."""
 
 import io
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from unitrain.publish import gates
 from unitrain.publish.policy import hold_back, is_held_back
 from unitrain.publish.triton_config import check_dynamic_axes, class_names_of, served_config
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
+from unitrain.repository.commit import StagedVersion
 from unitrain.repository.integrity import MOST_GOLDEN_BYTES
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.manifest import Manifest, Metric
@@ -34,12 +35,12 @@ from unitrain.repository.verify import Check
 from unitrain.settings import Publish
 
 PARITY_ROWS = 16
-"""Real samples that onnxruntime and torch are compared on, at most."""
+"""Maximum number of real samples on which onnxruntime and torch are compared."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where the versions of a run come from; part of each one's manifest."""
+    """Origin of a run's versions; part of each manifest."""
 
     run: str
     run_dir: str
@@ -50,34 +51,46 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Request:
-    """Weights to be published: copies, which the training no longer touches."""
+    """Weights to publish: copies, which the training no longer changes.
+
+    Attributes:
+        weights: tensors by name, on the CPU.
+        kind: "ema" or "raw".
+        step: optimizer step.
+        epoch: epoch, counted from 0.
+        metric: monitored metric; None if it was not measured.
+        state: the module's state outside its weights; None for the state when publishing was prepared.
+        reference: the live module's outputs for the first rows of the sample; None if there are none.
+        failure: error of capturing the live module; such a request is refused.
+        data_fingerprint: fingerprint of the validation data behind the metric.
+        no_fingerprint: reason for a missing fingerprint.
+    """
 
     weights: Mapping[str, Tensor]
     kind: str
-    """"ema" or "raw"."""
     step: int
     epoch: int
     metric: Metric | None = None
     state: ModuleState | None = None
-    """The module's state outside its weights; None: as it was when publishing was prepared."""
     reference: Mapping[str, np.ndarray] | None = None
-    """The live module's own answers to the first rows of the sample; None: none were taken."""
     failure: str | None = None
-    """Reason why the live module could not be captured; such a request is refused."""
     data_fingerprint: str | None = None
-    """Of the validation data that the metric was measured on."""
     no_fingerprint: str | None = None
-    """The cause of a missing fingerprint, in words."""
 
 
 @dataclass
 class Publisher:
-    """The way of one run's versions into the repository: proven gate by gate, then committed.
+    """Publisher of one run's versions.
 
     Attributes:
-        config: the config.pbtxt that the settings ask for.
-        labels: label files by name, for classifiers.
-        config_change: what becomes of the config.pbtxt that is there.
+        template: exported graph that takes other weights.
+        repository: target of the versions.
+        model: name of the model.
+        settings: the section `publish`.
+        lineage: origin of the run.
+        config: configuration for config.pbtxt by the settings.
+        labels: label files' text by name, for classifiers.
+        config_change: effect on the existing config.pbtxt.
     """
 
     template: Template
@@ -103,15 +116,19 @@ class Publisher:
         settings: Publish,
         lineage: Lineage,
     ) -> "Publisher":
-        """A publisher, once it is proven that the module can be exported and the repository takes it.
+        """Return a publisher, after checking that the module can be exported and the repository is writable.
 
         Args:
-            module: stays as it is; a copy is exported.
+            module: live module; it stays unchanged, and a copy is exported.
             sample: real inputs by name, [row, ...] each.
+            repository: target of the versions.
+            model: name of the model.
+            settings: the section `publish`.
+            lineage: origin of the run.
 
         Raises:
-            UsageError: the name is wrong, the repository is unwritable, the graph can't be exported, or
-                the model's signature differs from that of the versions already there.
+            UsageError: the name is invalid, the repository is not writable, the graph can't be exported, or
+                the signature differs from that of the published versions.
         """
         check_model_name(model)
         try:
@@ -146,14 +163,17 @@ class Publisher:
     def capture(
         self, module: LightningModule, *, kind: str, step: int, epoch: int, metric: Metric | None = None
     ) -> Request:
-        """Copy what a version needs of a live module; on the thread that trains it, which it leaves as it was.
+        """Copy what a version needs from a live module, on the training thread; the module stays unchanged.
 
-        The cost is one copy of the weights and one forward of at most `LIVE_ROWS` rows. Where state outside
-        the weights has changed since the last call, and forward reads it, the module is copied, too.
+        The cost is one copy of the weights and one forward of at most `LIVE_ROWS` rows. The module itself is
+        copied only if state outside the weights changed since the last call and forward reads it.
 
         Args:
-            module: has the weights that are to be served.
+            module: live module with the weights to serve.
             kind: "ema" or "raw".
+            step: optimizer step.
+            epoch: epoch, counted from 0.
+            metric: monitored metric; None if it was not measured.
         """
         weights = weights_of(module)
         request = Request(weights, kind, step, epoch, metric)
@@ -162,16 +182,16 @@ class Publisher:
             if not self._state.holds(module):
                 with isolate_rng():
                     self._state = self.template.state_of(module)
-        except Exception as error:  # noqa: BLE001 - whatever a user's forward raises: the training goes on
+        except Exception as error:  # noqa: BLE001 - a user's forward may raise anything, and the training continues
             failure = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             return replace(request, failure=failure)
         return replace(request, state=self._state, reference=reference)
 
     def publish(self, request: Request) -> Manifest:
-        """The manifest of the new version.
+        """Publish a request's weights, and return the new version's manifest.
 
         Raises:
-            PublishRefused: a gate refused it.
+            PublishRefused: a gate refused the version.
             RepositoryError: the disk refused it, or another process changed the model.
         """
         gates.finite_weights(request.weights)
@@ -180,19 +200,12 @@ class Publisher:
                 "parity",
                 f"forward fails on real rows at step {request.step}, in evaluation mode: {request.failure}",
             )
-        written: list[Manifest] = []
-        # All else under the model's lock, which fill is called with: what is compared with the newest
-        # version is compared with the one that it will follow.
-        self.repository.publish(
-            self.model,
-            self.config,
-            lambda folder, version: written.append(self._fill(request, folder, version)),
-            self.labels,
-        )
-        return written[-1]
+        # All else happens under the model's lock: the version is compared with the one that it follows.
+        with self.repository.new_version(self.model, self.config, self.labels) as staged:
+            return self._write(request, staged)
 
     def check_served(self, manifest: Manifest) -> Check | None:
-        """Whether `publish.server.url` answers a version's golden samples as published; None where none is named."""
+        """Compare the outputs of `publish.server.url` with a version's golden samples; None if no server is set."""
         if self.settings.server.url is None:
             return None
         return check_served(
@@ -203,26 +216,33 @@ class Publisher:
             wait_s=self.settings.server.timeout_s,
         )
 
+    def prune(self) -> None:
+        """Remove the versions that the settings no longer keep."""
+        self.repository.prune(
+            self.model, self.settings.keep, num_versions=self.settings.model_config.num_versions
+        )
+
     def close(self) -> None:
-        """End what was started for exporting, if anything was."""
+        """Stop the export process, if there is one."""
         self._export.close()
 
-    def _fill(self, request: Request, folder: Path, version: int) -> Manifest:
-        """Write a version's files, each gate passed; the manifest is the last of them."""
+    def _write(self, request: Request, staged: StagedVersion) -> Manifest:
+        """Export a version, let it pass the gates, and write its files, the manifest last."""
+        folder = staged.path
         comparison = compare_with_newest(
             self.repository,
             self.model,
             Measured(request.metric, request.data_fingerprint, request.no_fingerprint),
         )
         graph = self._graph(request)
-        record = self._record(request, graph, comparison, version)
+        record = self._record(request, graph, comparison, staged.number)
         try:
             session, figures = self._prove(graph, record, folder, request.reference)
         except PublishRefused as refused:
             if refused.gate != "parity" or not self.template.swappable:
                 raise
-            # What was a constant before no longer is, and no walk over the module's attributes has seen it.
-            graph = self.template.exported_anew()
+            # A former constant has changed, which no walk over the module's attributes has found.
+            graph = self.template.exported_again()
             session, figures = self._prove(graph, record, folder, request.reference)
             self.template = replace(self.template, graph=graph)
         golden = golden_archive(
@@ -244,7 +264,7 @@ class Publisher:
         return manifest
 
     def _graph(self, request: Request) -> OnnxGraph:
-        """The graph with a request's weights, of the module in the request's state."""
+        """Return the graph with a request's weights and state."""
         state = request.state
         if state is not None and state is not self.template.state:
             self.template = self.template.of_state(state, request.weights, self._export)
@@ -253,7 +273,7 @@ class Publisher:
     def _prove(
         self, graph: OnnxGraph, record: Manifest, folder: Path, reference: Mapping[str, np.ndarray] | None
     ) -> tuple[GraphSession, dict[str, dict[str, float]]]:
-        """Write a graph, and let it pass the gates as it lies there; open, and how far it is from torch."""
+        """Write a graph, and let the file pass the gates; return its session and the parity figures."""
         path, sample = folder / MODEL_NAME, self.template.sample
         external = graph.nbytes > self.settings.onnx.external_data_above_bytes
         graph.write(path, metadata=record.to_metadata(), external=external)
@@ -275,7 +295,7 @@ class Publisher:
     def _record(
         self, request: Request, graph: OnnxGraph, before: Comparison | None, version: int
     ) -> Manifest:
-        """The manifest, but for what is only known of the files."""
+        """Return the manifest without the files' hashes and the parity figures."""
         return Manifest(
             model=self.model,
             version=version,
@@ -298,28 +318,28 @@ class Publisher:
             **vars(self.lineage),
         )
 
-    def prune(self) -> None:
-        """Remove the versions that the settings no longer keep."""
-        self.repository.prune(
-            self.model, self.settings.keep, num_versions=self.settings.model_config.num_versions
-        )
-
 
 def tolerance_of(settings: Publish) -> Tolerance:
-    """The settings' tolerances, as the comparison takes them."""
+    """Return the settings' tolerances."""
     return Tolerance(**vars(settings.tolerance))
 
 
 def golden_archive(
     session: GraphSession, sample: Mapping[str, np.ndarray], rows: int, max_bytes: int
 ) -> bytes | None:
-    """A golden.npz: a few real samples as `inputs/<name>`, and the graph's answers as `outputs/<name>`.
+    """Return a golden.npz: real samples as `inputs/<name>`, and the graph's outputs as `outputs/<name>`.
 
-    Rows are left out from the end until the arrays have at most `max_bytes`; None where not one fits.
+    The number of rows is halved until the arrays have at most `max_bytes`; None if no row fits.
+
+    Args:
+        session: the exported graph.
+        sample: real inputs by name, [row, ...] each.
+        rows: wanted number of rows.
+        max_bytes: limit for all arrays together, uncompressed.
     """
     max_bytes = min(
         max_bytes, MOST_GOLDEN_BYTES // 2
-    )  # what reads it takes no more, the heads of its arrays included
+    )  # the reader's limit counts the arrays' headers as well
     while rows:
         inputs = {name: array[:rows] for name, array in sample.items()}
         outputs = session.run(inputs)

@@ -1,4 +1,4 @@
-"""The config.pbtxt that the settings and the module ask for, with label files for classifiers."""
+"""Triton's configuration of a model, from the settings and the module, with label files for classifiers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ ClassNames = Mapping[str, Sequence[str]] | Sequence[str] | None
 
 
 def class_names_of(module: LightningModule) -> ClassNames:
-    """A classifier's class names: the module's attribute or hyper-parameter `class_names`.
+    """Return a classifier's class names: the module's attribute or hyper-parameter `class_names`.
 
-    A list is for the one output that is as wide, if there is one; a mapping from outputs to lists says for which.
+    A list applies to the only output with as many values, if there is one; a mapping names the outputs.
     """
     names = getattr(module, "class_names", None)
     if names is None:
@@ -28,11 +28,11 @@ def class_names_of(module: LightningModule) -> ClassNames:
 
 
 def check_dynamic_axes(settings: Publish, sample: Mapping[str, Tensor]) -> None:
-    """Compare `publish.onnx.dynamic_axes` with the inputs that there are.
+    """Check that `publish.onnx.dynamic_axes` names existing inputs and axes.
 
     Args:
-        settings: the section.
-        sample: the inputs by name, [row, ...] each.
+        settings: the section `publish`.
+        sample: inputs by name, [row, ...] each.
 
     Raises:
         SettingsError: there is no such input, or no such axis.
@@ -54,10 +54,11 @@ def check_dynamic_axes(settings: Publish, sample: Mapping[str, Tensor]) -> None:
 def served_config(
     model: str, signature: Signature, settings: Publish, class_names: ClassNames = None
 ) -> tuple[ModelConfig, dict[str, str]]:
-    """The message of config.pbtxt, and the label files that it names, as text by file name.
+    """Return the configuration for config.pbtxt, and the text of its label files by file name.
 
     Raises:
-        SettingsError: `publish.model_config.overrides` has a field that Triton's message lacks, or changes what the graph is.
+        SettingsError: `publish.model_config.overrides` has a field that Triton lacks, or changes the graph's
+            inputs or outputs.
         HookError: the class names fit no output.
     """
     config = model_config(
@@ -103,11 +104,11 @@ def _by_output(class_names: ClassNames, signature: Signature) -> dict[str, list[
                     f"{', '.join(f'{name}: {width}' for name, width in widths.items())} values"
                 )
         return {str(output): list(names) for output, names in class_names.items()}
-    # A model may know class names and serve no classes: an autoencoder that labels its embeddings, say.
+    # A model may have class names and serve no classes: for example, an autoencoder with labelled embeddings.
     fitting = [spec.name for spec in signature.outputs if spec.dims == (len(class_names),)]
     if len(fitting) > 1:
         raise HookError(
-            f"class_names: {', '.join(fitting)} have {len(class_names)} values each; say which of them the names are "
-            "of by a mapping from the output to the names"
+            f"class_names: {', '.join(fitting)} have {len(class_names)} values each; give a mapping from the output "
+            "to its names"
         )
     return {name: list(class_names) for name in fitting}

@@ -1,7 +1,7 @@
-"""The thread that publishes, so that the training loop only ever clones weights.
+"""Background thread that publishes, so that the training loop only copies weights; and its outcomes as text.
 
-concurrent.futures has no executor in which a newer request takes the place of one that has not begun,
-which is what keeps a slow disk from falling behind a fast training; hence the hand-made queue of one.
+A newer request replaces a waiting one, so that a slow disk does not fall behind a fast training. No executor
+of concurrent.futures does that, hence the queue of one request here.
 """
 
 import logging
@@ -21,10 +21,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request: a manifest, or the error that kept it from being published.
+    """Outcome of a request.
 
     Attributes:
-        served: of a published version, how the server that the settings name answered; told after the rest.
+        request: the request.
+        manifest: manifest of the published version; None if it was not published.
+        error: error that prevented publishing, or pruning afterwards.
+        served: comparison of a server's outputs with the golden samples; reported in a second outcome.
     """
 
     request: Request
@@ -34,11 +37,11 @@ class Outcome:
 
 
 class Worker:
-    """Publishes requests one after the other; of those that wait, only the latest.
+    """Thread that publishes requests one by one; of the waiting requests, only the latest is kept.
 
     Args:
-        publisher: does the work.
-        report: called on the worker's thread with each outcome; errors never reach the training.
+        publisher: publisher of the run.
+        report: function that is called on this thread with each outcome; its errors are logged.
     """
 
     def __init__(self, publisher: Publisher, report: Callable[[Outcome], None]) -> None:
@@ -53,7 +56,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Publish this next; one that still waits is dropped, and the same step is never published twice."""
+        """Publish this request next, in place of a waiting one; a step is never published twice."""
         with self._changed:
             if self._closed or request.step == self._last_step:
                 return
@@ -62,12 +65,12 @@ class Worker:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Return once everything submitted is published or refused, and reported."""
+        """Wait until every submitted request is published or refused, and reported."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None and not self._working)
 
     def finish(self) -> None:
-        """Return once everything submitted is published or refused, and end the thread."""
+        """Wait until every submitted request is published or refused, and stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -85,26 +88,26 @@ class Worker:
             outcome = self._outcome(request)
             if isinstance(outcome.error, RepositoryError) and outcome.manifest is None:
                 with self._changed:
-                    self._last_step = None  # the disk refused: it may be tried again
-            self._tell(outcome)
+                    self._last_step = None  # the disk refused it: the step may be retried
+            self._report_outcome(outcome)
             if outcome.manifest is not None:
                 served = self._publisher.check_served(outcome.manifest)
                 if served is not None:
-                    self._tell(replace(outcome, served=served))
+                    self._report_outcome(replace(outcome, served=served))
             with self._changed:
                 self._working = False
                 self._changed.notify_all()
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _report_outcome(self, outcome: Outcome) -> None:
         try:
             self._report(outcome)
-        except Exception:  # noqa: BLE001 - whoever listens has failed; later versions must come all the same
-            _log.exception("the outcome of a publication could not be told")
+        except Exception:  # noqa: BLE001 - a failing receiver must not stop later versions
+            _log.exception("the outcome of a publication could not be reported")
 
     def _outcome(self, request: Request) -> Outcome:
         try:
             manifest = self._publisher.publish(request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+        except Exception as error:  # noqa: BLE001 - no error of publishing stops the training
             return Outcome(request, None, error)
         try:
             self._publisher.prune()
@@ -114,21 +117,24 @@ class Worker:
 
 
 def gate_of(error: Exception) -> str:
-    """The gate that refused a version, or the kind of error that kept it from being published."""
+    """Return the gate that refused a version, or the class of the error that prevented publishing."""
     return error.gate if isinstance(error, PublishRefused) else type(error).__name__
 
 
 def outcome_text(outcome: Outcome, *, again: bool = False) -> str:
-    """The line of a version that was published, or of one that was not: the gate and its reason.
+    """Return an outcome as one line: the published version, or the gate that refused it and the reason.
 
     Args:
-        again: of a version that is held back, leave out the ways to publish it.
+        outcome: the outcome.
+        again: True omits the ways to publish a version that is held back.
     """
     if outcome.manifest is not None and outcome.served is not None:
         return served_text(outcome.manifest, outcome.served)
     if outcome.manifest is not None:
         text = published_text(outcome.manifest)
-        return text if outcome.error is None else f"{text}; older ones could not be pruned: {outcome.error}"
+        return (
+            text if outcome.error is None else f"{text}; older versions could not be pruned: {outcome.error}"
+        )
     error = outcome.error or RuntimeError("no reason was given")
     if isinstance(error, HeldBack):
         mark = marks_of(error.comparison.outcome, best=False)
@@ -138,7 +144,7 @@ def outcome_text(outcome: Outcome, *, again: bool = False) -> str:
 
 
 def figures_of(outcome: Outcome) -> dict[str, float]:
-    """What a curve can show of a published version: its number, its metric, its distance from torch by output."""
+    """Return an outcome's figures for TensorBoard: version, metric, and parity by output."""
     manifest, metric = outcome.manifest, outcome.request.metric
     if isinstance(outcome.error, HeldBack) and metric is not None:
         return {f"held_back/{metric.name}": metric.value}
@@ -153,28 +159,28 @@ def figures_of(outcome: Outcome) -> dict[str, float]:
 
 
 def served_text(manifest: Manifest, check: Check) -> str:
-    """How the server answered a version's golden samples."""
-    how = {True: "is served", False: "is not served as published", None: "was not asked of the server"}
-    return f"{manifest.model} version {manifest.version} {how[check.passed]}: {check.detail}"
+    """Return the comparison of a server with the golden samples as one line."""
+    outcome = {True: "is served", False: "is not served as published", None: "was not checked on the server"}
+    return f"{manifest.model} version {manifest.version} {outcome[check.passed]}: {check.detail}"
 
 
 def published_text(manifest: Manifest) -> str:
-    """Version, step, the metric now and then with its marks, and how far onnxruntime is from torch."""
-    told = [f"step {manifest.step}"]
+    """Return a published version as one line: step, metric with marks, and parity."""
+    parts = [f"step {manifest.step}"]
     compared = manifest.comparison or {}
     if manifest.metric:
-        then = manifest.previous
-        before = f" (version {then['version']}: {then['value']:.5g})" if then else ""
+        previous = manifest.previous
+        before = f" (version {previous['version']}: {previous['value']:.5g})" if previous else ""
         marks = marks_of(compared.get("outcome"), best=compared.get("best", False))
-        told.append(
+        parts.append(
             f"{manifest.metric.name} {manifest.metric.value:.5g}{f' {marks}' if marks else ''}{before}"
         )
     worst = {
         key: max((figures[key] for figures in manifest.parity.values()), default=0.0)
         for key in ("max_abs", "max_rel")
     }
-    told.append(f"parity {worst['max_abs']:.1e} absolute, {worst['max_rel']:.1e} relative")
+    parts.append(f"parity {worst['max_abs']:.1e} absolute, {worst['max_rel']:.1e} relative")
     reason = compared.get("reason")
     if reason and not compared["same_run"]:
-        told.append(f"not comparable with version {compared['version']}, because {reason}")
-    return f"published {manifest.model} version {manifest.version}: {', '.join(told)}"
+        parts.append(f"not comparable with version {compared['version']}, because {reason}")
+    return f"published {manifest.model} version {manifest.version}: {', '.join(parts)}"

@@ -1,6 +1,9 @@
-"""The model repository: what Triton serves, one numbered folder a version, written whole or not at all."""
+"""Triton's model repository: versions appear and disappear atomically.
 
-from unitrain.repository.commit import ConfigChange, check_signature
+files + manifest → `Repository.new_version` → `<model>/config.pbtxt`, `<model>/<n>/{model.onnx, manifest.json, golden.npz}`
+"""
+
+from unitrain.repository.commit import ConfigChange, StagedVersion, check_signature
 from unitrain.repository.layout import check_model_name
 from unitrain.repository.model_config import (
     ModelConfig,
@@ -10,17 +13,19 @@ from unitrain.repository.model_config import (
     signature_of,
     write_config_text,
 )
-from unitrain.repository.repository import Repository
+from unitrain.repository.repository import Repository, roll_back
 
 __all__ = [
     "ConfigChange",
     "ModelConfig",
     "Repository",
+    "StagedVersion",
     "changed_config",
     "check_model_name",
     "check_signature",
     "model_config",
     "read_config",
+    "roll_back",
     "signature_of",
     "write_config_text",
 ]

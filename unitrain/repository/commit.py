@@ -1,7 +1,8 @@
-"""A version appears whole, by one rename, or not at all."""
+"""Atomic commit of a version: its folder by one rename, and the change of config.pbtxt that comes with it."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,26 @@ from unitrain.signature import Signature
 
 
 @dataclass(frozen=True)
-class ConfigChange:
-    """What a publication does with config.pbtxt.
+class StagedVersion:
+    """Version that is being written.
 
     Attributes:
-        action: "write" (there is none), "same", "keep" (a person edited it), or "update" (only the
+        path: empty folder for the version's files, beside the repository.
+        number: version number that it gets.
+    """
+
+    path: Path
+    number: int
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """Effect of a publication on config.pbtxt.
+
+    Attributes:
+        action: "write" (the file is missing), "same", "keep" (a user edited it), or "update" (only the
             settings changed).
-        differences: (there, as the settings have it) by field.
+        differences: (value in the file, value by the settings) by field.
     """
 
     action: Literal["write", "same", "keep", "update"]
@@ -35,20 +49,71 @@ class ConfigChange:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{name}: {_text(a)} there, {_text(b)} by the settings"
-            for name, (a, b) in self.differences.items()
+            f"{name}: {_shown(in_file)} there, {_shown(wanted)} by the settings"
+            for name, (in_file, wanted) in self.differences.items()
         )
 
 
+@contextlib.contextmanager
+def stage_version(
+    model_dir: Path, staging: Staging, config: ModelConfig | None, labels: Mapping[str, str]
+) -> Iterator[StagedVersion]:
+    """Yield a folder for a version's files, and commit it after the block; the model's lock must be held.
+
+    An exception of the block discards the folder and passes through.
+
+    Args:
+        model_dir: the model's folder; created with the first version.
+        staging: the model's staging area.
+        config: written with the first version; later it replaces only a file that no user edited. None
+            keeps the existing file.
+        labels: label files' text by name.
+
+    Raises:
+        RepositoryError: the version does not fit the existing files, or it has no model.onnx.
+        OSError: the disk refused it.
+    """
+    change = _checked_change(model_dir, staging, config, labels)
+    first = change.action == "write"
+    text = write_config_text(config) if config is not None else ""
+    number = staging.next_number(model_dir)
+    with staging.workspace() as work_dir:
+        staged_model = work_dir / "model"
+        staged = StagedVersion(staged_model / str(number), number)
+        staged.path.mkdir(parents=True)
+        yield staged
+        if not (staged.path / MODEL_NAME).is_file():
+            raise RepositoryError(f"{model_dir.name}: version {number} was written without a {MODEL_NAME}")
+        os.utime(staged.path)  # its age, by which prune decides, starts now
+        if first:
+            write_text(staged_model / CONFIG_NAME, text)
+            for name, content in labels.items():
+                write_text(staged_model / name, content)
+        fsync_tree(staged_model)
+        # Before the rename: a number that a reader may have seen is never used again.
+        staging.count(number)
+        if change.action in ("write", "same") and config is not None:
+            write_text(staging.config_path, text)
+        if first:
+            staged_model.rename(model_dir)
+            fsync_dir(model_dir.parent)
+        else:
+            staged.path.rename(model_dir / str(number))
+            fsync_dir(model_dir)
+    if not first:
+        _update_model_dir(model_dir, staging, change, text, labels)
+
+
 def config_change(config_path: Path, written_path: Path, wanted: ModelConfig) -> ConfigChange:
-    """What is to be done, by three files: what is there, what we wrote last, what the settings ask for.
+    """Decide what to do with config.pbtxt, by the existing file, our last copy of it, and the settings.
 
     Args:
         config_path: the model's config.pbtxt.
-        written_path: our own copy of what was written last; absent, what is there counts as a person's.
+        written_path: our own copy of what was written last; if it is missing, the file counts as edited.
+        wanted: the configuration by the settings.
 
     Raises:
-        RepositoryError: a person edited it and the settings changed too, or it can't be read.
+        RepositoryError: a user edited the file and the settings changed as well, or it can't be read.
     """
     if not config_path.is_file():
         return ConfigChange("write")
@@ -58,23 +123,37 @@ def config_change(config_path: Path, written_path: Path, wanted: ModelConfig) ->
         return ConfigChange("same")
     if not written_path.is_file():
         return ConfigChange("keep", differences)
-    ours = read_config(written_path)
-    if not config_differences(ours, there):
+    written = read_config(written_path)
+    if not config_differences(written, there):
         return ConfigChange("update", differences)
     change = ConfigChange("keep", differences)
-    if config_differences(ours, wanted):
+    if config_differences(written, wanted):
         raise RepositoryError(
-            f"{config_path} was edited by hand, and the settings that it came from have changed too ({change}); "
-            "bring the two together: put the edits under publish.model_config.overrides, or undo one of them"
+            f"{config_path} was edited by hand, and the settings that it came from have changed as well "
+            f"({change}); put the edits under publish.model_config.overrides, or undo one of the two changes"
         )
     return change
 
 
-def check_labels(model_dir: Path, labels: Mapping[str, str]) -> None:
-    """Nothing, where no label file is there, or the same.
+def check_signature(config_path: Path, signature: Signature) -> None:
+    """Compare a signature with the published one; the order of tensors does not count.
 
     Raises:
-        RepositoryError: the classes have other names: those who ask the model would be told wrong ones.
+        RepositoryError: the two differ; the message has both and the ways out.
+    """
+    published = signature_of(read_config(config_path))
+    if _comparable(published) != _comparable(signature):
+        raise RepositoryError(
+            f"{config_path} was published for {published}, but the model now is {signature}; "
+            "publish under another name (publish.model), or move the folder of the old model away"
+        )
+
+
+def check_labels(model_dir: Path, labels: Mapping[str, str]) -> None:
+    """Compare class names with the label files that exist.
+
+    Raises:
+        RepositoryError: the classes have other names, so clients would show wrong ones.
     """
     for name, text in labels.items():
         path = model_dir / name
@@ -85,73 +164,15 @@ def check_labels(model_dir: Path, labels: Mapping[str, str]) -> None:
             differing = [(a, b) for a, b in zip(there, wanted, strict=False) if a != b][:3]
             shown = ", ".join(f"{a} there and {b} now" for a, b in differing)
             raise RepositoryError(
-                f"{path} names {len(there)} classes otherwise than the model's {len(wanted)} class_names "
+                f"{path} has {len(there)} class names that differ from the model's {len(wanted)} class_names "
                 f"({shown or 'their number differs'}); publish under another name (publish.model), or remove the file"
             )
-
-
-def _text(value: Any) -> str:
-    return "nothing" if value is None else str(value)
-
-
-def commit_version(
-    model_dir: Path,
-    staging: Staging,
-    config: ModelConfig | None,
-    fill: Callable[[Path, int], None],
-    labels: Mapping[str, str],
-) -> int:
-    """The number of the version that `fill` wrote, now in the repository; the model's lock must be held.
-
-    Args:
-        model_dir: where the model lies, or will after its first version.
-        staging: the model's corner of the staging folder.
-        config: for the first version; later it takes the place of what is there only where that is what
-            was written last. None: what is there is kept.
-        fill: writes the files of version `number` into the folder that it is given.
-        labels: label files by name.
-
-    Raises:
-        RepositoryError: the signature is not the published one's, `fill` wrote no model, or something
-            else lies under that name.
-        OSError: the disk refused.
-    """
-    first = not (model_dir / CONFIG_NAME).is_file()
-    change = _checked_change(model_dir, staging, config, labels)
-    text = write_config_text(config) if config is not None else ""
-    number = staging.next_number(model_dir)
-    with staging.workspace() as work_dir:
-        staged_model = work_dir / "model"
-        staged_version = staged_model / str(number)
-        staged_version.mkdir(parents=True)
-        fill(staged_version, number)
-        if not (staged_version / MODEL_NAME).is_file():
-            raise RepositoryError(f"{model_dir.name}: version {number} was written without a {MODEL_NAME}")
-        os.utime(staged_version)  # its age, as prune sees it, begins now
-        if first:
-            write_text(staged_model / CONFIG_NAME, text)
-            for name, content in labels.items():
-                write_text(staged_model / name, content)
-        fsync_tree(staged_model)
-        # Before the rename: a number that was seen once is never given twice.
-        staging.count(number)
-        if change.action in ("write", "same") and config is not None:
-            write_text(staging.config_path, text)
-        if first:
-            staged_model.rename(model_dir)
-            fsync_dir(model_dir.parent)
-        else:
-            staged_version.rename(model_dir / str(number))
-            fsync_dir(model_dir)
-    if not first:
-        _replace_config(model_dir, staging, change, text, labels)
-    return number
 
 
 def _checked_change(
     model_dir: Path, staging: Staging, config: ModelConfig | None, labels: Mapping[str, str]
 ) -> ConfigChange:
-    """What becomes of config.pbtxt, once nothing is in the way of a version."""
+    """Check that the model's folder takes a version, and decide what to do with config.pbtxt."""
     config_path = model_dir / CONFIG_NAME
     if not config_path.is_file():
         _check_free(model_dir)
@@ -165,10 +186,10 @@ def _checked_change(
     return config_change(config_path, staging.config_path, config)
 
 
-def _replace_config(
+def _update_model_dir(
     model_dir: Path, staging: Staging, change: ConfigChange, text: str, labels: Mapping[str, str]
 ) -> None:
-    """Write label files that are not there yet, then config.pbtxt, where the settings changed it."""
+    """Write missing label files, then config.pbtxt if the settings changed it."""
     for name, content in labels.items():
         if not (model_dir / name).is_file():
             write_text(staging.dir / name, content)
@@ -181,24 +202,6 @@ def _replace_config(
         write_text(staging.config_path, text)
 
 
-def check_signature(config_path: Path, signature: Signature) -> None:
-    """Nothing, where the published inputs and outputs are the same, in any order.
-
-    Raises:
-        RepositoryError: they differ; the message has both and the ways out.
-    """
-    published = signature_of(read_config(config_path))
-    if _comparable(published) != _comparable(signature):
-        raise RepositoryError(
-            f"{config_path} was published for {published}, but the model now is {signature}; "
-            "publish under another name (publish.model), or move the folder of the old model away"
-        )
-
-
-def _comparable(signature: Signature) -> tuple[object, ...]:
-    return signature.batched, frozenset(signature.inputs), frozenset(signature.outputs)
-
-
 def _check_free(model_dir: Path) -> None:
     if model_dir.is_symlink() or (model_dir.exists() and not model_dir.is_dir()):
         raise RepositoryError(f"{model_dir} is a link or a file, expected a folder or nothing; move it away")
@@ -208,3 +211,11 @@ def _check_free(model_dir: Path) -> None:
             f"{model_dir} holds {', '.join(present[:5])} but no {CONFIG_NAME}, so it is not known what it "
             "serves; put the file back, or move the folder away"
         )
+
+
+def _comparable(signature: Signature) -> tuple[object, ...]:
+    return signature.batched, frozenset(signature.inputs), frozenset(signature.outputs)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)

@@ -1,6 +1,6 @@
-"""Integrity of a version's files: the manifest's own digest, the hashes that it holds, and its golden samples.
+"""Integrity of a version's files: the manifest's digest, the files' hashes, and the golden samples.
 
-This file is copied beside the backend too, and runs inside Triton's Python stub, so it imports nothing of unitrain.
+This file imports nothing of unitrain: a copy of it runs beside the backend, inside Triton's Python stub.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ import numpy as np
 
 MODEL_NAME, GOLDEN_NAME, MANIFEST_NAME = "model.onnx", "golden.npz", "manifest.json"
 FORMAT = 2
-"""Of the manifest; from 2 on it holds a digest of its own."""
+"""Format number of a manifest; from 2 on a manifest contains its digest."""
 DIGEST_KEY = "digest"
 MOST_GOLDEN_BYTES = 256 << 20
-"""Size of all golden arrays together, uncompressed."""
+"""Limit of all golden arrays together, uncompressed."""
 _MOST_GOLDEN_ARRAYS = 1024
 _MOST_MANIFEST_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
@@ -31,22 +31,22 @@ Golden = tuple[dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]
 """Golden inputs and outputs by name."""
 
 Identity = tuple[int, int, int, int, int]
-"""Device, inode, size, modification and change time of a file: equal ones mean that nothing wrote to it."""
+"""Device, inode, size, modification and change time of a file; if they are equal, the file is unchanged."""
 
 
-class Contradiction(ValueError):  # noqa: N818 - it says what was found
-    """A version's file is not what its manifest says, or can't be read."""
+class Contradiction(ValueError):  # noqa: N818 - it names the finding
+    """A version's file differs from its manifest, or can't be read."""
 
 
 @dataclass(frozen=True)
 class CheckedFiles:
-    """A version's files whose hashes are those of its manifest.
+    """A version's files, whose hashes equal those of its manifest.
 
     Attributes:
         folder: the version's folder.
         manifest: its manifest as plain JSON.
-        contents: the checked bytes of each file that was read into memory, golden.npz among them.
-        identities: of all files that were hashed, golden.npz left out.
+        contents: checked bytes of each file that was read into memory; golden.npz is one of them.
+        identities: identity of each file that was hashed, without golden.npz.
     """
 
     folder: Path
@@ -55,10 +55,10 @@ class CheckedFiles:
     identities: Mapping[str, Identity] = field(default_factory=dict)
 
     def check_unchanged(self) -> None:
-        """Return where no file has been written to since it was hashed.
+        """Check that no file has changed since it was hashed.
 
         Raises:
-            Contradiction: one has.
+            Contradiction: a file has changed.
         """
         for name, identity in self.identities.items():
             path = self.folder / name
@@ -66,34 +66,29 @@ class CheckedFiles:
                 now = _identity(path.stat())
             except OSError as error:
                 raise Contradiction(f"{path} can't be read: {error.strerror}") from error
-            # A backup that links the file changes its times, too: then the bytes tell.
+            # A backup that links the file changes its times as well: then compare the bytes.
             if now != identity and _hashed(path, 0)[1] != hashes_of(self.manifest, self.folder)[name]:
                 raise Contradiction(f"{path} was written to while it was loaded; publish the version again")
 
     def golden(self) -> Golden | None:
-        """The golden inputs and outputs; None where the version has none.
+        """Return the golden inputs and outputs; None if the version has none.
 
         Raises:
             Contradiction: the archive can't be read, or is too large.
         """
         data = self.contents.get(GOLDEN_NAME)
-        if data is None:
-            return None
-        inputs, outputs = golden_arrays(data, str(self.folder / GOLDEN_NAME))
-        if not inputs or not outputs:
-            raise Contradiction(f"{self.folder / GOLDEN_NAME} has no arrays named inputs/… and outputs/…")
-        return inputs, outputs
+        return None if data is None else golden_arrays(data, str(self.folder / GOLDEN_NAME))
 
 
 def read_checked(folder: Path, *, in_memory_bytes: int) -> CheckedFiles | None:
-    """Read a version's files and check their hashes; None where it has no manifest.
+    """Read a version's files and check their hashes; return None if it has no manifest.
 
     Args:
         folder: the version's folder.
-        in_memory_bytes: files are kept in memory as long as they have no more bytes together; others are only hashed.
+        in_memory_bytes: limit for the files that are kept in memory; further files are only hashed.
 
     Raises:
-        Contradiction: the manifest can't be read or contradicts itself, or a file is not what it says.
+        Contradiction: the manifest can't be read or contradicts itself, or a file differs from it.
     """
     manifest = read_manifest_json(folder)
     if manifest is None:
@@ -116,17 +111,17 @@ def read_checked(folder: Path, *, in_memory_bytes: int) -> CheckedFiles | None:
                 left_bytes -= len(data)
         if found != wanted:
             raise Contradiction(
-                f"{path} was changed: its SHA-256 is {found[:12]}…, the manifest says {wanted[:12]}…; publish the "
+                f"{path} was changed: its SHA-256 is {found[:12]}…, the manifest has {wanted[:12]}…; publish the "
                 "version again or restore the file"
             )
     return CheckedFiles(folder, manifest, contents, identities)
 
 
 def read_manifest_json(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a version's folder as plain JSON, its digest checked; None where there is none.
+    """Read a version's manifest as plain JSON and check its digest; return None if it is missing.
 
     Raises:
-        Contradiction: it can't be read, or is not what was written.
+        Contradiction: it can't be read, or was changed.
     """
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
@@ -150,13 +145,13 @@ def read_manifest_json(folder: Path) -> dict[str, Any] | None:
 
 
 def digest(text: str) -> str:
-    """The SHA-256 of a manifest's JSON text without its digest field, in hexadecimal.
+    """Return the SHA-256 of a manifest's JSON text without its digest field, in hexadecimal.
 
-    It is taken of canonical JSON (sorted keys, no spaces) in which numbers are the text that they were written
-    as: white space and the order of keys do not count, everything else does.
+    The hash is that of canonical JSON (sorted keys, no spaces) in which numbers keep their text. White space
+    and the order of keys do not count; everything else does.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: the text is no JSON.
     """
 
     def number(written: str) -> list[str]:
@@ -170,10 +165,10 @@ def digest(text: str) -> str:
 
 
 def hashes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file by name, as a manifest has them.
+    """Return the SHA-256 of each file by name, from a manifest.
 
     Raises:
-        Contradiction: it has no hash of the model, or names a file elsewhere.
+        Contradiction: it has no hash of the model, or names a file outside the folder.
     """
     files = manifest.get("files") or {}
     hashes = {MODEL_NAME: manifest.get("sha256"), **(files if isinstance(files, dict) else {"files": None})}
@@ -186,7 +181,7 @@ def hashes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def read_golden(folder: Path) -> Golden | None:
-    """The golden inputs and outputs of a version's folder; None where it has none.
+    """Read the golden inputs and outputs of a version's folder; return None if it has none.
 
     Raises:
         Contradiction: the archive can't be read, or is too large.
@@ -196,10 +191,15 @@ def read_golden(folder: Path) -> Golden | None:
 
 
 def golden_arrays(data: bytes, where: str) -> Golden:
-    """The golden inputs and outputs of an archive, read no further than it declares and the limit allows.
+    """Decode the golden inputs and outputs of an archive, within the sizes that it declares and the limit.
+
+    Args:
+        data: content of golden.npz.
+        where: name of the file in messages.
 
     Raises:
-        Contradiction: it is no archive of plain arrays, or has more than `MOST_GOLDEN_BYTES` uncompressed.
+        Contradiction: it is no archive of plain arrays named inputs/… and outputs/…, or has more than
+            `MOST_GOLDEN_BYTES` uncompressed.
     """
     sides: dict[str, dict[str, np.ndarray[Any, Any]]] = {"inputs": {}, "outputs": {}}
     try:
@@ -215,6 +215,8 @@ def golden_arrays(data: bytes, where: str) -> Golden:
     except Exception as error:  # numpy and zipfile raise many kinds for a malformed file
         text = " ".join(str(error).split()) or type(error).__name__
         raise Contradiction(f"{where} can't be read: {text}") from error
+    if not sides["inputs"] or not sides["outputs"]:
+        raise Contradiction(f"{where} has no arrays named inputs/… and outputs/…; publish the version again")
     return sides["inputs"], sides["outputs"]
 
 
@@ -230,7 +232,7 @@ def _check_size(entries: list[zipfile.ZipInfo], where: str) -> None:
 
 
 def feeds(inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays as onnxruntime takes them: strings as objects."""
+    """Return arrays in the form that onnxruntime accepts: strings as objects."""
     return {name: _texts(array) if array.dtype.kind in "OSU" else array for name, array in inputs.items()}
 
 
@@ -242,7 +244,9 @@ def _texts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> np.ndarray[Any, Any]:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Contradiction(f"{where} is compressed in another way than numpy's")  # LZMA takes any memory
+        raise Contradiction(
+            f"{where} is compressed in another way than numpy's"
+        )  # LZMA may need any amount of memory
     numpy_format: Any = np.lib.format
     with archive.open(entry) as file:
         version = numpy_format.read_magic(file)
@@ -262,7 +266,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> np.n
 
 
 def _open(path: Path) -> io.BufferedReader:
-    """Open a plain file; a pipe must not hold up the reader."""
+    """Open a plain file; never block on a pipe."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -282,7 +286,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _hashed(path: Path, keep_bytes: int) -> tuple[Identity, str, bytes | None]:
-    """A file's identity, its hash, and, where it has no more than `keep_bytes`, the bytes that were hashed."""
+    """Return a file's identity, its hash, and its bytes; None for the bytes if there are more than `keep_bytes`."""
     try:
         with _open(path) as file:
             identity = _identity(os.fstat(file.fileno()))

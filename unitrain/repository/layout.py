@@ -1,25 +1,25 @@
-"""Which entries of a repository are models and versions, and which are somebody else's."""
+"""Layout of the repository on the disk: names of files, and tests for models and versions."""
 
 import os
 import re
 from pathlib import Path
 
 from unitrain.errors import RepositoryError, UsageError
+from unitrain.repository import integrity
 
 CONFIG_NAME = "config.pbtxt"
-MODEL_NAME = "model.onnx"
-GOLDEN_NAME = "golden.npz"
+MODEL_NAME, GOLDEN_NAME, MANIFEST_NAME = integrity.MODEL_NAME, integrity.GOLDEN_NAME, integrity.MANIFEST_NAME
 HELD_BACK_NAME = "held_back"
-"""Folder of a run with the version that `publish.policy: best` kept from being published last."""
+"""Folder of a run with the last version that `publish.policy: best` held back."""
 STAGING_NAME = ".unitrain-staging"
-"""In a root beside which nothing can be staged: no model's name, so it is none."""
+"""Staging folder inside the root, used if none can be created beside it; it is no valid model name."""
 CANDIDATE_PREFIX = "unitrain_candidate_"
-"""Names under which `serve` tries versions before it serves them begin with it; they are nobody's models."""
+"""Prefix of the temporary names under which `serve` verifies versions before it serves them."""
 LARGEST_VERSION = 2**63 - 1
 """Triton keeps version numbers in a signed 64-bit integer."""
 
 LABELS = re.compile(r"labels_[A-Za-z0-9_-]+\.txt")
-"""Files of class names that config.pbtxt points to."""
+"""Names of the files with class names that config.pbtxt refers to."""
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
@@ -28,7 +28,7 @@ _LONGEST_NAME = 128
 
 
 def check_model_name(name: str) -> str:
-    """The name itself, when Triton, a file system and a URL can all carry it.
+    """Return the name if it is valid for Triton, a file system and a URL.
 
     Raises:
         UsageError: it has other characters than letters, digits, `_` and `-`, begins with `-`, is
@@ -38,13 +38,13 @@ def check_model_name(name: str) -> str:
         shown = repr(name if len(name) <= _LONGEST_NAME else name[:32] + "…")
         raise UsageError(
             f"a model's name has 1 to {_LONGEST_NAME} letters, digits, _ and -, not beginning with -, "
-            f"got {shown}; name it otherwise"
+            f"got {shown}; choose another name"
         )
     return name
 
 
 def entries(directory: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name; nothing where there is no such folder.
+    """Return a folder's entries, sorted by name; an empty list if there is no such folder.
 
     Raises:
         RepositoryError: it is not a folder, or can't be read.
@@ -61,12 +61,12 @@ def entries(directory: Path) -> list[os.DirEntry[str]]:
 
 
 def is_model(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a real folder (no symlink) with a model's name and a config.pbtxt."""
+    """Return True for a real folder (no symlink) with a valid model name and a config.pbtxt."""
     return may_be_model(entry) and _has_file(entry, CONFIG_NAME)
 
 
 def may_be_model(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a real folder (no symlink) with a model's name."""
+    """Return True for a real folder (no symlink) with a valid model name."""
     return (
         len(entry.name) <= _LONGEST_NAME
         and bool(_MODEL.fullmatch(entry.name))
@@ -75,22 +75,22 @@ def may_be_model(entry: os.DirEntry[str]) -> bool:
 
 
 def version_number(entry: os.DirEntry[str]) -> int | None:
-    """The version that this folder is, or None: `007`, `5x`, a file, a link or an empty folder are none."""
+    """Return the version number of a folder; None for `007`, `5x`, a file, a link or a folder without a model."""
     return folder_number(entry) if _has_file(entry, MODEL_NAME) else None
 
 
 def folder_number(entry: os.DirEntry[str]) -> int | None:
-    """The version that a real folder (no symlink) has the name of, or None."""
+    """Return the version number in the name of a real folder (no symlink); None for other entries."""
     if not _VERSION.fullmatch(entry.name) or int(entry.name) > LARGEST_VERSION:
         return None
     return int(entry.name) if entry.is_dir(follow_symlinks=False) else None
 
 
 def claimed_number(name: str) -> int:
-    """The number that Triton may take an entry for, whatever it is; 0 for none.
+    """Return the version number that Triton may read in a name of any entry; 0 for none.
 
-    Triton parses names as C does: `5x` is version 5, and so is a file or a link of that name. A new
-    version must be larger than these too, or it would not be the latest.
+    Triton parses names as C does: `5x` is version 5, even if it is a file or a link. A new version needs
+    a larger number, or Triton would not take it for the latest.
     """
     digits = _VERSION.match(name)
     number = int(digits[0]) if digits else 0
@@ -98,7 +98,7 @@ def claimed_number(name: str) -> int:
 
 
 def ends_triton(name: str) -> bool:
-    """Whether a folder of this name ends Triton: it reads a number there, and that one is too large for it."""
+    """Return True for a name that crashes Triton: one with a number that is too large for it."""
     digits = _READ_AS_NUMBER.match(name)
     return digits is not None and int(digits[1]) > LARGEST_VERSION
 
@@ -106,5 +106,5 @@ def ends_triton(name: str) -> bool:
 def _has_file(entry: os.DirEntry[str], name: str) -> bool:
     try:
         return Path(entry.path, name).is_file()
-    except PermissionError:  # another person's folder
+    except PermissionError:  # another user's folder
         return False

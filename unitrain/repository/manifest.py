@@ -1,6 +1,6 @@
-"""A version's record: written beside the model when it is published, read by all that serves it.
+"""Manifest of a version: its lineage, metric, parity and hashes, as JSON beside the model.
 
-The folder's name is the version; nothing that serves requires a manifest.
+The folder's name is the version number. A version without a manifest can be served as well.
 """
 
 import math
@@ -102,11 +102,13 @@ _REQUIRED = ("model", "version", "published_at", "run", "run_dir", "step", "epoc
 
 @dataclass(frozen=True)
 class Metric:
-    """The monitored metric's value at publication.
+    """Value of the monitored metric at publication.
 
     Attributes:
-        mode: min or max: the better direction.
-        definition: class that computes it, by its import path; None if that is not known.
+        name: name of the metric.
+        value: value; NaN is possible.
+        mode: better direction, "min" or "max".
+        definition: import path of the class that computes it; None if that is not known.
     """
 
     name: str
@@ -117,23 +119,24 @@ class Metric:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a version came from and what was proven of it.
+    """Lineage and verification of a version.
 
     Attributes:
         published_at: UTC, ISO 8601.
         run: `<experiment>/<run folder's name>`.
         weights: "ema" or "raw".
-        parity: by output, the largest absolute and relative difference of onnxruntime from torch.
-        tolerance: what it was held against, the fields of `repository.answers.Tolerance`.
-        sha256: of model.onnx; `golden_sha256` of golden.npz, if there is one.
-        files: SHA-256 of further files by name: weights that lie beside the graph.
-        previous: the version before and its metric, where it was measured on the same data.
-        comparison: the metric beside that of the version before: `version`, `same_run`, `outcome` (better, equal,
-            worse; None if the two can't be compared), `value`, `reason` (that keeps them from being compared),
+        parity: largest absolute and relative difference of onnxruntime from torch, by output.
+        tolerance: tolerance of that comparison, the fields of `repository.tolerance.Tolerance`.
+        sha256: hash of model.onnx.
+        golden_sha256: hash of golden.npz; None if there is none.
+        files: SHA-256 of further files by name: weights beside the graph.
+        previous: version before and its metric, if both were measured on the same data.
+        comparison: metric compared with that of the version before: `version`, `same_run`, `outcome` (better,
+            equal, worse; None if the two can't be compared), `value`, `reason` (that prevents a comparison),
             `best` (of all comparable versions).
-        promoted: whether it was held back by `publish.policy: best` and published by hand afterwards.
-        rolled_back_from: the version that this one repeats, and the one that was the newest then.
-        data_fingerprint: of the validation data that the metric was measured on; None if they have none.
+        promoted: True if `publish.policy: best` held it back and a user published it afterwards.
+        rolled_back_from: version that this one repeats, and the newest version at that time.
+        data_fingerprint: fingerprint of the validation data behind the metric; None if there is none.
     """
 
     model: str
@@ -164,11 +167,12 @@ class Manifest:
     rolled_back_from: dict[str, int] | None = None
 
     def to_metadata(self) -> dict[str, str]:
-        """The lineage as flat text, for the graph's own metadata_props.
+        """Return the lineage as flat text, for the graph's metadata_props.
 
-        Its own version and hash are left out: the folder's name is the version, and a file can't hold its hash.
+        The version is omitted, since the folder's name is the version; so is the file's hash, which a file
+        can't contain.
         """
-        told = {
+        lineage = {
             "model": self.model,
             "run": self.run,
             "step": self.step,
@@ -184,15 +188,15 @@ class Manifest:
             "published_at": self.published_at,
             **self.versions,
         }
-        return {f"unitrain.{key}": str(value) for key, value in told.items() if value is not None}
+        return {f"unitrain.{key}": str(value) for key, value in lineage.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict that `from_json` reads back."""
+        """Return a plain dict that `from_json` reads."""
         return {"format": FORMAT} | asdict(self) | {"signature": self.signature.to_json()}
 
     @classmethod
     def from_json(cls, data: Any) -> "Manifest":
-        """The manifest that `to_json` wrote; unknown keys are ignored.
+        """Parse the dict that `to_json` returned; unknown keys are ignored.
 
         Raises:
             ValueError: a key is missing, or its value has the wrong type.
@@ -204,7 +208,7 @@ class Manifest:
         return cls(**known)
 
     def write(self, version_dir: Path) -> None:
-        """Write it into a version's folder, with a digest of its own."""
+        """Write the manifest with its digest into a version's folder."""
         data = self.to_json()
         data[DIGEST_KEY] = digest(json_text(data))
         write_text(version_dir / FILE_NAME, json_text(data))
@@ -218,10 +222,10 @@ def _metric_of(data: dict[str, Any] | None) -> Metric | None:
 
 
 def read_manifest(version_dir: Path) -> Manifest | None:
-    """The manifest of a version's folder; None where there is none.
+    """Read a version's manifest; return None if it is missing.
 
     Raises:
-        RepositoryError: it is there but can't be read.
+        RepositoryError: it can't be read.
     """
     path = version_dir / FILE_NAME
     try:

@@ -1,4 +1,4 @@
-"""config.pbtxt, by way of Triton's own ModelConfig message: its schema is checked for free."""
+"""Triton's model configuration, config.pbtxt, as Triton's own ModelConfig message, which checks the schema."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ from unitrain.errors import RepositoryError
 from unitrain.signature import DTYPES, Signature, TensorSpec
 
 ModelConfig: TypeAlias = Any
-"""`tritonclient.grpc.model_config_pb2.ModelConfig`, which has no type stubs; its module brings gRPC in, a
-quarter of a second, so only what reads or writes a message imports it."""
+"""`tritonclient.grpc.model_config_pb2.ModelConfig`, which has no type stubs.
+
+Its module imports gRPC, which takes 0.25 s; only functions that read or write a message import it."""
 
 _DTYPE_OF = {row.config: row.triton for row in DTYPES.values()}
 
@@ -24,18 +25,18 @@ def model_config(
     max_queue_delay_microseconds: int,
     warm_up: bool = False,
 ) -> ModelConfig:
-    """Everything that Triton needs to serve a model, leaving nothing for it to guess.
+    """Return the complete configuration of a model, so that Triton completes nothing by itself.
 
-    A tensor that is a single value a row (`dims` empty) is written as one of length 1, reshaped to
-    the graph's own shape, since Triton takes no empty `dims`: clients see `[rows, 1]`.
+    Triton accepts no empty `dims`. A tensor with a single value per row gets length 1 and is reshaped to the
+    graph's shape, so clients see `[rows, 1]`.
 
     Args:
-        name: the served model's name.
-        signature: of the graph; where it is not batched, Triton does not batch either.
-        max_batch_size: rows a request at most.
-        num_versions: newest versions that are served side by side.
-        max_queue_delay_microseconds: how long a request may wait for others.
-        warm_up: let Triton run one request of zeros before it serves a version; open lengths are 1 in it.
+        name: name of the served model.
+        signature: inputs and outputs of the graph; Triton batches requests only if it is batched.
+        max_batch_size: maximum rows of a request.
+        num_versions: number of newest versions that are served side by side.
+        max_queue_delay_microseconds: maximum time that a request waits for others.
+        warm_up: True makes Triton run a request of zeros before it serves a version; open lengths are 1 in it.
     """
     from google.protobuf import json_format
     from tritonclient.grpc import model_config_pb2
@@ -46,8 +47,8 @@ def model_config(
         "max_batch_size": max_batch_size if signature.batched else 0,
         "input": [_tensor_fields(spec) for spec in signature.inputs],
         "output": [_tensor_fields(spec) for spec in signature.outputs],
-        # Without a kind: on a CPU where there is none, on a GPU where there is one. The default count
-        # on a CPU is 2, which gains nothing.
+        # Without a kind, Triton uses a GPU if there is one. Its default count on a CPU is 2, which is no
+        # faster.
         "instance_group": [{"count": 1}],
         "version_policy": {"latest": {"num_versions": num_versions}},
         # A second thread doubles the CPU time by spinning.
@@ -61,17 +62,17 @@ def model_config(
 
 
 def write_config_text(config: ModelConfig) -> str:
-    """The text of config.pbtxt."""
+    """Return the text of config.pbtxt."""
     from google.protobuf import text_format
 
     return text_format.MessageToString(config)
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The message that a config.pbtxt holds.
+    """Read a config.pbtxt.
 
     Raises:
-        RepositoryError: it can't be read, or is none.
+        RepositoryError: it can't be read, or is no model configuration.
     """
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
@@ -84,10 +85,10 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def signature_of(config: ModelConfig) -> Signature:
-    """The inputs and outputs of the graph that a configuration describes.
+    """Return the inputs and outputs of the graph that a configuration describes.
 
     Raises:
-        RepositoryError: a tensor's type is none that numpy has.
+        RepositoryError: a tensor has a type that numpy lacks.
     """
     return Signature(
         inputs=tuple(_spec_of(tensor, config.name) for tensor in config.input),
@@ -97,7 +98,7 @@ def signature_of(config: ModelConfig) -> Signature:
 
 
 def config_differences(there: ModelConfig, wanted: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ, as (in the first, in the second); None where one does not have it."""
+    """Return the fields that differ, as (first, second); None for a missing field."""
     from google.protobuf import json_format
 
     first, second = (
@@ -112,10 +113,14 @@ def config_differences(there: ModelConfig, wanted: ModelConfig) -> dict[str, tup
 
 
 def changed_config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """A copy in which these fields, by Triton's names, are as given; null takes a field away.
+    """Return a copy with changed fields.
 
-    `parameters` and `dynamic_batching` are merged, a parameter's plain value is its string_value; every
-    other field takes the place of what was there, and of its alternatives (`sequence_batching`, say).
+    `parameters` and `dynamic_batching` are merged; a parameter's plain value becomes its string_value. Every
+    other field is replaced, and its alternatives are removed (for example, `sequence_batching`).
+
+    Args:
+        config: configuration to copy.
+        changes: values by Triton's field names; None removes a field.
 
     Raises:
         ValueError: the message has no such field, or its value has the wrong type.
@@ -149,10 +154,10 @@ def changed_config(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConf
 
 
 def check_fields(value: Any, descriptor: Any, where: str = "") -> None:
-    """Nothing, where every name in nested mappings is a field of the message.
+    """Check that every name in nested mappings is a field of the message.
 
     Raises:
-        ValueError: it is none; the message names the nearest.
+        ValueError: a name is no field; the message names the nearest.
     """
     if isinstance(value, list | tuple):
         for item in value:
@@ -181,7 +186,7 @@ def check_fields(value: Any, descriptor: Any, where: str = "") -> None:
 
 
 def served_numbers(config: ModelConfig, versions: list[int]) -> set[int]:
-    """Which of a model's versions, ascending, Triton serves by a configuration's version policy."""
+    """Return the versions that Triton serves by a configuration's version policy, of ascending ones."""
     policy = config.version_policy
     if policy.HasField("all"):
         return set(versions)
@@ -195,7 +200,7 @@ def _parameter(value: Any) -> str:
 
 
 def _warm_up_fields(signature: Signature) -> dict[str, Any]:
-    """One request of zeros; a single value a row has length 1 outside of the graph."""
+    """Return the fields of a request of zeros; a single value per row has length 1 outside the graph."""
     inputs = {
         spec.name: {
             "data_type": DTYPES[spec.dtype].config,

@@ -1,4 +1,4 @@
-"""Answers of a graph in onnxruntime."""
+"""Inference of a graph in onnxruntime, on the CPU."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ __all__ = ["Arrays", "Difference", "GraphSession", "Tolerance", "compare", "run_
 
 
 class GraphSession:
-    """A graph opened in onnxruntime on the CPU, which for a large one costs more than a run.
+    """Graph that is loaded in onnxruntime; for a large graph, loading costs more than a run.
 
     Args:
-        model: a graph, its bytes, or its file, which may have its weights beside it.
+        model: graph, its bytes, or its file, which may have its weights beside it.
 
     Raises:
         ExportError: onnxruntime can't load it.
@@ -38,7 +38,10 @@ class GraphSession:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """The outputs by name.
+        """Return the outputs by name.
+
+        Args:
+            inputs: arrays by input name.
 
         Raises:
             ExportError: onnxruntime can't run the graph on these inputs.
@@ -49,7 +52,7 @@ class GraphSession:
 
 
 def run_onnx(model: "onnx.ModelProto | bytes | Path", inputs: Arrays) -> dict[str, np.ndarray]:
-    """The outputs as onnxruntime computes them on the CPU, by name.
+    """Load a graph, and return its outputs by name.
 
     Raises:
         ExportError: onnxruntime can't load or run the graph.

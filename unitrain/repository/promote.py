@@ -1,4 +1,4 @@
-"""A version that a run holds back, published by hand: its files are verified and get the next number."""
+"""Promotion: publish the version that a run holds back, after verifying its files."""
 
 import shutil
 from dataclasses import replace
@@ -7,8 +7,7 @@ from pathlib import Path
 
 from unitrain.errors import RepositoryError
 from unitrain.repository.commit import check_signature
-from unitrain.repository.layout import GOLDEN_NAME, HELD_BACK_NAME, MODEL_NAME
-from unitrain.repository.manifest import FILE_NAME as MANIFEST_NAME
+from unitrain.repository.layout import GOLDEN_NAME, HELD_BACK_NAME, MANIFEST_NAME, MODEL_NAME
 from unitrain.repository.manifest import Manifest, read_manifest
 from unitrain.repository.ranking import compare_with_newest, measured, readable_manifest
 from unitrain.repository.repository import Repository
@@ -16,14 +15,13 @@ from unitrain.repository.verify import verify_version
 
 
 def promote(repository: Repository, model: str, run_dir: Path) -> Manifest:
-    """Publish what a run holds back as a new version, and return its manifest.
+    """Publish the version that a run holds back, and return its manifest.
 
-    The files are verified in the staging folder, under the model's lock: hashes, the checker and the golden
-    samples of just what is published.
+    A copy in the staging folder is verified under the model's lock: hashes, onnx.checker and golden samples.
 
     Raises:
-        RepositoryError: the run holds nothing back, or another model's; the files are damaged or have other
-            inputs or outputs; the version is there already; or the disk refused.
+        RepositoryError: the run holds no version of this model back; the files are damaged or have other
+            inputs or outputs; the version is already published; or the disk refused it.
     """
     source = run_dir / HELD_BACK_NAME
     held = read_manifest(source) if (source / MODEL_NAME).is_file() else None
@@ -38,32 +36,46 @@ def promote(repository: Repository, model: str, run_dir: Path) -> Manifest:
             f"there is no model {model} in {repository.root} whose version could be replaced; `export --run` publishes "
             "a first one"
         )
-    written: list[Manifest] = []
+    with repository.new_version(model, None) as staged:
+        held = _copy(source, staged.path)
+        _check_new(repository, held, source, staged.path)
+        before = compare_with_newest(repository, model, measured(held))
+        manifest = replace(
+            held,
+            version=staged.number,
+            published_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            previous={"version": before.version, "value": before.value}
+            if before and before.outcome
+            else None,
+            comparison=before.to_json(held.run) if before else None,
+            promoted=True,
+        )
+        manifest.write(staged.path)
+    return manifest
 
-    def fill(version_dir: Path, number: int) -> None:
-        written.append(_fill(repository, source, version_dir, number))
 
-    repository.publish(model, None, fill)
-    return written[-1]
-
-
-def _fill(repository: Repository, source: Path, version_dir: Path, number: int) -> Manifest:
-    """Copy the files that the manifest names, and verify the copies."""
+def _copy(source: Path, target: Path) -> Manifest:
+    """Copy the files that the manifest names, and return the copied manifest."""
     try:
-        shutil.copyfile(source / MANIFEST_NAME, version_dir / MANIFEST_NAME)
-        held = read_manifest(version_dir)
+        shutil.copyfile(source / MANIFEST_NAME, target / MANIFEST_NAME)
+        held = read_manifest(target)
         if held is None:
             raise RepositoryError(f"{source} has no manifest, so it is not published")
         golden = [GOLDEN_NAME] if held.golden_sha256 else []
         for name in (MODEL_NAME, *golden, *held.files):
             if Path(name).name != name:
                 raise RepositoryError(f"{source / MANIFEST_NAME} names {name!r}, which is no file beside it")
-            shutil.copyfile(source / name, version_dir / name)
+            shutil.copyfile(source / name, target / name)
     except FileNotFoundError as error:
         raise RepositoryError(
             f"{error.filename} is missing: the files are damaged, or were replaced just now; try again"
         ) from error
-    for check in verify_version(version_dir):
+    return held
+
+
+def _check_new(repository: Repository, held: Manifest, source: Path, copy_dir: Path) -> None:
+    """Check that the copy is valid, fits the published model, and is not published yet."""
+    for check in verify_version(copy_dir):
         if check.passed is False:
             raise RepositoryError(
                 f"{source} is damaged, so it is not published: {check.name}: {check.detail}; `export --run` publishes "
@@ -77,14 +89,3 @@ def _fill(repository: Repository, source: Path, version_dir: Path, number: int) 
                 f"{held.model}: step {held.step} of {held.run} is version {version} already; `models rollback` publishes "
                 "a version again"
             )
-    before = compare_with_newest(repository, held.model, measured(held))
-    manifest = replace(
-        held,
-        version=number,
-        published_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        previous={"version": before.version, "value": before.value} if before and before.outcome else None,
-        comparison=before.to_json(held.run) if before else None,
-        promoted=True,
-    )
-    manifest.write(version_dir)
-    return manifest

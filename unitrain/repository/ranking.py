@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unitrain.errors import RepositoryError
+from unitrain.module_aliases import canonical_name
 from unitrain.repository.manifest import Manifest, Metric, read_manifest
 from unitrain.repository.repository import Repository
 
@@ -21,12 +22,12 @@ FINGERPRINT_KIND = "samples:"
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric with the validation data that it was measured on.
+    """Metric with the validation data that it was measured on.
 
     Attributes:
-        metric: None if no validation measured it.
-        fingerprint: of the validation data; None if they have none.
-        reason: the cause of a missing fingerprint, in words.
+        metric: metric; None if no validation measured it.
+        fingerprint: fingerprint of the validation data; None if there is none.
+        reason: reason for a missing fingerprint.
     """
 
     metric: Metric | None
@@ -36,15 +37,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A version's metric beside an earlier version's.
+    """Comparison of a version's metric with an earlier version's.
 
     Attributes:
         version: the earlier version.
-        run: the run that it is of, None if it has no manifest.
-        outcome: None if the two can't be compared.
-        value: the earlier version's metric, None if the two can't be compared.
-        reason: the cause that keeps the two from being compared, in words.
-        best: whether no comparable version in the repository is better, and there is one.
+        run: run of the earlier version; None if it has no manifest.
+        outcome: result; None if the two can't be compared.
+        value: the earlier version's metric; None if the two can't be compared.
+        reason: reason that prevents a comparison.
+        best: True if there are comparable versions in the repository and none is better.
     """
 
     version: int
@@ -55,7 +56,7 @@ class Comparison:
     best: bool = False
 
     def to_json(self, run: str) -> dict[str, Any]:
-        """The `comparison` in the manifest of a version of that run."""
+        """Return the field `comparison` for the manifest of a version of that run."""
         return {
             "version": self.version,
             "same_run": self.run == run,
@@ -68,11 +69,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Mark:
-    """A version's place among those that it can be compared with.
+    """Rank of a version among comparable versions.
 
     Attributes:
-        outcome: its metric beside that of the version before; None if the two can't be compared.
-        best: whether none of those that it can be compared with is better, and there is one.
+        outcome: its metric compared with that of the version before; None if the two can't be compared.
+        best: True if there are comparable versions and none is better.
     """
 
     outcome: Outcome | None = None
@@ -80,26 +81,26 @@ class Mark:
 
     @property
     def text(self) -> str:
-        """▲ better, ▼ worse, ★ best; empty for none of them."""
+        """Marks: ▲ better, ▼ worse, ★ best; empty for none of them."""
         return marks_of(self.outcome, best=self.best)
 
 
 def marks_of(outcome: str | None, *, best: bool) -> str:
-    """The marks of an outcome as the tables show them."""
+    """Return the marks of an outcome as the tables show them."""
     return {"better": BETTER, "worse": WORSE}.get(outcome or "", "") + (BEST if best else "")
 
 
 def measured(manifest: Manifest) -> Measured:
-    """The metric of a published version."""
+    """Return the metric of a published version."""
     return Measured(manifest.metric, manifest.data_fingerprint)
 
 
 def obstacle(ours: Measured, theirs: Manifest | None) -> str | None:
-    """The cause that keeps a metric from being compared with a version's, in words; None if there is none.
+    """Return the reason that prevents comparing a metric with a version's; None if there is none.
 
     Args:
-        ours: the metric at hand.
-        theirs: the version's manifest; None if it has none that can be read.
+        ours: metric of the new version.
+        theirs: manifest of the version; None if it has none that can be read.
     """
     mine = ours.metric
     if theirs is None:
@@ -112,7 +113,7 @@ def obstacle(ours: Measured, theirs: Manifest | None) -> str | None:
 
 
 def outcome_of(ours: Metric, theirs: Metric) -> Outcome:
-    """A metric beside another of the same name and mode."""
+    """Compare a metric with another of the same name and mode."""
     if ours.value == theirs.value:
         return "equal"
     smaller = ours.value < theirs.value
@@ -122,13 +123,13 @@ def outcome_of(ours: Metric, theirs: Metric) -> Outcome:
 def compare_with(
     ours: Measured, version: int, theirs: Manifest | None, others: Sequence[Manifest] = ()
 ) -> Comparison:
-    """A metric beside a version's.
+    """Compare a metric with a version's.
 
     Args:
-        ours: the metric at hand.
-        version: the version that it is compared with.
-        theirs: that version's manifest; None if it has none that can be read.
-        others: all versions in the repository, for `best`.
+        ours: metric of the new version.
+        version: version number to compare with.
+        theirs: manifest of that version; None if it has none that can be read.
+        others: manifests of all versions in the repository, for `best`.
     """
     best = _is_best(ours, others)
     run = theirs.run if theirs else None
@@ -139,7 +140,7 @@ def compare_with(
 
 
 def compare_with_newest(repository: Repository, model: str, ours: Measured) -> Comparison | None:
-    """A metric beside that of the version which a model serves; None if it serves none.
+    """Compare a metric with that of the newest version; return None if there is no version.
 
     A rollback publishes the earlier version again, so the newest version is never one that was rolled back.
     """
@@ -152,10 +153,10 @@ def compare_with_newest(repository: Repository, model: str, ours: Measured) -> C
 
 
 def marks(manifests: Sequence[Manifest | None]) -> list[Mark]:
-    """The marks of a model's versions.
+    """Return the marks of a model's versions.
 
     Args:
-        manifests: by version, ascending; None for a version without one that can be read.
+        manifests: manifest by version, ascending; None for a version without one that can be read.
     """
     known = [manifest for manifest in manifests if manifest is not None]
     found = []
@@ -170,7 +171,7 @@ def marks(manifests: Sequence[Manifest | None]) -> list[Mark]:
 
 
 def readable_manifest(repository: Repository, model: str, version: int) -> Manifest | None:
-    """A version's manifest, None if it has none that can be read: no publication depends on it."""
+    """Read a version's manifest; return None if it has none that can be read, which is no error here."""
     try:
         return read_manifest(repository.version_dir(model, version))
     except RepositoryError:
@@ -193,10 +194,11 @@ def _other_metric(mine: Metric, theirs: Metric) -> str | None:
         return f"its metric is {theirs.name}, not {mine.name}"
     if mine.mode != theirs.mode:
         return f"there the {'lowest' if theirs.mode == 'min' else 'highest'} {mine.name} is the best"
-    if mine.definition and theirs.definition and mine.definition != theirs.definition:
+    ours, others = (canonical_name(metric.definition or "") for metric in (mine, theirs))
+    if ours and others and ours != others:
         return f"its {mine.name} is computed by {theirs.definition}, not by {mine.definition}"
     for value, whose in ((theirs.value, "its"), (mine.value, "this one's")):
-        # A manifest has null in the place of NaN, and may have been edited by hand.
+        # A manifest has null for NaN, and a user may have edited it.
         if not isinstance(value, int | float) or not math.isfinite(value):
             return f"{whose} {mine.name} is not a finite number"
     return None

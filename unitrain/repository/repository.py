@@ -1,11 +1,11 @@
-"""The repository's folder: what is in it, and the three ways to change it."""
+"""Model repository of Triton: its models and versions, and what changes them: publish, prune and roll back."""
 
 import contextlib
 import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,13 @@ from types import MappingProxyType
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import layout
-from unitrain.repository.commit import ConfigChange, check_labels, commit_version, config_change
-from unitrain.repository.manifest import FILE_NAME as MANIFEST_NAME
+from unitrain.repository.commit import (
+    ConfigChange,
+    StagedVersion,
+    check_labels,
+    config_change,
+    stage_version,
+)
 from unitrain.repository.manifest import read_manifest
 from unitrain.repository.model_config import ModelConfig, read_config, served_numbers, signature_of
 from unitrain.repository.staging import Staging
@@ -22,14 +27,17 @@ from unitrain.repository.verify import verify_version
 from unitrain.signature import Signature
 
 YOUNGEST_PRUNED_S = 60.0
-"""A version younger than this may just be being loaded."""
+"""A server may still be loading a version that is younger than this."""
 
 
 class Repository:
-    """A folder of models that Triton serves; making this object touches no disk.
+    """Folder of models that Triton serves; creating this object touches no disk.
 
     Attributes:
-        root: holds model folders only.
+        root: folder that contains model folders only.
+
+    >>> Repository(Path("no_such_folder")).models()
+    []
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,10 +45,10 @@ class Repository:
 
     @property
     def staging_dir(self) -> Path:
-        """Where versions are made: beside the root that a link leads to, so that a rename reaches it.
+        """Folder in which versions are written: beside the real root, so that a rename leads there.
 
-        In a root that is a mount point, or whose parent takes no folder, it is a folder of the root: a
-        stock Triton that polls complains of it in its log, and serves on.
+        If the root is a mount point, or its parent is not writable, it is a folder inside the root. A
+        stock Triton that polls logs a warning about it and keeps serving.
         """
         root = Path(os.path.realpath(self.root))
         beside, inside = root.parent / f".{root.name}.staging", root / layout.STAGING_NAME
@@ -50,10 +58,10 @@ class Repository:
         return inside if closed or inside.is_dir() else beside
 
     def check_writable(self) -> None:
-        """Make the root and the staging folder, prove that a rename leads from one to the other, sweep.
+        """Create the root and the staging folder, test a rename between them, and remove stale files.
 
         Raises:
-            RepositoryError: it does not, and why.
+            RepositoryError: one of the folders can't be written, or they are on different filesystems.
         """
         with self._explained("is not writable"):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -73,18 +81,19 @@ class Repository:
                     Staging(staging_dir, entry.name).sweep()
 
     def models(self) -> list[str]:
-        """The names of the models, sorted: real folders with a valid name and a config.pbtxt."""
+        """Return the models' names, sorted: real folders with a valid name and a config.pbtxt."""
         return [entry.name for entry in layout.entries(self.root) if layout.is_model(entry)]
 
     def versions(self, model: str) -> list[int]:
-        """The versions of a model, ascending; none where there is no such model."""
+        """Return the versions of a model, ascending; an empty list if there is no such model."""
         numbers = map(layout.version_number, layout.entries(self.model_dir(model)))
         return sorted(number for number in numbers if number is not None)
 
     def foreign(self, model: str | None = None) -> list[str]:
-        """What else lies in a model's folder, or, without one, which folders and links in the root are no models.
+        """Return the names of foreign entries, which are never touched.
 
-        It is left alone.
+        Args:
+            model: model whose folder is listed; None lists the folders and links in the root that are no models.
         """
         if model is None:
             others = (e for e in layout.entries(self.root) if not layout.is_model(e))
@@ -96,7 +105,7 @@ class Repository:
         return [e.name for e in ours if layout.version_number(e) is None]
 
     def model_dir(self, model: str) -> Path:
-        """A model's folder, there or not.
+        """Return the path of a model's folder, which need not exist.
 
         Raises:
             UsageError: no model can have that name.
@@ -104,18 +113,18 @@ class Repository:
         return self.root / layout.check_model_name(model)
 
     def version_dir(self, model: str, version: int) -> Path:
-        """A version's folder, there or not."""
+        """Return the path of a version's folder, which need not exist."""
         return self.model_dir(model) / str(version)
 
     def config_path(self, model: str) -> Path:
-        """A model's config.pbtxt, there or not."""
+        """Return the path of a model's config.pbtxt, which need not exist."""
         return self.model_dir(model) / layout.CONFIG_NAME
 
     def signature(self, model: str) -> Signature | None:
-        """What a model takes and gives, by its config.pbtxt; None where there is no such model.
+        """Return a model's inputs and outputs by its config.pbtxt; None if there is no such model.
 
         Raises:
-            RepositoryError: config.pbtxt is there but can't be read.
+            RepositoryError: config.pbtxt can't be read.
         """
         path = self.config_path(model)
         return signature_of(read_config(path)) if path.is_file() else None
@@ -123,52 +132,65 @@ class Repository:
     def config_change(
         self, model: str, config: ModelConfig, labels: Mapping[str, str] = MappingProxyType({})
     ) -> ConfigChange:
-        """What publishing with `config` would do with the config.pbtxt that is there.
+        """Return the effect that publishing with `config` would have on the existing config.pbtxt.
 
         Raises:
-            RepositoryError: it was edited by hand and the settings changed too, its class names are others, or
+            RepositoryError: it was edited by hand and the settings changed as well, its class names differ, or
                 it can't be read.
         """
         check_labels(self.model_dir(model), labels)
         written_path = Staging(self.staging_dir, model).config_path
         return config_change(self.config_path(model), written_path, config)
 
-    def publish(
-        self,
-        model: str,
-        config: ModelConfig | None,
-        fill: Callable[[Path, int], None],
-        labels: Mapping[str, str] = MappingProxyType({}),
-    ) -> int:
-        """The number of a new version, which from one moment to the next is there, whole and on the disk.
+    @contextlib.contextmanager
+    def new_version(
+        self, model: str, config: ModelConfig | None, labels: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[StagedVersion]:
+        """Publish the files that the block writes into `staged.path`, atomically, when it ends.
+
+        The model is locked for the block. An exception discards the files and passes through.
+
+        >>> import tempfile
+        >>> from unitrain.repository import model_config
+        >>> from unitrain.signature import TensorSpec
+        >>> x, y = TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", ())
+        >>> signature = Signature(inputs=(x,), outputs=(y,), batched=True)
+        >>> config = model_config(
+        ...     "line", signature, max_batch_size=8, num_versions=2, max_queue_delay_microseconds=100
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     repository = Repository(Path(folder, "triton_repo"))
+        ...     with repository.new_version("line", config) as staged:
+        ...         _ = (staged.path / "model.onnx").write_bytes(b"the graph")
+        ...     staged.number, repository.versions("line")
+        (1, [1])
 
         Args:
-            model: its name.
-            config: written with the first version, and again where it changed and nobody else did: a
-                person's edits are kept. None: what is there is kept.
-            fill: writes the version's files into the folder that it is given, knowing its number. What
-                it raises passes through, and nothing appears.
-            labels: the text of label files by name.
+            model: name of the model.
+            config: configuration for config.pbtxt. It is written with the first version, and again when the
+                settings changed; a file that a user edited is kept. None keeps the existing file.
+            labels: label files' text by name.
 
         Raises:
-            RepositoryError: the inputs or outputs are not those published before, another process is
-                publishing for minutes, or the disk refused.
+            RepositoryError: the inputs or outputs differ from the published ones, another process has been
+                publishing for minutes, or the disk refused the version.
         """
         model_dir = self.model_dir(model)
         with self._explained(f"took no new version of {model}"):
             self.root.mkdir(parents=True, exist_ok=True)
             staging = Staging(self.staging_dir, model)
-            with staging.exclusive():
-                return commit_version(model_dir, staging, config, fill, labels)
+            with staging.exclusive(), stage_version(model_dir, staging, config, labels) as staged:
+                yield staged
 
     def prune(self, model: str, keep: int, *, num_versions: int) -> list[int]:
-        """The versions that were removed, oldest first.
+        """Remove old versions, and return their numbers, oldest first.
 
-        The newest `keep` stay, never fewer than `num_versions` + 2 (what Triton serves, and what it may
-        be loading), none that config.pbtxt serves, and none that is younger than a minute.
+        The newest `keep` versions stay, and never fewer than `num_versions` + 2: those that Triton serves
+        and those that it may be loading. Versions that config.pbtxt serves stay, and those younger than a
+        minute.
 
         Raises:
-            RepositoryError: the disk refused.
+            RepositoryError: the disk refused it.
         """
         if len(self.versions(model)) <= max(keep, num_versions + 2):
             return []
@@ -183,10 +205,10 @@ class Repository:
                 version_dir = self.version_dir(model, number)
                 age_s = now_s - version_dir.stat().st_mtime
                 if age_s < -YOUNGEST_PRUNED_S:
-                    os.utime(version_dir)  # the clock was set back since: its age begins now
+                    os.utime(version_dir)  # the clock was set back since: its age starts now
                 if age_s < YOUNGEST_PRUNED_S or number in served:
                     continue
-                # Out by a rename first: a reader sees the whole version or none.
+                # By a rename first: a reader sees a complete version or none.
                 with staging.workspace() as work_dir:
                     version_dir.rename(work_dir / str(number))
                     shutil.rmtree(work_dir / str(number), ignore_errors=True)
@@ -202,7 +224,7 @@ class Repository:
             where = error.filename2 or error.filename  # a rename's target
             path = f" ({where})" if where else ""
             way_out = {
-                errno.EXDEV: f"; {self.staging_dir} lies on another filesystem: let it be a folder of the same disk",
+                errno.EXDEV: f"; {self.staging_dir} is on another filesystem: move it to the repository's own disk",
                 errno.ENOSPC: "; free some space there",
                 errno.EROFS: "; choose another folder",
                 errno.EACCES: "; grant this user the right to write there, or choose another folder",
@@ -213,10 +235,10 @@ class Repository:
 
 
 def roll_back(repository: Repository, model: str, version: int) -> int:
-    """The number of a new version with an earlier one's files; its manifest says from which.
+    """Publish an earlier version's files again, and return the new number; the manifest names the source.
 
     Raises:
-        RepositoryError: there is no such version, it is damaged, or the disk refused.
+        RepositoryError: there is no such version, it is damaged, or the disk refused it.
     """
     source = repository.version_dir(model, version)
     newest = repository.versions(model)[-1:]
@@ -226,20 +248,18 @@ def roll_back(repository: Repository, model: str, version: int) -> int:
                 f"{model}: version {version} is damaged, so it is not published again: {check.name}: {check.detail}"
             )
     manifest = read_manifest(source)
-
-    def fill(version_dir: Path, number: int) -> None:
+    with repository.new_version(model, None) as staged:
         try:
             for path in sorted(source.iterdir()):
-                if path.name != MANIFEST_NAME and path.is_file():
-                    shutil.copyfile(path, version_dir / path.name)
+                if path.name != layout.MANIFEST_NAME and path.is_file():
+                    shutil.copyfile(path, staged.path / path.name)
         except FileNotFoundError as error:
             raise RepositoryError(f"{model}: version {version} has just been removed") from error
         if manifest is not None:
             replace(
                 manifest,
-                version=number,
+                version=staged.number,
                 published_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 rolled_back_from={"version": version, "newest": newest[0]},
-            ).write(version_dir)
-
-    return repository.publish(model, None, fill)
+            ).write(staged.path)
+    return staged.number

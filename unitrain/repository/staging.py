@@ -1,6 +1,6 @@
-"""One model's corner of the staging folder: its lock, its counter, and what is not published yet.
+"""Staging area of one model: its lock, its version counter, and the versions that are being written.
 
-It lies beside the repository's root, never in it: Triton takes every folder there for a model.
+It is beside the repository's root where possible, since Triton takes every folder in the root for a model.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from unitrain.file_lock import FileLock, locked
 from unitrain.repository.layout import LARGEST_VERSION, claimed_number, entries
 
 LOCK_TIMEOUT_S = 600.0
-"""How long a publication waits for another of the same model."""
+"""Maximum seconds that a publication waits for another one of the same model."""
 
 _LOCK_NAME = "lock"
 _COUNTER_NAME = "counter"
@@ -24,21 +24,25 @@ _WRITTEN_NAME = "config.pbtxt"
 
 
 class Staging:
-    """Work on one model under its lock; whatever an earlier, killed process left there is swept first."""
+    """Staging area of one model.
+
+    Attributes:
+        dir: its folder.
+        config_path: our copy of the config.pbtxt that was written last, which shows a user's edits.
+    """
 
     def __init__(self, staging_dir: Path, model: str) -> None:
         self.dir = staging_dir / model
         self._counter_path = self.dir / _COUNTER_NAME
         self.config_path = self.dir / _WRITTEN_NAME
-        """Our own copy of the config.pbtxt that was written last, which tells a person's edits."""
 
     @contextlib.contextmanager
     def exclusive(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-        """Hold the model's lock between processes and threads for the block.
+        """Hold the model's lock for the block, after removing the files of killed processes.
 
         Raises:
             TimeoutError: another process kept the lock too long.
-            OSError: the folder can't be made or locked.
+            OSError: the folder can't be created or locked.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         with locked(self.dir / _LOCK_NAME, timeout_s):
@@ -46,7 +50,7 @@ class Staging:
             yield
 
     def sweep(self) -> None:
-        """Remove what dead processes left, unless a living one is at work here."""
+        """Remove the files of killed processes, unless a running one holds the lock."""
         lock = FileLock(self.dir / _LOCK_NAME)
         if lock.acquire(timeout_s=0):
             try:
@@ -56,7 +60,7 @@ class Staging:
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A new folder that is removed after the block, with what is still in it; the lock must be held."""
+        """Yield a new folder, and remove it after the block; the lock must be held."""
         work_dir = Path(tempfile.mkdtemp(prefix="work-", dir=self.dir))
         try:
             yield work_dir
@@ -64,27 +68,27 @@ class Staging:
             shutil.rmtree(work_dir, ignore_errors=True)
 
     def next_number(self, model_dir: Path) -> int:
-        """One more than the largest version ever published or lying in `model_dir`.
+        """Return one more than the largest number that was ever published or is in `model_dir`.
 
         Raises:
-            RepositoryError: an entry has the largest number that Triton can count to.
+            RepositoryError: an entry has the largest number that Triton supports.
         """
         taken = {claimed_number(entry.name): entry.path for entry in entries(model_dir)}
         largest = max(self._counted(), *taken) if taken else self._counted()
         if largest >= LARGEST_VERSION:
             where = taken.get(largest, str(self._counter_path))
             raise RepositoryError(
-                f"{where} has the largest version number that Triton can count to ({LARGEST_VERSION}); "
+                f"{where} has the largest version number that Triton supports ({LARGEST_VERSION}); "
                 "remove it, or publish under another model name"
             )
         return largest + 1
 
     def count(self, number: int) -> None:
-        """Remember a number as used, for good."""
+        """Record a number as used; it is never used again."""
         write_text(self._counter_path, f"{number}\n")
 
     def now(self) -> float:
-        """This moment by the clock that dates files here, which on a shared disk is not this machine's."""
+        """Return the time of the clock that dates files here; a shared disk may use another machine's clock."""
         with tempfile.NamedTemporaryFile(dir=self.dir) as probe:
             return os.stat(probe.name).st_mtime  # noqa: PTH116 - a handle's own name
 
@@ -94,7 +98,7 @@ class Staging:
         except FileNotFoundError:
             return 0
         except ValueError:
-            # Written whole, so a person's edit: the versions on disk still count.
+            # We write it atomically, so a user edited it: the versions on disk still count.
             return 0
 
     def _sweep(self) -> None:

@@ -1,6 +1,6 @@
-"""The one comparison of answers: tolerances, and the difference of two sets of outputs.
+"""Comparison of model outputs: tolerances, and the difference of two sets of outputs.
 
-This file is copied beside the backend too, and runs inside Triton's Python stub, so it imports nothing of unitrain.
+This file imports nothing of unitrain: a copy of it runs beside the backend, inside Triton's Python stub.
 """
 
 import math
@@ -13,18 +13,23 @@ import numpy as np
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 _COUNTED = "biuOSU"
-"""Kinds of dtypes whose values count or decide: equal or not."""
+"""Kinds of dtypes whose values are compared exactly: booleans, integers and strings."""
 _AT_ONCE = 1 << 20
-"""Values compared at once, so that the memory needed does not grow with the arrays."""
+"""Number of values compared at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an output may be off: |onnx - torch| <= absolute + relative * |torch|.
+    """Allowed difference of an output: |onnx - torch| <= absolute + relative * |torch|.
 
     Attributes:
-        by_dtype: other (absolute, relative) pairs for some types, by Triton's name.
-        integer_share: share of an integer, bool or string output's values that may differ.
+        absolute: absolute tolerance of floating-point outputs.
+        relative: relative tolerance of floating-point outputs.
+        by_dtype: other (absolute, relative) pairs for some dtypes, by Triton's names.
+        integer_share: share of the values of an integer, boolean or string output that may differ.
+
+    >>> Tolerance().of(np.dtype(np.float32))
+    (0.0001, 0.001)
     """
 
     absolute: float = 1e-4
@@ -34,15 +39,15 @@ class Tolerance:
 
     @classmethod
     def of_manifest(cls, manifest: Any) -> "Tolerance":
-        """The tolerances that a version was published with; the defaults where its manifest has none."""
+        """Return the tolerances of a version's manifest; the defaults if it has none."""
         return cls.from_json(manifest.tolerance if manifest else None)
 
     @classmethod
     def from_json(cls, data: Any) -> "Tolerance":
-        """The tolerances of a manifest's `tolerance` field.
+        """Parse a manifest's `tolerance` field; the defaults if it is empty.
 
         Raises:
-            ValueError: its values are not numbers of at least 0.
+            ValueError: its values are not finite numbers of at least 0.
         """
         if not data:
             return cls()
@@ -59,7 +64,7 @@ class Tolerance:
         raise ValueError("its tolerance has a number that is negative or not finite")
 
     def of(self, dtype: np.dtype[Any]) -> tuple[float, float]:
-        """The absolute and the relative tolerance of an output of that type; both 0 where it counts or decides."""
+        """Return the absolute and the relative tolerance of a dtype; both 0 for a dtype compared exactly."""
         if dtype.kind in _COUNTED:
             return 0.0, 0.0
         absolute, relative = self.by_dtype.get(f"FP{8 * dtype.itemsize}", (self.absolute, self.relative))
@@ -71,8 +76,8 @@ class Difference:
     """Difference of two sets of outputs.
 
     Attributes:
-        by_output: the largest absolute and relative difference of each output.
-        failure: the first failure in words; None where all outputs are within the tolerances.
+        by_output: largest absolute and relative difference (`max_abs`, `max_rel`) by output.
+        failure: message on the first failure; None if all outputs are within the tolerances.
     """
 
     by_output: dict[str, dict[str, float]]
@@ -82,13 +87,13 @@ class Difference:
 def compare(
     expected: Arrays, got: Arrays, tolerance: Tolerance, *, sides: tuple[str, str] = ("torch", "onnxruntime")
 ) -> Difference:
-    """Compare two sets of outputs; NaN equals NaN, integers and strings must be equal but for a small share.
+    """Compare two sets of outputs; NaN equals NaN, and a small share of integers and strings may differ.
 
     Args:
         expected: arrays by output name.
         got: arrays by output name, in the same order.
         tolerance: allowed difference.
-        sides: names of the two in the failure.
+        sides: names of the two sets in the failure.
     """
     if list(expected) != list(got):
         return Difference({}, f"the outputs are named {', '.join(got)}, expected {', '.join(expected)}")
@@ -103,7 +108,7 @@ def compare(
             continue
         figures, wrong, worst = _differences(want, have, tolerance)
         by_output[name] = figures
-        # An argmax or a rounding of nearly equal values may fall either way now and then.
+        # An argmax or a rounding of nearly equal values may differ now and then.
         share = tolerance.integer_share if want.dtype.kind in _COUNTED else 0.0
         if wrong > share * want.size and failure is None:
             absolute, relative = tolerance.of(want.dtype)
@@ -118,6 +123,19 @@ def compare(
     return Difference(by_output, failure)
 
 
+def golden_difference(outputs: Arrays, answers: Arrays, tolerance: Tolerance, where: str) -> Difference:
+    """Compare a version's answers with its golden outputs; further outputs are ignored.
+
+    Args:
+        outputs: golden outputs by name.
+        answers: answers to the golden inputs by name.
+        tolerance: tolerance of the version's manifest.
+        where: name of what answered, in the failure.
+    """
+    given = {name: answers[name] for name in outputs if name in answers}
+    return compare(outputs, given, tolerance, sides=("the golden samples", where))
+
+
 def _type(array: np.ndarray[Any, Any]) -> str:
     return "strings" if array.dtype.kind in "OSU" else str(array.dtype)
 
@@ -125,7 +143,7 @@ def _type(array: np.ndarray[Any, Any]) -> str:
 def _differences(
     want: np.ndarray[Any, Any], have: np.ndarray[Any, Any], tolerance: Tolerance
 ) -> tuple[dict[str, float], int, int]:
-    """The largest differences, the number of values beyond the tolerance, and the index of the worst one."""
+    """Return the largest differences, the number of values beyond the tolerance, and the worst value's index."""
     absolute, relative = tolerance.of(want.dtype)
     exact = want.dtype.kind in _COUNTED
     strings = want.dtype.kind in "OSU"
@@ -139,7 +157,7 @@ def _differences(
             size = np.ones_like(off)
             wrong = off > 0
         else:
-            unequal = a != b  # before the conversion, which takes large integers for equal
+            unequal = a != b  # before the conversion, which makes large integers equal
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             with np.errstate(invalid="ignore"):  # infinity less infinity
                 off = np.where((np.isnan(a) & np.isnan(b)) | ~unequal, 0.0, np.abs(a - b))

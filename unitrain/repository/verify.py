@@ -1,4 +1,4 @@
-"""Whether a version on the disk is still what was published: hashes, the checker, the golden samples."""
+"""Verification of a version on the disk: hashes, onnx.checker, and golden samples in onnxruntime."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,19 @@ from unitrain.repository import integrity
 from unitrain.repository.integrity import Contradiction, Golden, hashes_of, read_checked
 from unitrain.repository.layout import GOLDEN_NAME, MODEL_NAME
 from unitrain.repository.manifest import read_manifest
-from unitrain.repository.onnx_session import Tolerance, compare, run_onnx
+from unitrain.repository.onnx_session import run_onnx
+from unitrain.repository.tolerance import Tolerance, golden_difference
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check's outcome: passed, failed, or None where there was nothing to check; and why, in words."""
+    """Outcome of a check.
+
+    Attributes:
+        name: name of the check.
+        passed: True, False, or None if there was nothing to check.
+        detail: reason, or the figures.
+    """
 
     name: str
     passed: bool | None
@@ -23,12 +30,12 @@ class Check:
 
 
 def verify_version(version_dir: Path) -> list[Check]:
-    """Every check of a version's folder, each whatever the others say."""
+    """Run every check of a version's folder."""
     return [check_hashes(version_dir), check_graph(version_dir), check_golden(version_dir)]
 
 
 def check_hashes(version_dir: Path) -> Check:
-    """Check the manifest's own digest, and the SHA-256 of each file that it gives."""
+    """Check the manifest's digest, and the SHA-256 of each file in it."""
     try:
         checked = read_checked(version_dir, in_memory_bytes=0)
     except Contradiction as error:
@@ -39,7 +46,7 @@ def check_hashes(version_dir: Path) -> Check:
 
 
 def check_graph(version_dir: Path) -> Check:
-    """onnx.checker accepts the graph, with what lies beside it."""
+    """Check the graph, and the weights beside it, by onnx.checker."""
     import onnx
 
     try:
@@ -50,7 +57,7 @@ def check_graph(version_dir: Path) -> Check:
 
 
 def check_golden(version_dir: Path) -> Check:
-    """In onnxruntime the golden samples have the answers that were published with them."""
+    """Check the golden samples' outputs in onnxruntime."""
     try:
         golden = read_golden(version_dir)
         if golden is None:
@@ -63,7 +70,7 @@ def check_golden(version_dir: Path) -> Check:
 
 
 def tolerance_of(version_dir: Path) -> Tolerance:
-    """What a version was held against when it was published; the defaults where its manifest can't say."""
+    """Return the tolerance of a version's manifest; the default if it has none that can be read."""
     try:
         return Tolerance.of_manifest(read_manifest(version_dir))
     except (RepositoryError, ValueError):
@@ -77,19 +84,18 @@ def compare_golden(
     tolerance: Tolerance,
     where: str,
 ) -> Check:
-    """How answers of today compare with those that were published."""
-    given = {output: answers[output] for output in outputs if output in answers}
-    found = compare(outputs, given, tolerance, sides=("the golden samples", where))
+    """Compare answers with the golden outputs, and return the outcome as a check of that name."""
+    found = golden_difference(outputs, answers, tolerance, where)
     worst = max((figures["max_abs"] for figures in found.by_output.values()), default=0.0)
     rows = next((want.shape[0] for want in outputs.values() if want.ndim), 0)
     return Check(name, found.failure is None, found.failure or f"{rows} rows, largest difference {worst:.1e}")
 
 
 def read_golden(version_dir: Path) -> Golden | None:
-    """A version's golden inputs and outputs by name; None where it has none.
+    """Read a version's golden inputs and outputs by name; return None if it has none.
 
     Raises:
-        RepositoryError: the file is there but can't be read, or is too large.
+        RepositoryError: the file can't be read, or is too large.
     """
     try:
         return integrity.read_golden(version_dir)

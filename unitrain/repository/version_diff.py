@@ -1,4 +1,4 @@
-"""What differs between two versions: lineage, settings, metrics, weights."""
+"""Differences of two versions: lineage, settings, metrics and weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _LINEAGE = ("run", "step", "epoch", "weights", "data_fingerprint", "settings_sha
 
 @dataclass(frozen=True)
 class WeightDifference:
-    """One tensor of both graphs: largest absolute difference, and the difference's norm over the first's norm."""
+    """Difference of one tensor in two graphs: the largest absolute one, and its norm relative to the first's."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,14 +29,14 @@ class WeightDifference:
 
 @dataclass(frozen=True)
 class VersionDifferences:
-    """What differs between a first and a second version.
+    """Differences of a first and a second version.
 
     Attributes:
-        lineage: field of the manifest → (first, second), only where they differ.
-        settings: dotted name → (first, second), only where they differ; None where a run's folder is gone.
+        lineage: field of the manifest → (first, second), for fields that differ.
+        settings: dotted name → (first, second), for settings that differ; None if a run's folder is missing.
         metrics: name → (first, second).
-        weights: the tensors that differ, the most changed first.
-        equal_weights: how many are equal to the bit.
+        weights: tensors that differ, the most changed first.
+        equal_weights: number of tensors that are equal bit by bit.
         only: names of tensors that one graph lacks, or that have another shape there.
     """
 
@@ -49,7 +49,7 @@ class VersionDifferences:
 
 
 def compare_versions(first_dir: Path, second_dir: Path) -> VersionDifferences:
-    """What differs between two versions' folders.
+    """Compare the folders of two versions.
 
     Raises:
         RepositoryError: a graph or a manifest can't be read.
@@ -86,15 +86,18 @@ def _settings(first: Manifest | None, second: Manifest | None) -> dict[str, tupl
 
 
 def _metrics(first: Manifest | None, second: Manifest | None) -> dict[str, tuple[float | None, float | None]]:
-    told: list[dict[str, float | None]] = []
+    by_version: list[dict[str, float | None]] = []
     for manifest in (first, second):
         values: dict[str, float | None] = {}
         if manifest and manifest.metric:
             values[manifest.metric.name] = manifest.metric.value
         for output, figures in (manifest.parity if manifest else {}).items():
             values[f"parity of {output}"] = figures.get("max_abs")
-        told.append(values)
-    return {name: (told[0].get(name), told[1].get(name)) for name in {**told[0], **told[1]}}
+        by_version.append(values)
+    return {
+        name: (by_version[0].get(name), by_version[1].get(name))
+        for name in {**by_version[0], **by_version[1]}
+    }
 
 
 def _initializers(version_dir: Path) -> dict[str, np.ndarray]:

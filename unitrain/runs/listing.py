@@ -1,4 +1,4 @@
-"""The runs below a folder of experiments."""
+"""List of the runs in a folder of experiments, and search by name."""
 
 import contextlib
 import os
@@ -18,11 +18,11 @@ class RunSummary:
     """A run as lists show it.
 
     Attributes:
-        status: of run.json, or "killed" where its process ended without a word, or "unreadable" where
-            run.json is malformed; `reason` says what is wrong with it.
-        reason: why it ended, in words.
-        duration_s: until its end, its last sign of life, or now; None where it is not known.
-        record: the whole of run.json.
+        status: status in run.json; "killed" if the process exited without updating it, "unreadable" if
+            run.json is malformed.
+        reason: reason for the end, or the error of a malformed run.json.
+        duration_s: seconds until the end, the last change of run.json, or now; None if unknown.
+        record: content of run.json.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class RunSummary:
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is something left to resume."""
+        """True if the run can be resumed."""
         return self.status in ("killed", "interrupted", "failed")
 
     @property
@@ -62,24 +62,24 @@ class RunSummary:
 
 
 def list_runs(experiments_dir: Path, experiment: str | None = None) -> list[RunSummary]:
-    """The runs of all experiments, or of one, newest last; none where there is no such folder.
+    """Return the runs of all experiments, or of one, newest last; an empty list if there is no such folder.
 
     Raises:
-        RunError: the folder is there but can't be read.
+        RunError: the folder can't be read.
     """
     if experiment is not None:
         run_dirs = _folders(experiments_dir / experiment)
     else:
         run_dirs = []
         for parent in _folders(experiments_dir):
-            with contextlib.suppress(RunError):  # another person's folder does not hide the rest
+            with contextlib.suppress(RunError):  # another user's folder does not hide the rest
                 run_dirs += _folders(parent)
     found = [read_summary(path) for path in run_dirs if _has_record(path)]
     return sorted(found, key=_age)
 
 
 def read_summary(run_dir: Path) -> RunSummary:
-    """One run as it stands; an unreadable record is a status rather than an error."""
+    """Read a run's summary; an unreadable record is a status rather than an error."""
     try:
         record = read_record(run_dir)
         status, reason = record["status"], record.get("reason")
@@ -87,7 +87,7 @@ def read_summary(run_dir: Path) -> RunSummary:
         record, status, reason = {}, "unreadable", str(error)
     alive = _is_owned(run_dir)
     if status in UNFINISHED and not alive:
-        # It may have ended between the two looks.
+        # It may have ended since the record was read: read it again.
         try:
             again = read_record(run_dir)
             status, reason = again["status"], again.get("reason")
@@ -110,7 +110,7 @@ def read_summary(run_dir: Path) -> RunSummary:
 
 
 def find_run(text: str, experiments_dir: Path) -> Path:
-    """The folder that a person means: a path, `<experiment>/<run>`, a run's name, its unique beginning, or `last`.
+    """Find a run by a path, `<experiment>/<run>`, a run's name, the unique beginning of one, or `last`.
 
     Raises:
         RunError: there is none, or several.
@@ -126,7 +126,7 @@ def find_run(text: str, experiments_dir: Path) -> Path:
     if len(exact) == 1:
         return exact[0].path
     if not exact:
-        raise RunError(f"there is no run `{text}` in {experiments_dir}; `runs` lists those there are")
+        raise RunError(f"there is no run `{text}` in {experiments_dir}; `runs` lists the existing ones")
     names = ", ".join(f"{run.experiment}/{run.name}" for run in exact[:5])
     raise RunError(f"`{text}` is the beginning of {len(exact)} runs ({names}); give more of the name")
 

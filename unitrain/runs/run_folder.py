@@ -1,4 +1,4 @@
-"""A run's folder, and who owns it."""
+"""Run folder: its record (run.json), its lock, and the process that owns it."""
 
 import contextlib
 import os
@@ -31,8 +31,11 @@ LOCK_NAME = "run.lock"
 FORMAT = 1
 UNFINISHED = ("starting", "running")
 FINAL = ("finished", "stopped", "interrupted", "failed")
-"""finished: as far as it was to go; stopped: early, by its own rule; interrupted: by a signal."""
-
+"""finished: all epochs are done; stopped: by early stopping; interrupted: by a signal."""
+_LONGEST_NAME_BYTES = 120
+_UNFIT_IN_EXPERIMENT = frozenset("/#%&+?")
+"""Characters that TensorBoard's Projector can't have in a run's name, since it does not quote them in URLs."""
+_UNFIT_IN_SLUG = re.compile(r"[^\w.=,-]+")
 
 _CHECKS: dict[str, Check] = {
     "status": text,
@@ -55,19 +58,19 @@ _CHECKS: dict[str, Check] = {
     "git": optional(object_with({"commit": optional(text)})),
     "sources_sha256": optional(text),
 }
-"""What readers rely on; other fields may hold anything."""
+"""Checks of the fields that are read; other fields may have any value."""
 
 
 def now() -> str:
-    """This moment as ISO 8601 in UTC."""
+    """Return the current time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat()
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What run.json of a run's folder says.
+    """Read run.json of a run's folder.
 
     Raises:
-        RunError: it is not there, or can't be read.
+        RunError: it is missing, or can't be read.
     """
     path = run_dir / FILE_NAME
     try:
@@ -76,7 +79,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and not path.is_symlink():
             raise RunError(
-                f"{run_dir} is no run's folder: it has no {FILE_NAME}; `runs` lists those there are"
+                f"{run_dir} is no run's folder: it has no {FILE_NAME}; `runs` lists the existing ones"
             ) from error
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{path} can't be read as a run's record: {reason}") from error
@@ -84,10 +87,10 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
-    """Put a record in the place of the earlier one, whole or not at all.
+    """Replace run.json atomically.
 
     Raises:
-        RunError: the disk refused, or a value is none that JSON knows; the earlier one is still whole.
+        RunError: the disk refused it, or a value can't be written as JSON; the earlier record is kept.
     """
     path = run_dir / FILE_NAME
     try:
@@ -98,20 +101,23 @@ def write_record(run_dir: Path, record: dict[str, Any]) -> None:
         raise RunError(f"{path} can't be written: {error}; the earlier one is kept") from error
 
 
-_LONGEST_NAME_BYTES = 120
-# TensorBoard's Projector puts a run's name into its requests as it is.
-_UNFIT_IN_EXPERIMENT = frozenset("/#%&+?")
-_UNFIT_IN_SLUG = re.compile(r"[^\w.=,-]+")
-
-
 class RunFolder:
-    """One run's folder: settings, sources, record, checkpoints, TensorBoard's events.
+    """Folder of a run: settings, sources, record, checkpoints, and TensorBoard's event files.
 
-    Made by `create` or `open`. Only its owner, who holds its lock, changes the record; the lock goes
-    with the owning process, however it ends. Methods may be called from any thread.
+    Only the process that holds the lock changes the record. The system releases the lock when that process
+    exits, even by a crash. Methods may be called from any thread.
 
     Attributes:
-        path: the folder, absolute.
+        path: absolute path of the folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = RunFolder.create(Path(folder), "curve")
+    ...     run.update(epoch=1)
+    ...     run.close("finished", "all epochs are done")
+    ...     record = read_record(run.path)
+    >>> record["status"], record["epoch"]
+    ('finished', 1)
     """
 
     def __init__(self, path: Path, record: dict[str, Any], lock: FileLock, *, created: bool = False) -> None:
@@ -123,13 +129,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, experiments_dir: Path, experiment: str, slug: str = "") -> "RunFolder":
-        """A new run of an experiment, owned, with the status "starting".
+        """Create a new run of an experiment with the status "starting", and lock it.
 
-        Its name is the local time, then `slug`; of several in one second the later ones get `-2`, `-3`.
+        The name is the local time, followed by `slug`. Later runs of the same second get `-2`, `-3`.
 
         Raises:
-            UsageError: the experiment's name can't be a folder's.
-            RunError: the folder can't be made.
+            UsageError: the experiment's name is no valid name of a folder.
+            RunError: the folder can't be created.
         """
         parent = Path(os.path.abspath(experiments_dir)) / check_experiment(experiment)  # noqa: PTH100 - keeps links
         try:
@@ -164,14 +170,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, *, own: bool = False) -> "RunFolder":
-        """A run that is there.
+        """Open an existing run.
 
         Args:
-            path: its folder.
-            own: take its lock, to go on with it; pid and host in the record become this process's.
+            path: folder of the run.
+            own: True takes the lock, to resume the run, and records this process's pid and host.
 
         Raises:
-            RunError: it is no run's folder, or another process owns it, which is named.
+            RunError: it is no run's folder, or another process owns it; the message names the process.
         """
         path = Path(os.path.abspath(path))  # noqa: PTH100 - keeps links
         record = read_record(path)
@@ -187,7 +193,7 @@ class RunFolder:
                 f"{path} is in use by process {holder(lock.path)}; wait until it has ended, or end it with SIGTERM"
             )
         try:
-            # Read again: the earlier owner may have written until it let go.
+            # Read again: the earlier owner may have written until it released the lock.
             run = cls(path, read_record(path), lock)
             run.update(pid=os.getpid(), host=socket.gethostname())
         except BaseException:
@@ -197,49 +203,49 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.name
 
     @property
     def experiment(self) -> str:
-        """The name of the experiment that it is a run of."""
+        """Name of the experiment."""
         return str(self._record.get("experiment") or self.path.parent.name)
 
     @property
     def settings_path(self) -> Path:
-        """The resolved settings, which rerun it."""
+        """Path of the resolved settings, which reproduce the run."""
         return self.path / "settings.yaml"
 
     @property
     def sources_dir(self) -> Path:
-        """The project's own code behind the class paths."""
+        """Folder with the project's code behind the class paths."""
         return self.path / "sources"
 
     @property
     def record_path(self) -> Path:
-        """run.json."""
+        """Path of run.json."""
         return self.path / FILE_NAME
 
     @property
     def checkpoints_dir(self) -> Path:
-        """best.ckpt and last.ckpt."""
+        """Folder of best.ckpt and last.ckpt."""
         return self.path / "checkpoints"
 
     @property
     def log_dir(self) -> Path:
-        """Where TensorBoard's events lie: the run's folder itself."""
+        """Folder of TensorBoard's event files: the run's folder itself."""
         return self.path
 
     def record(self) -> dict[str, Any]:
-        """The run's record: its own, as it will be written next, or, where it is another's, as it is now."""
+        """Return the record: this process's own one, or the one on the disk if another process owns the run."""
         with self._mutex:
             return dict(self._record) if self._lock.held else read_record(self.path)
 
     def update(self, **fields: Any) -> None:
-        """Change fields of the record, on the disk when this returns.
+        """Change fields of the record and write it to the disk.
 
         Raises:
-            RunError: this process does not own the run, or the disk refused.
+            RunError: this process does not own the run, or the disk refused it.
         """
         with self._changing() as record:
             record.update(fields)
@@ -254,14 +260,14 @@ class RunFolder:
             record[field] = [*record.get(field, ()), entry]
 
     def close(self, status: str, reason: str) -> None:
-        """Write how it ended, and let go of it, even where the disk refuses the writing.
+        """Record the end of the run, and release the lock in any case.
 
         Args:
             status: finished, stopped, interrupted or failed.
-            reason: in words, for people.
+            reason: message for the user.
 
         Raises:
-            RunError: the disk refused.
+            RunError: the disk refused it.
         """
         if status not in FINAL:
             raise ValueError(f"a run ends as one of {', '.join(FINAL)}, got {status!r}")
@@ -272,11 +278,11 @@ class RunFolder:
                 self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder of a run that was refused before its first epoch; one that was opened is only let go."""
+        """Remove a run that was refused before its first epoch; an opened run is only unlocked."""
         with self._mutex:
             if self._created and self._lock.held:
                 shutil.rmtree(self.path, ignore_errors=True)
-                with contextlib.suppress(OSError):  # other runs lie there
+                with contextlib.suppress(OSError):  # it contains other runs
                     self.path.parent.rmdir()
             self._lock.release()
 
@@ -292,10 +298,10 @@ class RunFolder:
 
 
 def check_experiment(name: str) -> str:
-    """The name itself, when a folder can have it.
+    """Return an experiment's name if it is a valid name of a folder.
 
     Raises:
-        UsageError: it is empty, too long, begins with a dot, or has one of / # % & + ? or a control character.
+        UsageError: it is empty, longer than 120 bytes, begins with a dot, or has one of / # % & + ? or a control character.
     """
     fits = (
         name.isprintable()
@@ -306,14 +312,14 @@ def check_experiment(name: str) -> str:
     )
     if not fits:
         raise UsageError(
-            f"experiment: expected a folder's name of at most {_LONGEST_NAME_BYTES} bytes without / # % & + ?, "
-            f"a leading dot or blanks around it, got {name[:_LONGEST_NAME_BYTES]!r}; name it otherwise"
+            f"experiment: expected a folder's name of up to {_LONGEST_NAME_BYTES} bytes without / # % & + ?, "
+            f"a leading dot or blanks around it, got {name[:_LONGEST_NAME_BYTES]!r}; choose another name"
         )
     return name
 
 
 def _claim(parent: Path, slug: str) -> Path:
-    # Without the plus of 1e+3 rather than with another sign.
+    # The plus of 1e+3 is removed rather than replaced.
     slug = _UNFIT_IN_SLUG.sub("-", slug.replace("+", "")).strip("-.")
     slug = slug.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore")
     while True:

@@ -31,11 +31,11 @@ _UNAVAILABLE = 503
 _TRUE = frozenset({"true", "1", "True", "TRUE"})
 
 
-class ServerGone(ServingError):  # noqa: N818 - it says what happened
+class ServerGone(ServingError):  # noqa: N818 - an outcome, as its name shows
     """There is no answer: there is no server, or this connection was closed."""
 
 
-class Refused(ServingError):  # noqa: N818 - it says what happened
+class Refused(ServingError):  # noqa: N818 - an outcome, as its name shows
     """The server answered with an error.
 
     Args:

@@ -18,7 +18,7 @@ from unitrain.errors import RepositoryError
 from unitrain.repository import write_config_text
 from unitrain.repository.integrity import CheckedFiles, Contradiction, Golden, read_checked
 from unitrain.repository.layout import CANDIDATE_PREFIX, CONFIG_NAME
-from unitrain.repository.tolerance import Tolerance, compare
+from unitrain.repository.tolerance import Tolerance, golden_difference
 from unitrain.serving.admin_client import Admin, Refused, ServerGone
 from unitrain.serving.model_folder import override
 from unitrain.serving.probe_requests import golden_requests, outputs_of, takes_single_requests
@@ -63,8 +63,7 @@ class Candidates:
             if files is not None and golden is not None and takes_single_requests(config):
                 allowed = Tolerance.from_json(files.manifest.get("tolerance"))
                 answers = self._answers(admin, config, f"{model}/{version}", golden)
-                sides = ("the golden samples", "this server")
-                failure = compare(golden[1], answers, allowed, sides=sides).failure
+                failure = golden_difference(golden[1], answers, allowed, "this server").failure
         except (ServerGone, RepositoryError):
             raise
         except Contradiction as error:

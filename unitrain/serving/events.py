@@ -30,7 +30,7 @@ class Reporter:
     """Log of events, each flushed; safe in several threads.
 
     Args:
-        as_json: whether to print JSON rather than text.
+        as_json: True for JSON rather than text.
         stream: text stream to print to; None: standard output.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Detection of a Triton, or of a model's process, that hangs rather than being busy."""
+"""Hang detection: distinguish a Triton, or a model's process, that hangs from a busy one."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 from unitrain.serving.admin_client import Admin
 from unitrain.serving.triton.system_processes import cpu_s, is_stopped
 
-CHECK_EVERY_S = 2.0
+CHECK_INTERVAL_S = 2.0
 CHECK_TIMEOUT_S = 4.0
-_UNANSWERED = 3
-"""Checks in a row without an answer. Counted rather than timed: this process may have been suspended itself."""
-_UNANSWERED_UNSEEN = 4
-"""The same for a Triton whose processes can't be looked at, since they are in a container."""
+_MAX_UNANSWERED = 3
+"""Number of checks in a row without an answer. It is a count, since this process may have been suspended itself."""
+_MAX_UNANSWERED_CONTAINER = 4
+"""The same for a Triton in a container, whose processes are not visible."""
 _BUSY_SHARE = 0.02
-"""Of one processor. A process that uses less while it does not answer is not computing."""
+"""Share of one processor. A process that uses less while it does not answer is not computing."""
 
 
 @dataclass
 class Progress:
-    """Processor time of some processes since `begin`."""
+    """Processor time that some processes have used since `begin`."""
 
     _before: dict[int, float] = field(default_factory=dict)
     _began_s: float = 0.0
@@ -34,22 +34,23 @@ class Progress:
         self._began_s = time.monotonic()
 
     def is_idle(self) -> bool:
-        """Whether all of them together have used next to no processor time since."""
+        """Return whether the processes have used almost no processor time since `begin`."""
         used_s = sum(cpu_s(pid) - before for pid, before in self._before.items())
         return used_s < _BUSY_SHARE * (time.monotonic() - self._began_s)
 
 
 class HealthCheck:
-    """Checks that Triton itself answers, whatever its models do.
+    """Health check of Triton itself, whatever its models do.
 
-    A busy Triton still answers `live`, and one that is starved of processors still uses what it gets. So one
-    is hung if it answers neither gRPC nor administration several times in a row, and is stopped or idle.
+    A busy Triton still answers `live`, and one that gets little processor time uses all of it. Triton hangs if it
+    answers neither gRPC nor administration several times in a row, and is stopped or idle.
 
     Args:
-        pid: of tritonserver; None: it can't be looked at.
+        admin: connection to the server.
+        pid: process id of tritonserver; None: its process is not visible.
 
     Attributes:
-        problem: why Triton must be restarted; empty while it is well.
+        problem: reason why Triton must be restarted; empty while it is healthy.
     """
 
     def __init__(self, admin: Admin, pid: int | None) -> None:
@@ -57,10 +58,10 @@ class HealthCheck:
         self._pid = pid
         self.problem = ""
 
-    def run(self, over: threading.Event) -> None:
-        """Check until `over` is set or there is a problem."""
+    def run(self, stop: threading.Event) -> None:
+        """Check until `stop` is set or there is a problem."""
         unanswered, progress, began_s = 0, Progress(), 0.0
-        while not self.problem and not over.wait(CHECK_EVERY_S):
+        while not self.problem and not stop.wait(CHECK_INTERVAL_S):
             if unanswered == 0:
                 progress.begin([self._pid] if self._pid else [])
                 began_s = time.monotonic()
@@ -68,23 +69,24 @@ class HealthCheck:
                 unanswered = 0
                 continue
             unanswered += 1
-            if not over.is_set() and self._is_hung(unanswered, progress):
+            if not stop.is_set() and self._is_hung(unanswered, progress):
                 self.problem = (
                     f"Triton has not answered for {time.monotonic() - began_s:.0f} s and does nothing"
                 )
 
     def _is_hung(self, unanswered: int, progress: Progress) -> bool:
         if self._pid is None:
-            return unanswered >= _UNANSWERED_UNSEEN
-        return unanswered >= _UNANSWERED and (is_stopped(self._pid) or progress.is_idle())
+            return unanswered >= _MAX_UNANSWERED_CONTAINER
+        return unanswered >= _MAX_UNANSWERED and (is_stopped(self._pid) or progress.is_idle())
 
 
 def hung_processes(pids: Iterable[int], progress: Progress | None) -> list[int]:
-    """The processes of a model that did not answer in time which hang.
+    """Return those processes of an unanswering model that hang.
 
     Args:
-        progress: of the processes while the request waited; None: the model may wait without computing, so
-            only a stopped process counts.
+        pids: process ids of the model.
+        progress: processor time of the processes during the request; None: the model may wait without
+            computing, and only a stopped process hangs.
     """
     pids = list(pids)
     stopped = [pid for pid in pids if is_stopped(pid)]
@@ -92,7 +94,7 @@ def hung_processes(pids: Iterable[int], progress: Progress | None) -> list[int]:
 
 
 def kill_processes(pids: Iterable[int]) -> None:
-    """End processes of models, so that Triton sees them as dead."""
+    """Kill processes of models, so that Triton notices their end."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -41,7 +41,7 @@ class _Probe:
         request: message to send; None if the version can't be probed.
         pids: processes that run the version.
         due_s: time of the next probe on the monotonic clock.
-        answered: whether the version has answered a probe.
+        answered: True once the version has answered a probe.
         failures: number of probes in a row that were refused.
         timeouts: number of probes in a row without an answer.
     """

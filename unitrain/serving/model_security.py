@@ -82,7 +82,7 @@ def check_files(root: Path, folder: Path, *, ignored: Iterable[str] = (), code: 
         root: folder of the repository.
         folder: folder of the model or the version.
         ignored: names of entries that are not searched.
-        code: whether the folder may contain code.
+        code: True if the folder may contain code.
 
     Raises:
         RepositoryError: there is one; the message names it.

@@ -16,7 +16,7 @@ from unitrain.errors import ServingError
 from unitrain.serving.triton.system_processes import command_lines, start_of, started_at
 
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - the folder of POSIX shared memory
-_TMP_DIR = Path("/tmp")  # noqa: S108 - Triton makes its folders there, whatever TMPDIR says
+_TMP_DIR = Path("/tmp")  # noqa: S108 - Triton makes its folders there, whatever TMPDIR is
 MAX_SOCKET_PATH = 107
 """Maximum length of a Unix socket's path in bytes."""
 ADMIN_NAME = "admin"

@@ -1,6 +1,7 @@
-"""What a running server does: its models, their versions, requests, times, memory and last errors."""
+"""Status of a running server: models, versions, requests, times, memory, last errors."""
 
 import contextlib
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from unitrain.repository import Repository
 from unitrain.repository.layout import CANDIDATE_PREFIX
 from unitrain.repository.manifest import read_manifest
 from unitrain.serving.admin_client import Admin, ServerGone, tls_of
-from unitrain.serving.server_registry import find_server
+from unitrain.serving.server_registry import find_server, records
 from unitrain.serving.triton.advisories import (
     EVERY_API,
     REACHABLE_APIS,
@@ -22,23 +23,25 @@ from unitrain.serving.triton.advisories import (
 )
 from unitrain.serving.triton.system_processes import group_members, memory_bytes, model_processes, started_at
 
+DEFAULT_URL = "127.0.0.1:8001"
 _NANOSECONDS = 1e9
 
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version as the server knows it.
+    """Status of one version.
 
     Attributes:
         state: READY, LOADING, UNAVAILABLE, …
-        reason: why it is in that state, where the server says.
-        origin: the manifest's `run`, step and metric; `error` alone where it is malformed; None where there is
-            none.
-        requests, failures: answered and failed since it was loaded; probes and warm-up are among them.
-        rows: samples in the requests.
-        queue_ms, compute_ms: means of a request; None before the first.
-        memory_bytes: of the processes that run it, for themselves alone; None where that can't be told.
-        error: what `serve` told last of it: time, event, reason.
+        reason: reason for the state, if the server gives one.
+        origin: `run`, step, weights and metric of the manifest; only `error` if it is malformed; None without a
+            manifest.
+        requests, failures: number of requests that were answered and that failed since the version was loaded,
+            with probes and warm-up.
+        rows: number of samples in the requests.
+        queue_ms, compute_ms: mean times of a request; None before the first.
+        memory_bytes: private memory of the processes that run it; None if it is unknown.
+        error: last error that `serve` reported: time, event, reason.
     """
 
     model: str
@@ -57,14 +60,15 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """A server and all that it serves; what only the machine's own `serve` knows is None at another's.
+    """Status of a server and its models. Fields that only this user's `serve` knows are None for other servers.
 
     Attributes:
-        triton: its version.
-        up_s: seconds since this Triton was started.
-        error: what went wrong last with Triton itself.
-        release: NVIDIA's release, such as `24.10`; None where it can't be told.
-        advisories: known vulnerabilities that others than the server's user can reach.
+        url: `host:port` of gRPC.
+        triton: version of Triton.
+        up_s: seconds since the start of this Triton.
+        error: last error of Triton itself.
+        release: NVIDIA's release, such as `24.10`; None if it is unknown.
+        advisories: known vulnerabilities that other users than the server's can reach.
     """
 
     url: str
@@ -82,11 +86,32 @@ class ServerStatus:
     advisories: tuple[str, ...] = ()
 
 
+def default_server() -> tuple[str, list[str]]:
+    """Return the address of the server to show if the user names none, and those of this user's other servers.
+
+    It is the one on `serve`'s default port if there is one, else the `serve` of this user that was started last.
+    """
+    running = [record for record in records() if record.is_alive()]
+    newest_first = [record.url for record in sorted(running, key=lambda record: -record.started)]
+    if DEFAULT_URL in newest_first or not newest_first or _is_open(DEFAULT_URL):
+        return DEFAULT_URL, [url for url in newest_first if url != DEFAULT_URL]
+    return newest_first[0], newest_first[1:]
+
+
+def _is_open(url: str) -> bool:
+    host, _, port = url.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, int(port)), timeout=1).close()
+        return True
+    return False
+
+
 def server_status(url: str, repository: Path | None = None) -> ServerStatus:
-    """The state of the server at `url`.
+    """Return the status of the server at `url`.
 
     Args:
-        repository: where the manifests lie; default: what this user's `serve` at that address serves.
+        url: `host:port` of gRPC.
+        repository: model repository with the manifests; None: the one of this user's `serve` at that address.
 
     Raises:
         ServingError: there is no server, or it does not answer.
@@ -113,15 +138,15 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
             f"there is no server at {url} ({error}); start one by `python -m unitrain serve`, or name its --url"
         ) from error
     except ServingError as error:
-        raise ServingError(f"{url}: the server answers otherwise than Triton does: {error}") from error
+        raise ServingError(f"{url}: the server does not answer as Triton does: {error}") from error
     finally:
         admin.close()
-    told = {(v.model, v.version) for v in versions}
+    known = {(v.model, v.version) for v in versions}
     versions += [
         VersionStatus(model, number, "NOT LOADED", "", _origin(root, model, number), error=entry)
         for name, entry in errors.items()
         for model, _, number in [name.partition(" ")]
-        if model and number and (model, number) not in told
+        if model and number and (model, number) not in known
     ]
     release = release_of(record.release) if record and record.release else release_of_version(triton)
     started = started_at(record.triton_pid) if record is not None and local else None
@@ -192,7 +217,7 @@ def _origin(root: Path | None, model: str, version: str) -> dict[str, Any] | Non
 
 
 def _memory(triton_pid: int) -> dict[tuple[str, str] | None, int]:
-    """Bytes by (model, version) of the processes that run them, and under None of Triton itself."""
+    """Return the private memory in bytes by (model, version), and under None that of Triton itself."""
     models = model_processes(triton_pid)
     found: dict[tuple[str, str] | None, int] = {
         key: sum(map(memory_bytes, pids)) for key, pids in models.items()

@@ -51,10 +51,9 @@ def fit(
         UnitrainError: the training failed; its run folder tells why.
 
     Example:
-        ::
-
-            result = unitrain.fit("examples/curve_fitting/settings.yaml", {"trainer.max_epochs": 10})
-            print(result.best, result.published)
+        >>> result = fit(settings, {"trainer.max_epochs": 1}, quiet=True)
+        >>> result.status, result.best["metric"]
+        ('finished', 'val_loss')
     """
     path = None if isinstance(settings, Mapping) else Path(settings)
     raw = (
@@ -95,6 +94,10 @@ def resume(
         UsageError: the run's project root is not trusted.
         RunError: there is nothing to resume, or another process owns the run.
         UnitrainError: as `fit` says.
+
+    Example:
+        >>> resume(run, {"trainer.max_epochs": 2}, quiet=True).reason
+        'all 2 epochs done'
     """
     flags = as_flags(overrides or {})
     return resume_by_flags(

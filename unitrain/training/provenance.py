@@ -19,6 +19,7 @@ from unitrain.atomic_files import full_disk, write_text
 from unitrain.class_paths import project_root
 from unitrain.errors import RunError, SettingsError, UsageError
 from unitrain.file_lock import FileLock
+from unitrain.module_aliases import package_of
 from unitrain.publish import Lineage
 from unitrain.runs import RunFolder
 from unitrain.training.parsing.settings_parser import read_settings, slug
@@ -134,7 +135,8 @@ def copy_sources(root: Path, sources_dir: Path) -> str:
     """Copy the project's imported code into a folder, and return the SHA-256 over all of it.
 
     The copies are of all imported modules with a file below `root`, except those of environments and of
-    unitrain. They keep their paths relative to `root`.
+    unitrain itself. They keep their paths relative to `root`. The library's `models` and `datamodules` count as the
+    project's where they are below `root`.
     """
     files = sorted({path for module in list(sys.modules.values()) if (path := _own_file(module, root))})
     digest = hashlib.sha256()
@@ -240,7 +242,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def _own_file(module: ModuleType, root: Path) -> Path | None:
     name = getattr(module, "__file__", None)
-    if not name or module.__name__.partition(".")[0] in ("unitrain", "__main__"):
+    if not name or package_of(module.__name__) in ("unitrain", "__main__"):
         return None
     if _is_installed(name, str(root)):  # saves thousands of file system calls
         return None

@@ -1,8 +1,8 @@
-"""Samples from the files of a folder, or of a pattern: images and arrays, in the order of their names."""
+"""Samples from a folder's files (images and arrays), and answers into a folder, one file a sample."""
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +10,61 @@ import numpy as np
 
 from unitrain.client.input_validation import Array
 from unitrain.client.io.numpy_files import load_npy, load_npz
-from unitrain.client.io.sources import Named
+from unitrain.client.io.samples import NamedSample, Note, SampleOrError, Samples
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import ClientError, DataError, UsageError
 from unitrain.signature import TensorSpec
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-ARRAYS = (".npy", ".npz")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_ARRAY_SUFFIXES = (".npy", ".npz")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's image mode by number of channels."""
+_ANSWER = re.compile(r"(\d{8,})(_.*)?(\.npz|\.error\.txt)\Z")
+"""File name of an answer, with the sample's index first."""
 
 
-def folder_samples(
-    source: str, model: ModelInfo, note: Callable[[str], None]
-) -> tuple[Iterator[Named | DataError], int]:
-    """A sample a file, and how many files there are; a file that is wrong is an error in its place.
+# --- reading
+
+
+def folder_samples(source: str, model: ModelInfo, note: Note) -> Samples:
+    """Open a folder's files as samples, one a file, in the order of their names.
+
+    An unreadable file becomes an error in its place.
 
     Args:
-        source: a folder, or a pattern (`images/**/*.png`).
-        model: that they are for; images and `.npy` files are its only input, `.npz` files go by names.
-        note: is told which files were passed over.
+        source: folder, or a pattern such as `images/**/*.png`.
+        model: model that takes the samples. Images and `.npy` files are its only input; `.npz` files hold
+            inputs by name.
+        note: receives the number of ignored files.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no images or arrays.
         UsageError: images for a model of several inputs, or without Pillow.
     """
     paths = sorted(Path(source).iterdir() if Path(source).is_dir() else map(Path, _matches(source)))
-    known = [path for path in paths if path.suffix.lower() in (*IMAGES, *ARRAYS) and path.is_file()]
+    suffixes = (*_ARRAY_SUFFIXES, *_IMAGE_SUFFIXES)
+    known = [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
     if not known:
-        kinds = ", ".join((*ARRAYS, *IMAGES))
-        raise DataError(f"{source}: expected files of {kinds}, got {len(paths)} others")
-    passed = len(paths) - len(known)
-    if passed:
-        note(f"{source}: passed over {passed} {'entry' if passed == 1 else 'entries'} of other kinds")
+        raise DataError(f"{source}: expected files of {', '.join(suffixes)}, got {len(paths)} others")
+    ignored = len(paths) - len(known)
+    if ignored:
+        note(f"{source}: ignored {ignored} {'entry' if ignored == 1 else 'entries'} of other kinds")
     if len(model.inputs) != 1 and any(path.suffix.lower() != ".npz" for path in known):
         names = ", ".join(spec.name for spec in model.inputs)
         raise UsageError(f"{source}: the model's inputs are {names}, so each sample must be a .npz file")
-    if any(path.suffix.lower() in IMAGES for path in known):
+    if any(path.suffix.lower() in _IMAGE_SUFFIXES for path in known):
         _pillow()
-    return _samples(known, model), len(known)
+    return Samples(_read_files(known, model), len(known))
 
 
 def read_image(path: Path, spec: TensorSpec) -> Array:
-    """An image as the model's input has its axes: [height, width], and channels last or first.
+    """Read an image as [height, width], with an axis of channels last or first as the input has it.
 
-    Grey values and colours are as in the file (0 to 255, or 65535 of 16-bit grey): scaling is the model's
-    own business. Nothing is resized.
+    Values are as in the file: 0 to 255, or to 65535 for 16-bit grey. Scaling is the model's `preprocess`.
+    Nothing is resized.
 
     Raises:
-        DataError: it is no image, or of another size.
+        DataError: it is no image, or the input takes none.
     """
     pillow = _pillow()
     axis, channels = _channel_axis(spec)
@@ -77,12 +84,12 @@ def _matches(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
 
 
-def _samples(paths: list[Path], model: ModelInfo) -> Iterator[Named | DataError]:
+def _read_files(paths: list[Path], model: ModelInfo) -> Iterator[SampleOrError]:
     for path in paths:
         try:
             values = _read(path, model)
-            _check(values, model, path)
-            yield Named(values, path.name)
+            _check_shapes(values, model, path)
+            yield NamedSample(values, path.name)
         except DataError as error:
             yield error
 
@@ -95,8 +102,8 @@ def _read(path: Path, model: ModelInfo) -> Mapping[str, Any]:
     return {spec.name: load_npy(path) if path.suffix.lower() == ".npy" else read_image(path, spec)}
 
 
-def _check(values: Mapping[str, Any], model: ModelInfo, path: Path) -> None:
-    """Say which file it is that does not fit; a file is one sample, without a batch axis."""
+def _check_shapes(values: Mapping[str, Any], model: ModelInfo, path: Path) -> None:
+    """Check that a file holds one sample, without a batch axis, so that an error names the file."""
     for spec in model.inputs:
         if spec.name not in values:
             raise DataError(
@@ -110,7 +117,7 @@ def _check(values: Mapping[str, Any], model: ModelInfo, path: Path) -> None:
 
 
 def _channel_axis(spec: TensorSpec) -> tuple[int | None, int]:
-    """Where an image's channels go, and how many there are."""
+    """Return the index of an image's axis of channels (None: it has none), and the number of channels."""
     dims = spec.dims
     if len(dims) == 2:  # noqa: PLR2004 - height and width alone
         return None, 1
@@ -131,24 +138,28 @@ def _pillow() -> Any:
     return Image
 
 
-_NUMBERED = re.compile(r"(\d{8,})(_.*)?(\.npz|\.error\.txt)\Z")
+# --- writing
 
 
-class Folder:
-    """`00000000.npz` with the outputs and `version`, or `00000000.error.txt` with what was wrong, a sample.
+class FolderSink:
+    """Write each sample's outputs and `version` to `00000003.npz`, or its error to `00000003.error.txt`.
 
-    The number is the sample's; where the source has names (files of a folder), its name follows: `00000003_cat.npz`.
+    The number is the sample's index. A sample's name in the source follows it: `00000003_cat.npz`.
+
+    Attributes:
+        done: index after the last sample that an earlier run wrote.
     """
 
     def __init__(self, directory: Path, outputs: tuple[TensorSpec, ...], *, resume: bool) -> None:
         self._directory = directory
         self._names = [spec.name for spec in outputs]
         directory.mkdir(parents=True, exist_ok=True)
-        matches = (_NUMBERED.match(path.name) for path in directory.iterdir())
+        matches = (_ANSWER.match(path.name) for path in directory.iterdir())
         self.done = max((int(match[1]) + 1 for match in matches if match), default=0)
         if self.done and not resume:
             raise DataError(
-                f"{directory}: holds the answers to {self.done} samples; --resume goes on after them, or name another folder"
+                f"{directory}: holds the answers to {self.done} samples; continue after them by --resume, or name "
+                "another folder"
             )
 
     def write(self, index: int, outputs: dict[str, Array], version: int, name: str | None = None) -> None:
@@ -166,7 +177,7 @@ class Folder:
         self._path(index, name, ".error.txt").write_text(f"{error}\n", encoding="utf-8")
 
     def close(self) -> None:
-        """Nothing is left: each file was whole at once."""
+        """Do nothing: each file is complete once it is written."""
 
     def _path(self, index: int, name: str | None, suffix: str) -> Path:
         stem = f"{index:08d}" if name is None else f"{index:08d}_{Path(name).stem}"

@@ -1,4 +1,4 @@
-"""Answers as a snapshot for TensorBoard's Embedding Projector, beside those of the validation."""
+"""Answers as a snapshot for TensorBoard's Embedding Projector, beside the snapshots of the validation."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,18 @@ from unitrain.errors import ClientError, DataError
 from unitrain.projector import MAX_ROWS, StableSample, write_snapshot
 from unitrain.signature import TensorSpec
 
-_CHUNK_ROWS = 1024  # samples are chosen so many at a time
+_CHUNK_ROWS = 1024
+"""Samples that are offered to the reservoir at once."""
 
 
-class ProjectorSnapshot:
-    """The outputs of at most 100,000 samples, the same ones for the same input, in `DIR/served/`.
+class ProjectorSink:
+    """Write the outputs of at most 100,000 samples to `DIR/served/`, the same samples for the same input.
 
-    Numbers are points; an output of one integer, bool or text a sample is a label, beside `version` and
-    `sample`. Failed samples are left out.
+    Outputs of numbers are points. An output of one integer, bool or text a sample is a label, beside
+    `version` and `sample`. Failed samples are skipped.
+
+    Attributes:
+        done: always 0: a snapshot can't be resumed.
     """
 
     def __init__(self, directory: Path, model: ModelInfo, outputs: tuple[TensorSpec, ...]) -> None:
@@ -26,25 +30,25 @@ class ProjectorSnapshot:
         self._directory = directory
         self._model = model
         self._names = [spec.name for spec in outputs]
-        self._sample = StableSample(MAX_ROWS)
+        self._reservoir = StableSample(MAX_ROWS)
         self._pending: list[tuple[int, dict[str, Array], int]] = []
-        self._held: dict[int, tuple[int, dict[str, Array], int]] = {}
+        self._kept: dict[int, tuple[int, dict[str, Array], int]] = {}
         try:
-            directory.mkdir(parents=True, exist_ok=True)  # refused now, not when all the work is done
+            directory.mkdir(parents=True, exist_ok=True)  # fails now rather than after all samples
         except OSError as error:
             raise DataError(f"{directory}: can't be written: {error.strerror}") from error
 
     def write(self, index: int, outputs: dict[str, Array], version: int, name: str | None = None) -> None:
         self._pending.append((index, {output: np.array(outputs[output]) for output in self._names}, version))
         if len(self._pending) >= _CHUNK_ROWS:
-            self._choose()
+            self._sample_pending()
 
     def write_error(self, index: int, error: ClientError, name: str | None = None) -> None:
-        """Nothing: a point of it would lie where no answer is."""
+        """Skip the sample: without an answer it has no point."""
 
     def close(self) -> None:
-        self._choose()
-        rows = [self._held[slot] for slot in self._sample.end().tolist()]
+        self._sample_pending()
+        rows = [self._kept[slot] for slot in self._reservoir.end().tolist()]
         if not rows:
             return
         tensors: dict[str, Array] = {}
@@ -64,10 +68,11 @@ class ProjectorSnapshot:
         except OSError as error:
             raise DataError(f"{self._directory}: can't be written: {error.strerror}") from error
 
-    def _choose(self) -> None:
-        places, slots = self._sample.take(len(self._pending))
+    def _sample_pending(self) -> None:
+        """Keep those of the pending samples that the reservoir draws."""
+        places, slots = self._reservoir.take(len(self._pending))
         for place, slot in zip(places.tolist(), slots.tolist(), strict=True):
-            self._held[slot] = self._pending[place]
+            self._kept[slot] = self._pending[place]
         self._pending.clear()
 
 

@@ -1,33 +1,38 @@
-"""Samples cut out of a long signal by a window that slides over it."""
+"""Samples cut out of a long signal by a sliding window."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unitrain.client.input_validation import Array
 from unitrain.client.io.numpy_files import load_npy
-from unitrain.client.io.sources import Note, Samples, Windows, is_folder, open_file, steps_model
+from unitrain.client.io.samples import SampleOrError, Samples, Windows
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import DataError, UsageError
 from unitrain.signature import TensorSpec
 
 
-def open_windows(source: str, model: ModelInfo, windows: Windows, note: Note) -> Samples:
-    """Windows of a signal, as the model's only input has its axes: [steps], [steps, channels] or [channels, steps].
+def open_windows(
+    source: str, model: ModelInfo, windows: Windows, open_rows: Callable[[ModelInfo], Samples]
+) -> Samples:
+    """Cut windows out of a signal: [steps], [steps, channels] or [channels, steps], as the model's input has them.
 
-    A `.npy` file holds the signal with steps first or channels first, whichever fits; `.npz`, `.csv`,
-    `.jsonl` and standard input hold one step a row, `name[i]` being channel i. A step that can't be read
-    is the error of each window that it lies in.
+    A `.npy` file has the signal's steps or its channels first. Other sources have one step a row, `name[i]`
+    being channel i. A step that can't be read is the error of each window that contains it.
+
+    Args:
+        source: file with one signal, or `-`.
+        model: model with one input, which takes a window.
+        windows: size and hop of the window.
+        open_rows: opens the source's rows, for a model that takes one step at a time.
 
     Raises:
         UsageError: the model has several inputs, or its input is no such window.
-        DataError: the signal can't be read, or is of other channels.
+        DataError: the signal can't be read, or has another number of channels.
     """
-    if is_folder(source):
-        raise UsageError(f"--window-steps: {source} is no one signal; name a file or `-`")
     spec, axis, channels = _window_axes(model, windows)
     if Path(source).suffix == ".npy":
         signal = _steps_first(load_npy(Path(source)), channels, source)
@@ -38,13 +43,20 @@ def open_windows(source: str, model: ModelInfo, windows: Windows, note: Note) ->
         return Samples(
             ({spec.name: _arranged(signal[at : at + windows.steps], spec, axis)} for at in starts), count
         )
-    steps = open_file(source, steps_model(model, channels), note)
+    steps = open_rows(_steps_model(model, channels))
     total = None if steps.total is None else max(0, (steps.total - windows.steps) // windows.hop + 1)
-    return Samples(_sliding(_rows(steps.rows, spec, channels), spec, axis, windows), total)
+    return Samples(_sliding(_step_rows(steps.rows, spec, channels), spec, axis, windows), total)
+
+
+def _steps_model(model: ModelInfo, channels: int) -> ModelInfo:
+    """Return the model as if it took one step of a signal, for readers that return rows."""
+    spec = replace(model.inputs[0], dims=(channels,))
+    signature = replace(model.signature, inputs=(spec,), batched=True)
+    return replace(model, signature=signature)
 
 
 def _window_axes(model: ModelInfo, windows: Windows) -> tuple[TensorSpec, int, int]:
-    """The input, which of its axes are the steps, and how many channels there are."""
+    """Return the input, the index of its axis of steps, and its number of channels."""
     if len(model.inputs) != 1 or not model.signature.batched:
         raise UsageError(f"--window-steps: model {model.name} must have one input with a batch axis")
     spec = model.inputs[0]
@@ -63,6 +75,7 @@ def _window_axes(model: ModelInfo, windows: Windows) -> tuple[TensorSpec, int, i
 
 
 def _steps_first(signal: Array, channels: int, where: str) -> Array:
+    """Return the signal as [steps, channels]."""
     if signal.ndim == 1 and channels == 1:
         return signal[:, None]
     if signal.ndim == 2:  # noqa: PLR2004 - steps and channels
@@ -76,15 +89,16 @@ def _steps_first(signal: Array, channels: int, where: str) -> Array:
 
 
 def _arranged(window: Array, spec: TensorSpec, axis: int) -> Array:
-    """A window [steps, channels] with its axes as the input has them."""
+    """Return a window [steps, channels] with its axes in the input's order."""
     if len(spec.dims) == 1:
         return window[:, 0]
     return window if axis == 0 else window.T
 
 
-def _rows(
-    steps: Iterator[Mapping[str, Any] | DataError], spec: TensorSpec, channels: int
+def _step_rows(
+    steps: Iterator[SampleOrError], spec: TensorSpec, channels: int
 ) -> Iterator[Array | DataError]:
+    """Yield each step as [channels], or its error."""
     for number, step in enumerate(steps):
         if isinstance(step, DataError):
             yield step
@@ -98,17 +112,18 @@ def _rows(
 
 def _sliding(
     steps: Iterator[Array | DataError], spec: TensorSpec, axis: int, windows: Windows
-) -> Iterator[Mapping[str, Any] | DataError]:
-    held: deque[Array | DataError] = deque(maxlen=windows.steps)
+) -> Iterator[SampleOrError]:
+    """Yield each window as a sample, or the first error among its steps."""
+    recent: deque[Array | DataError] = deque(maxlen=windows.steps)
     until_next = windows.steps
     for step in steps:
-        held.append(step)
+        recent.append(step)
         until_next -= 1
         if until_next:
             continue
         until_next = windows.hop
-        whole = [row for row in held if not isinstance(row, DataError)]
-        if len(whole) == windows.steps:
-            yield {spec.name: _arranged(np.stack(whole), spec, axis)}
+        rows = [row for row in recent if not isinstance(row, DataError)]
+        if len(rows) == windows.steps:
+            yield {spec.name: _arranged(np.stack(rows), spec, axis)}
         else:
-            yield next(row for row in held if isinstance(row, DataError))
+            yield next(row for row in recent if isinstance(row, DataError))

@@ -1,4 +1,9 @@
-"""Samples from lines of text: CSV with columns `name` or `name[i]`, and one JSON object a line."""
+"""Samples from lines of text, and answers into them: CSV, and JSON lines.
+
+CSV has one sample a row. A tensor of one value has the column `name`; the values of others have the columns
+`name[0]`, `name[1]`, … in C order. JSON lines have one object a line, with nested lists by tensor name.
+Answers also have `version`. A failed sample has version 0, and empty cells or `error`.
+"""
 
 import csv
 import difflib
@@ -7,29 +12,39 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from unitrain.client.input_validation import Array, fit_dtype
+from unitrain.client.io.samples import Note, SampleOrError
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import ClientError, DataError
 from unitrain.signature import TensorSpec
 
 _COLUMN = re.compile(r"(?P<name>.+?)\[(?P<index>\d+)\]\Z")
-
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
+_FLUSH_EVERY_S = 0.5
+_QUOTED_NAMES = 8
+"""Maximum number of column names that a message quotes."""
 
 
-def csv_samples(
-    lines: Iterable[str], model: ModelInfo, where: str, note: Callable[[str], None]
-) -> Iterator[Mapping[str, Any] | DataError]:
-    """Samples of a CSV file, a row each; a tensor's values lie in columns `name[0]`, `name[1]`, … in C order.
+# --- reading
+
+
+def csv_samples(lines: Iterable[str], model: ModelInfo, where: str, note: Note) -> Iterator[SampleOrError]:
+    """Parse a CSV file into samples, one a row.
+
+    Args:
+        lines: lines of the file, the header first.
+        model: model that takes the samples.
+        where: name of the file, for messages.
+        note: receives the names of ignored columns.
 
     Raises:
-        DataError: the header does not hold the model's inputs.
+        DataError: the header lacks columns of the model's inputs.
     """
     reader = csv.reader(lines, strict=True)
     try:
@@ -37,24 +52,23 @@ def csv_samples(
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{where}: is no CSV file in UTF-8: {error}") from error
     if header is None:
-        raise DataError(f"{where}: is empty, expected a header line with {_wanted(model)}")
+        raise DataError(f"{where}: is empty, expected a header line with {_expected_columns(model)}")
     header = [" ".join(name.removeprefix("\ufeff").split()) for name in header]
-    columns = {spec.name: _columns_of(spec, header, where, model) for spec in model.inputs}
+    columns = {spec.name: _column_places(spec, header, where, model) for spec in model.inputs}
     used = {place for places in columns.values() for place in places}
     others = [name for place, name in enumerate(header) if place not in used]
     if others:
-        note(f"{where}: passed over the columns {', '.join(others[:8])}{', …' if len(others) > 8 else ''}")  # noqa: PLR2004
+        note(f"{where}: ignored the columns {_quoted(others)}")
 
-    def samples() -> Iterator[Mapping[str, Any] | DataError]:
-        rows = _rows(reader, where)
-        for row in rows:
+    def samples() -> Iterator[SampleOrError]:
+        for row in _csv_rows(reader, where):
             if isinstance(row, DataError):
                 yield row
             elif row:
                 place = f"{where}, line {reader.line_num}"
                 try:
                     yield {
-                        spec.name: _cells(row, columns[spec.name], spec, header, place)
+                        spec.name: _parse_cells(row, columns[spec.name], spec, header, place)
                         for spec in model.inputs
                     }
                 except DataError as error:
@@ -63,37 +77,38 @@ def csv_samples(
     return samples()
 
 
-def jsonl_samples(
-    lines: Iterable[str], model: ModelInfo, where: str, note: Callable[[str], None]
-) -> Iterator[Mapping[str, Any] | DataError]:
-    """Samples of a file with one JSON object a line, `{"input": nested lists}`; other keys are passed over."""
+def jsonl_samples(lines: Iterable[str], model: ModelInfo, where: str, note: Note) -> Iterator[SampleOrError]:
+    """Parse JSON lines, `{"input": nested lists}`, into samples; other keys are ignored.
+
+    Args:
+        lines: lines of the file.
+        model: model that takes the samples.
+        where: name of the file, for messages.
+        note: receives the names of ignored keys.
+    """
     names = [spec.name for spec in model.inputs]
-
-    def samples() -> Iterator[Mapping[str, Any] | DataError]:
-        noted = False
-        for number, line in _numbered(lines, where):
-            if isinstance(line, DataError):
-                yield line
-                return
-            if not line.strip():
-                continue
-            try:
-                sample = json.loads(line)
-                if not isinstance(sample, dict):
-                    raise TypeError(f"expected an object by input name, got {type(sample).__name__}")  # noqa: TRY301
-            except (ValueError, TypeError, RecursionError) as error:
-                yield DataError(f"{where}, line {number}: is no JSON object: {error}")
-                continue
-            others = [key for key in sample if key not in names]
-            if others and not noted and all(name in sample for name in names):
-                noted = True
-                note(f"{where}: passed over {', '.join(others)}")
-            try:
-                yield _json_arrays(sample, model, f"{where}, line {number}")
-            except DataError as error:
-                yield error
-
-    return samples()
+    noted = False
+    for number, line in _numbered(lines, where):
+        if isinstance(line, DataError):
+            yield line
+            return
+        if not line.strip():
+            continue
+        try:
+            sample = json.loads(line)
+            if not isinstance(sample, dict):
+                raise TypeError(f"expected an object by input name, got {type(sample).__name__}")  # noqa: TRY301
+        except (ValueError, TypeError, RecursionError) as error:
+            yield DataError(f"{where}, line {number}: is no JSON object: {error}")
+            continue
+        others = [key for key in sample if key not in names]
+        if others and not noted and all(name in sample for name in names):
+            noted = True
+            note(f"{where}: ignored {', '.join(others)}")
+        try:
+            yield _json_arrays(sample, model, f"{where}, line {number}")
+        except DataError as error:
+            yield error
 
 
 def _json_arrays(sample: dict[str, Any], model: ModelInfo, where: str) -> dict[str, Array]:
@@ -110,11 +125,11 @@ def _json_arrays(sample: dict[str, Any], model: ModelInfo, where: str) -> dict[s
     return found
 
 
-def _columns_of(spec: TensorSpec, header: list[str], where: str, model: ModelInfo) -> list[int]:
-    """The places of a tensor's columns, in the order of its values."""
+def _column_places(spec: TensorSpec, header: list[str], where: str, model: ModelInfo) -> list[int]:
+    """Return the indices of a tensor's columns, in the order of its values."""
     size = math.prod(spec.dims) if -1 not in spec.dims else None
     if size is None and len(spec.dims) > 1:
-        raise DataError(f"{where}: input {spec} has an open shape, which CSV can't tell; use .jsonl or .npz")
+        raise DataError(f"{where}: input {spec} has an open shape, which CSV can't hold; use .jsonl or .npz")
     if spec.name in header and size in (1, None):
         return [header.index(spec.name)]
     places: dict[int, int] = {}
@@ -128,8 +143,9 @@ def _columns_of(spec: TensorSpec, header: list[str], where: str, model: ModelInf
         column = f"{spec.name}[{missing[0] if missing else 0}]" if size != 1 else spec.name
         near = difflib.get_close_matches(column, header, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        got = ", ".join(header[:8]) + (", …" if len(header) > 8 else "")  # noqa: PLR2004
-        raise DataError(f"{where}: there is no column {column}; expected {_wanted(model)}, got {got}{hint}")
+        raise DataError(
+            f"{where}: there is no column {column}; expected {_expected_columns(model)}, got {_quoted(header)}{hint}"
+        )
     extra = [i for i in places if i not in wanted]
     if extra:
         raise DataError(
@@ -138,14 +154,15 @@ def _columns_of(spec: TensorSpec, header: list[str], where: str, model: ModelInf
     return [places[i] for i in wanted]
 
 
-def _cells(row: list[str], places: list[int], spec: TensorSpec, header: list[str], where: str) -> Array:
+def _parse_cells(row: list[str], places: list[int], spec: TensorSpec, header: list[str], where: str) -> Array:
+    """Return one tensor's array from the cells of a row."""
     if len(row) != len(header):
         raise DataError(f"{where}: expected {len(header)} columns, got {len(row)}")
     values: list[Any] = []
     for place in places:
         cell = row[place].strip() if spec.dtype != "BYTES" else row[place]
         try:
-            values.append(_value(cell, spec))
+            values.append(_parse_cell(cell, spec))
         except (ValueError, KeyError) as error:
             raise DataError(
                 f"{where}, column {header[place]}: expected {spec.dtype}, got {cell!r}"
@@ -162,7 +179,7 @@ def _cells(row: list[str], places: list[int], spec: TensorSpec, header: list[str
         raise DataError(f"{where}: a value of {spec.name} is out of the range of {spec.dtype}") from error
 
 
-def _value(cell: str, spec: TensorSpec) -> Any:
+def _parse_cell(cell: str, spec: TensorSpec) -> Any:
     kind = spec.numpy.kind
     if kind == "f":
         return float(cell)
@@ -171,8 +188,8 @@ def _value(cell: str, spec: TensorSpec) -> Any:
     return _TRUTH[cell.lower()] if kind == "b" else int(cell)
 
 
-def _rows(reader: Any, where: str) -> Iterator[list[str] | DataError]:
-    """The reader's rows; a malformed line takes its place as an error, undecodable bytes end the file."""
+def _csv_rows(reader: Any, where: str) -> Iterator[list[str] | DataError]:
+    """Yield the reader's rows; a malformed line becomes an error, undecodable bytes end the file."""
     while True:
         try:
             yield next(reader)
@@ -186,6 +203,7 @@ def _rows(reader: Any, where: str) -> Iterator[list[str] | DataError]:
 
 
 def _numbered(lines: Iterable[str], where: str) -> Iterator[tuple[int, str | DataError]]:
+    """Yield the lines with their numbers, from 1; undecodable bytes become an error."""
     number = 0
     try:
         for line in lines:
@@ -195,7 +213,7 @@ def _numbered(lines: Iterable[str], where: str) -> Iterator[tuple[int, str | Dat
         yield number + 1, DataError(f"{where}, after line {number}: is not UTF-8: {error.reason}")
 
 
-def _wanted(model: ModelInfo) -> str:
+def _expected_columns(model: ModelInfo) -> str:
     names = []
     for spec in model.inputs:
         size = math.prod(spec.dims)
@@ -205,11 +223,19 @@ def _wanted(model: ModelInfo) -> str:
     return ", ".join(names)
 
 
-_FLUSH_EVERY_S = 0.5
+def _quoted(names: list[str]) -> str:
+    return ", ".join([*names[:_QUOTED_NAMES], "…"] if len(names) > _QUOTED_NAMES else names)
 
 
-class _Lines:
-    """What both kinds share: a file that is flushed now and then and closed once."""
+# --- writing
+
+
+class _TextSink:
+    """A text file that is flushed every half second, and closed once.
+
+    Attributes:
+        done: number of rows that an earlier run wrote.
+    """
 
     def __init__(
         self,
@@ -230,29 +256,32 @@ class _Lines:
         if self._file is not sys.stdout:
             self._file.close()
 
-    def _written(self) -> None:
+    def _flush_if_due(self) -> None:
         now = time.monotonic()
         if now - self._flushed_s >= self._flush_every_s:
             self._file.flush()
             self._flushed_s = now
 
 
-class JsonLines(_Lines):
-    """One object a line: the outputs as nested lists, and `version`; or `error`. NaN and infinities are null."""
+class JsonLinesSink(_TextSink):
+    """Write one JSON object a line: outputs as nested lists and `version`, or `error`.
+
+    NaN and infinities are written as null.
+    """
 
     def write(self, index: int, outputs: dict[str, Array], version: int, name: str | None = None) -> None:
-        row = {spec.name: _plain(outputs[spec.name]) for spec in self._outputs}
-        self._put(_head(index, name) | row | {"version": version})
+        row = {spec.name: _nested_lists(outputs[spec.name]) for spec in self._outputs}
+        self._write_line(_json_head(index, name) | row | {"version": version})
 
     def write_error(self, index: int, error: ClientError, name: str | None = None) -> None:
-        self._put(_head(index, name) | {"error": str(error), "version": 0})
+        self._write_line(_json_head(index, name) | {"error": str(error), "version": 0})
 
     @staticmethod
-    def whole_rows(path: Path, outputs: tuple[TensorSpec, ...]) -> int:
-        """How many whole lines a file has; half a line at its end is taken off.
+    def keep_complete_rows(path: Path, outputs: tuple[TensorSpec, ...]) -> int:
+        """Remove an incomplete last line, and return the number of lines.
 
         Raises:
-            DataError: they are not of these outputs.
+            DataError: the lines are not of these outputs.
         """
         count = end = 0
         with path.open("r+b") as file:
@@ -260,70 +289,70 @@ class JsonLines(_Lines):
                 if not line.endswith(b"\n"):
                     break
                 if count == 0:
-                    _check_line(line, path, outputs)
+                    _check_json_line(line, path, outputs)
                 count, end = count + 1, end + len(line)
             file.truncate(end)
         return count
 
-    def _put(self, row: dict[str, Any]) -> None:
+    def _write_line(self, row: dict[str, Any]) -> None:
         try:
             text = json.dumps(row, ensure_ascii=False, allow_nan=False)
         except ValueError:
             text = json.dumps(_finite(row), ensure_ascii=False)
         self._file.write(text + "\n")
-        self._written()
+        self._flush_if_due()
 
 
-class Csv(_Lines):
-    """One row a sample: flattened columns `name` or `name[i]`, and `version`; empty cells where it failed."""
+class CsvSink(_TextSink):
+    """Write one row a sample: the outputs' values in columns `name` or `name[i]`, and `version`."""
 
     def __init__(self, file: IO[str], outputs: tuple[TensorSpec, ...], *, done: int = 0) -> None:
         super().__init__(file, outputs, done=done)
         self._writer = csv.writer(file, lineterminator="\n")
         self._sizes: list[int] = []
-        self._errors_first = 0
-        if file.tell():  # resumed: the header is there
-            with Path(file.name).open(encoding="utf-8", newline="") as before:
-                self._sizes = _sizes_of(next(csv.reader(before)), outputs) or []
+        self._errors_before_header = 0
+        if file.tell():  # resumed: there is a header
+            with Path(file.name).open(encoding="utf-8", newline="") as existing:
+                self._sizes = _sizes_in(next(csv.reader(existing)), outputs) or []
 
     def write(self, index: int, outputs: dict[str, Array], version: int, name: str | None = None) -> None:
-        flat = [_flat_cells(outputs[spec.name]) for spec in self._outputs]
-        sizes = list(map(len, flat))
+        cells = [_format_cells(outputs[spec.name]) for spec in self._outputs]
+        sizes = list(map(len, cells))
         if not self._sizes:
-            self._head(sizes)
+            self._write_header(sizes)
         if sizes != self._sizes:
             raise DataError(
                 f"sample {index}: outputs of {sizes} values after {self._sizes} fit no CSV; use .jsonl"
             )
-        self._writer.writerow([*(cell for cells in flat for cell in cells), version])
-        self._written()
+        self._writer.writerow([*(cell for output in cells for cell in output), version])
+        self._flush_if_due()
 
     def write_error(self, index: int, error: ClientError, name: str | None = None) -> None:
         if self._sizes:
             self._writer.writerow([*[""] * sum(self._sizes), 0])
-            self._written()
+            self._flush_if_due()
         else:
-            self._errors_first += 1
+            self._errors_before_header += 1
 
     def close(self) -> None:
-        if not self._sizes:  # nothing was ever answered: what the model says must do
-            self._head([max(1, math.prod(spec.dims)) for spec in self._outputs])
+        if not self._sizes:  # no sample was answered: the columns follow the model's metadata
+            self._write_header([max(1, math.prod(spec.dims)) for spec in self._outputs])
         super().close()
 
     @staticmethod
-    def whole_rows(path: Path, outputs: tuple[TensorSpec, ...]) -> int:
-        """How many whole rows a file has after its header; what is beyond the last one is taken off.
+    def keep_complete_rows(path: Path, outputs: tuple[TensorSpec, ...]) -> int:
+        """Remove an incomplete last row, and return the number of rows after the header.
 
         Raises:
-            DataError: its columns are not those of these outputs.
+            DataError: the columns are not those of these outputs.
         """
-        count, end, position, whole = -1, 0, 0, True
+        count, end, position, complete = -1, 0, 0, True
 
         def lines(file: IO[bytes]) -> Iterator[str]:
-            nonlocal position, whole
+            nonlocal position, complete
             for line in file:
                 position += len(line)
-                whole = line.endswith(b"\n")
+                complete = line.endswith(b"\n")
                 yield line.decode(errors="replace")
 
         with path.open("r+b") as file:
@@ -331,15 +360,15 @@ class Csv(_Lines):
             try:
                 for row in csv.reader(lines(file), strict=True):
                     if count < 0:
-                        if not whole:
+                        if not complete:
                             break
                         width = len(row)
-                        if _sizes_of(row, outputs) is None:
+                        if _sizes_in(row, outputs) is None:
                             names = ", ".join(spec.name for spec in outputs)
                             raise DataError(
                                 f"{path}: --resume expected the columns of {names} and version, got {', '.join(row[:8])}"
                             )
-                    if not whole or len(row) != width:
+                    if not complete or len(row) != width:
                         break
                     count, end = count + 1, position
             except csv.Error:  # an end in the middle of a quoted cell
@@ -347,14 +376,14 @@ class Csv(_Lines):
             file.truncate(end)
         return max(0, count)
 
-    def _head(self, sizes: list[int]) -> None:
+    def _write_header(self, sizes: list[int]) -> None:
         self._sizes = sizes
-        self._writer.writerow(_columns(self._outputs, sizes))
-        for _ in range(self._errors_first):
+        self._writer.writerow(_output_columns(self._outputs, sizes))
+        for _ in range(self._errors_before_header):
             self._writer.writerow([*[""] * sum(sizes), 0])
 
 
-def _columns(outputs: tuple[TensorSpec, ...], sizes: list[int]) -> list[str]:
+def _output_columns(outputs: tuple[TensorSpec, ...], sizes: list[int]) -> list[str]:
     names = [
         spec.name if size == 1 else f"{spec.name}[{i}]"
         for spec, size in zip(outputs, sizes, strict=True)
@@ -363,13 +392,13 @@ def _columns(outputs: tuple[TensorSpec, ...], sizes: list[int]) -> list[str]:
     return [*names, "version"]
 
 
-def _sizes_of(header: list[str], outputs: tuple[TensorSpec, ...]) -> list[int] | None:
-    """How many values a row each output has in a file with this header; None where it is of other outputs."""
+def _sizes_in(header: list[str], outputs: tuple[TensorSpec, ...]) -> list[int] | None:
+    """Return the number of columns of each output in a header; None if it is not of these outputs."""
     sizes = [sum(c == spec.name or c.startswith(f"{spec.name}[") for c in header) for spec in outputs]
-    return sizes if header == _columns(outputs, sizes) and all(sizes) else None
+    return sizes if header == _output_columns(outputs, sizes) and all(sizes) else None
 
 
-def _check_line(line: bytes, path: Path, outputs: tuple[TensorSpec, ...]) -> None:
+def _check_json_line(line: bytes, path: Path, outputs: tuple[TensorSpec, ...]) -> None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -382,32 +411,34 @@ def _check_line(line: bytes, path: Path, outputs: tuple[TensorSpec, ...]) -> Non
     )
 
 
-def _head(index: int, name: str | None) -> dict[str, Any]:
+def _json_head(index: int, name: str | None) -> dict[str, Any]:
     return {"index": index} if name is None else {"index": index, "source": name}
 
 
-def _plain(array: Array) -> Any:
+def _nested_lists(array: Array) -> Any:
     value = np.asarray(array).tolist()
-    return value if array.dtype != object else _texts(value)
+    return value if array.dtype != object else _decoded(value)
 
 
-def _texts(value: Any) -> Any:
+def _decoded(value: Any) -> Any:
     if isinstance(value, list):
-        return [_texts(v) for v in value]
+        return [_decoded(v) for v in value]
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _flat_cells(array: Array) -> list[Any]:
+def _format_cells(array: Array) -> list[Any]:
+    """Return an output's values as cells, in C order."""
     array = np.asarray(array)
     if array.dtype == object:
-        return [_texts(v) for v in array.ravel().tolist()]
+        return [_decoded(v) for v in array.ravel().tolist()]
     if array.dtype.kind == "f":
-        # numpy's own shortest text, which reads back to the same value of that dtype
+        # numpy's shortest text, which reads back to the same value of that dtype
         return [str(v) for v in array.ravel()]
     return array.ravel().tolist()
 
 
 def _finite(value: Any) -> Any:
+    """Return the value with null for NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,8 @@
-"""Requests and answers as Triton's protocol buffer messages."""
+"""Protocol buffer messages of a stream: requests from arrays, and arrays from answers.
+
+`RequestBuilder` joins a request's rows and makes its message, by `Encoder` or in shared memory.
+`decode_response` checks an answer against the model's metadata and returns its arrays.
+"""
 
 import functools
 import math
@@ -7,38 +11,162 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unitrain.client.connection import Connection
 from unitrain.client.input_validation import Array
 from unitrain.client.metadata import MAX_PAYLOAD_BYTES, ModelInfo, wire_dims
-from unitrain.client.streaming.batcher import join
+from unitrain.client.streaming.batcher import join_rows
 from unitrain.client.streaming.requests import Request, StreamOptions
 from unitrain.errors import ClientError, DataError, RequestError
 from unitrain.grpc_channel import pack_strings, unpack_strings
 from unitrain.signature import DTYPES, TensorSpec
 
-_MOST_HEADS = 1000
+if TYPE_CHECKING:
+    from unitrain.client.streaming.shared_memory import SharedMemory
 
-_LONGEST_NAME = 64
-_MOST_AXES = 16
-"""What a message quotes of an answer."""
+_MAX_HEADERS = 1000
+"""Maximum number of serialized headers, one a combination of shapes, that are kept."""
+
+_MAX_NAME_LENGTH = 64
+_MAX_AXES = 16
+"""Characters of a name, and axes of a shape, that a message quotes of an answer."""
 
 _NUMPY = {name: np.dtype(row.numpy) for name, row in DTYPES.items()}
 
+SharedOutput = Callable[[str, tuple[int, ...]], Array]
+"""Function that returns an output from shared memory, by name and shape."""
+
+
+class RequestBuilder:
+    """Make the messages of one stream's requests, and read their answers.
+
+    Args:
+        model: model that is queried.
+        options: options of the stream.
+        max_rows: maximum number of rows in a request.
+
+    Raises:
+        UsageError: shared memory was requested, and does not go with this server or model.
+    """
+
+    def __init__(self, model: ModelInfo, options: StreamOptions, max_rows: int) -> None:
+        self._model = model
+        self._allow_nan = options.allow_nan
+        self._encoder = Encoder(model)
+        self._last_number = 0
+        self._memory = _shared_memory(model, options, max_rows) if options.shared_memory else None
+
+    @property
+    def uses_shared_memory(self) -> bool:
+        """True if the server reads and writes memory of this process."""
+        return self._memory is not None
+
+    def build(self, request: Request) -> list[Request]:
+        """Make a request's message, and return what has to be sent.
+
+        That is the request; its halves if it was too large; or nothing if all its items are refused here.
+        """
+        where = f"sample {request.items[0].index}"
+        memory, allocate = self._memory, None
+        if memory is not None:
+            slot = request.slot = memory.acquire(sum(item.rows for item in request.items))
+            if slot is not None:
+                allocate = functools.partial(memory.inputs, slot)
+        try:
+            arrays = join_rows(request.items, self._model, allow_nan=self._allow_nan, allocate=allocate)
+            if arrays:
+                self._last_number += 1
+                request.number = self._last_number
+                if memory is not None and request.slot is not None:
+                    request.message = self._encoder.message(tuple(array.shape for array in arrays))
+                    request.message.id = str(request.number)
+                    memory.point_to_slot(request.message, request.slot, len(arrays[0]))
+                elif len(request.items) > 1 and payload_bytes(arrays) > MAX_PAYLOAD_BYTES:
+                    return self.split(request)
+                else:
+                    request.message = self._encoder.encode(arrays, request.number, where)
+                return [request]
+            request.error = ClientError("refused before sending")  # each item has a more precise error
+        except DataError as error:
+            request.error = error
+        self.release(request)
+        return []
+
+    def split(self, request: Request) -> list[Request]:
+        """Replace a request by its two halves, and return what has to be sent."""
+        self.release(request)
+        middle = len(request.items) // 2
+        request.halves = [Request(request.items[:middle]), Request(request.items[middle:])]
+        for half in request.halves:
+            half.first_sent_s = request.first_sent_s
+        return [part for half in request.halves for part in self.build(half)]
+
+    def read_answer(self, request: Request, answer: Any) -> None:
+        """Take a ModelInferResponse message as the request's answer."""
+        shared = None
+        if request.slot is not None and self._memory is not None and self._memory.holds_outputs:
+            shared = functools.partial(self._memory.output, slot=request.slot)
+        try:
+            rows = sum(item.rows for item in request.items if item.error is None)
+            request.outputs, request.version = decode_response(answer, self._model, rows, shared)
+        except RequestError as error:
+            request.error = RequestError(f"sample {request.items[0].index}: {error}", error.kind)
+        request.message = None
+        self.release(request)
+
+    def release(self, request: Request) -> None:
+        """Free the request's slot of shared memory: the server no longer uses it."""
+        if request.slot is not None and self._memory is not None:
+            self._memory.release(request.slot)
+        request.slot = None
+
+    def connect(self, unsent: Iterable[Request]) -> None:
+        """Share the memory with a server after connecting to it; unanswered requests keep their slots.
+
+        Raises:
+            ClientError: the server refuses.
+        """
+        if self._memory is not None:
+            waiting = [(r.slot, r.message) for r in unsent if r.slot is not None and not r.done()]
+            self._memory.connect(waiting)
+
+    @property
+    def was_connected(self) -> bool:
+        """True if a server has shared the memory, or if there is no shared memory."""
+        return self._memory is None or self._memory.was_connected
+
+    def close(self, *, idle: bool) -> None:
+        """Free the shared memory.
+
+        Args:
+            idle: True if the server has answered all requests.
+        """
+        if self._memory is not None:
+            self._memory.close(idle=idle)
+
+
+def _shared_memory(model: ModelInfo, options: StreamOptions, max_rows: int) -> "SharedMemory":
+    from unitrain.client.streaming.shared_memory import SharedMemory
+
+    # Requests are built before there is room in the window for them: no more than these are unanswered.
+    return SharedMemory(model, max_rows, slots=2 * options.window)
+
+
+# --- encoding
+
 
 class Encoder:
-    """Makes one model's requests: what they have in common is serialised once for each shape."""
+    """Serialize one model's requests; the part that they share is serialized once for each shape."""
 
     def __init__(self, model: ModelInfo) -> None:
         from tritonclient.grpc import service_pb2
 
         self._model = model
-        self._heads: dict[tuple[tuple[int, ...], ...], bytes] = {}
+        self._headers: dict[tuple[tuple[int, ...], ...], bytes] = {}
         fields = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name
         self._id_tag = _tag(fields["id"].number)
         self._raw_tag = _tag(fields["raw_input_contents"].number)
 
     def message(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """A ModelInferRequest for inputs of these shapes, without their values, its id, or outputs."""
+        """Return a ModelInferRequest for inputs of these shapes, without values, id or outputs."""
         from tritonclient.grpc import service_pb2
 
         tensor = service_pb2.ModelInferRequest.InferInputTensor
@@ -56,27 +184,32 @@ class Encoder:
         )
 
     def encode(self, arrays: list[Array], number: int, where: str) -> bytes:
-        """A serialised ModelInferRequest of whole arrays, in the signature's order.
+        """Return a serialized ModelInferRequest.
 
-        The values are copied once, straight into the message's bytes: the fields of a protocol buffer
-        message may come in any order, so the part that never changes comes first.
+        The values are copied once, into the message's bytes. The fields of a protocol buffer message may
+        have any order, which is why the part that never changes comes first.
+
+        Args:
+            arrays: inputs in the signature's order, with a batch axis if the model has one.
+            number: id of the request.
+            where: start of error messages.
 
         Raises:
-            DataError: it would be over gRPC's limit.
+            DataError: it is larger than gRPC's limit.
         """
         size = payload_bytes(arrays)
         if size > MAX_PAYLOAD_BYTES:
             raise DataError(
-                f"{where}: a request of {size:,} bytes is over gRPC's limit of {MAX_PAYLOAD_BYTES:,}; send fewer rows"
+                f"{where}: a request of {size:,} bytes exceeds gRPC's limit of {MAX_PAYLOAD_BYTES:,}; send fewer rows"
             )
         shapes = tuple([array.shape for array in arrays])
-        head = self._heads.get(shapes)
-        if head is None:
-            if len(self._heads) >= _MOST_HEADS:
-                self._heads.clear()
-            head = self._heads[shapes] = self.message(shapes).SerializeToString()
-        name = str(number).encode()
-        parts: list[Any] = [head, self._id_tag, _varint(len(name)), name]
+        header = self._headers.get(shapes)
+        if header is None:
+            if len(self._headers) >= _MAX_HEADERS:
+                self._headers.clear()
+            header = self._headers[shapes] = self.message(shapes).SerializeToString()
+        request_id = str(number).encode()
+        parts: list[Any] = [header, self._id_tag, _varint(len(request_id)), request_id]
         for array in arrays:
             raw = _to_raw(array)
             parts += (self._raw_tag, _varint(raw.nbytes), raw)
@@ -84,7 +217,7 @@ class Encoder:
 
 
 def payload_bytes(arrays: list[Array]) -> int:
-    """Bytes that the arrays take in a message."""
+    """Return the number of bytes that the arrays take in a message."""
     total = 0
     for array in arrays:
         total += array.nbytes
@@ -93,31 +226,52 @@ def payload_bytes(arrays: list[Array]) -> int:
     return total
 
 
+def _to_raw(array: Array) -> memoryview:
+    if array.dtype != object:
+        # As bytes: memory views lack some dtypes (float16, bool).
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return memoryview(pack_strings(array.ravel().tolist()))
+
+
+def _tag(field: int) -> bytes:
+    """Return the bytes before a field of bytes or text: its number and wire type."""
+    return _varint(field << 3 | 2)
+
+
+def _varint(value: int) -> bytes:
+    data = bytearray()
+    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
+    return bytes(data)
+
+
+# --- decoding
+
+
 def decode_response(
-    response: Any,
-    model: ModelInfo,
-    rows: int,
-    shared: Callable[[str, tuple[int, ...]], Array] | None = None,
+    response: Any, model: ModelInfo, rows: int, shared: SharedOutput | None = None
 ) -> tuple[dict[str, Array], int]:
-    """The outputs by name, in the model's order (arrays of their own, writable), and the version that answered.
+    """Return an answer's outputs by name, writable and in the model's order, and the version that answered.
 
     Args:
-        response: a ModelInferResponse message.
-        model: as its metadata describes it; the answer is compared with it.
-        rows: in the request; of no account where the model has no batch axis.
-        shared: gives an output that the server wrote into shared memory, by name and shape.
+        response: ModelInferResponse message.
+        model: the model's metadata, with which the answer is compared.
+        rows: number of rows in the request; ignored if the model has no batch axis.
+        shared: reads an output that the server wrote into shared memory.
 
     Raises:
         RequestError: the answer does not fit the metadata or the request, or contradicts itself.
     """
     try:
-        return _decoded(response, model, rows, shared), _version(response, model)
+        return _decode_outputs(response, model, rows, shared), _decode_version(response, model)
     except (ValueError, OverflowError) as error:
         raise RequestError(f"model {model.name}: the server's answer does not fit: {error}") from error
 
 
-def _decoded(
-    response: Any, model: ModelInfo, rows: int, shared: Callable[[str, tuple[int, ...]], Array] | None
+def _decode_outputs(
+    response: Any, model: ModelInfo, rows: int, shared: SharedOutput | None
 ) -> dict[str, Array]:
     tensors, values = response.outputs, response.raw_output_contents
     if len(tensors) != len(values):
@@ -130,37 +284,34 @@ def _decoded(
     for spec in model.outputs:
         if spec.name not in given:
             raise ValueError(f"it lacks output {spec.name}")
-        array = _output(*given.pop(spec.name), spec, (*lead, *wire_dims(spec, batched=bool(lead))), shared)
+        expected = (*lead, *wire_dims(spec, batched=bool(lead)))
+        array = _decode_tensor(*given.pop(spec.name), spec, expected, shared)
         outputs[spec.name] = array.reshape(array.shape[: len(lead) + len(spec.dims)])
     if given:
         raise ValueError(
-            f"it has an output {next(iter(given))[:_LONGEST_NAME]}, which the model does not have"
+            f"it has an output {next(iter(given))[:_MAX_NAME_LENGTH]}, which the model does not have"
         )
     return outputs
 
 
-def _version(response: Any, model: ModelInfo) -> int:
+def _decode_version(response: Any, model: ModelInfo) -> int:
     text = response.model_version or "0"
     if response.model_name not in ("", model.name):
-        raise ValueError(f"it is of model {response.model_name[:_LONGEST_NAME]}")
-    if not (text.isascii() and text.isdecimal() and len(text) < _LONGEST_NAME):
-        raise ValueError(f"its version is {text[:_LONGEST_NAME]!r}")
+        raise ValueError(f"it is of model {response.model_name[:_MAX_NAME_LENGTH]}")
+    if not (text.isascii() and text.isdecimal() and len(text) < _MAX_NAME_LENGTH):
+        raise ValueError(f"its version is {text[:_MAX_NAME_LENGTH]!r}")
     if model.version is not None and int(text) != model.version:
         raise ValueError(f"it is of version {text}, version {model.version} was requested")
     return int(text)
 
 
-def _output(
-    tensor: Any,
-    raw: bytes,
-    spec: TensorSpec,
-    expected: tuple[int, ...],
-    shared: Callable[[str, tuple[int, ...]], Array] | None,
+def _decode_tensor(
+    tensor: Any, raw: bytes, spec: TensorSpec, expected: tuple[int, ...], shared: SharedOutput | None
 ) -> Array:
-    """One output's array in Triton's shape, once its dtype, shape and size are as expected."""
+    """Return one output's array in Triton's shape, after checking its dtype, shape and size."""
     shape = tuple(tensor.shape)
     if tensor.datatype != spec.dtype:
-        raise ValueError(f"output {spec.name} is {tensor.datatype[:_LONGEST_NAME]}, expected {spec.dtype}")
+        raise ValueError(f"output {spec.name} is {tensor.datatype[:_MAX_NAME_LENGTH]}, expected {spec.dtype}")
     if len(shape) != len(expected) or any(
         have < 0 or want not in (-1, have) for have, want in zip(shape, expected, strict=True)
     ):
@@ -188,140 +339,13 @@ def _output(
 
 
 def _shown(shape: tuple[int, ...]) -> str:
-    shown = ["?" if length == -1 else str(length) for length in shape[:_MOST_AXES]]
-    return f"[{', '.join([*shown, '…'] if len(shape) > _MOST_AXES else shown)}]"
-
-
-def _to_raw(array: Array) -> memoryview:
-    if array.dtype != object:
-        # As bytes: not every dtype (float16, bool) is one that memory views know.
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return memoryview(pack_strings(array.ravel().tolist()))
-
-
-def _tag(field: int) -> bytes:
-    """What stands before a field of bytes or text."""
-    return _varint(field << 3 | 2)
-
-
-def _varint(value: int) -> bytes:
-    data = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    data.append(value)
-    return bytes(data)
+    shown = ["?" if length == -1 else str(length) for length in shape[:_MAX_AXES]]
+    return f"[{', '.join([*shown, '…'] if len(shape) > _MAX_AXES else shown)}]"
 
 
 def _from_length_prefixed(raw: bytes) -> Array:
+    """Return Triton's strings, each after its length in 4 bytes, as an array of bytes objects."""
     values = unpack_strings(raw)
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
-
-
-if TYPE_CHECKING:
-    from unitrain.client.streaming.shared_memory import SharedMemory
-
-
-class Packer:
-    """Makes the messages of one stream's requests and reads their answers.
-
-    Raises:
-        UsageError: shared memory was asked for, and can't be.
-    """
-
-    def __init__(self, model: ModelInfo, options: StreamOptions, max_rows: int) -> None:
-        self._model = model
-        self._allow_nan = options.allow_nan
-        self._encoder = Encoder(model)
-        self._last_number = 0
-        self._memory = _shared(model, options, max_rows) if options.shared_memory else None
-
-    @property
-    def shares_memory(self) -> bool:
-        """Whether the server reads and writes memory of ours."""
-        return self._memory is not None
-
-    def pack(self, request: Request) -> list[Request]:
-        """What is to be sent for it: itself, its halves where it was too large, or nothing where all is refused."""
-        where = f"sample {request.items[0].index}"
-        memory, place = self._memory, None
-        if memory is not None:
-            slot = request.slot = memory.take(sum(item.rows for item in request.items))
-            if slot is not None:
-                place = functools.partial(memory.inputs, slot)
-        try:
-            arrays = join(request.items, self._model, allow_nan=self._allow_nan, place=place)
-            if arrays:
-                self._last_number += 1
-                request.number = self._last_number
-                if memory is not None and request.slot is not None:
-                    request.message = self._encoder.message(tuple(array.shape for array in arrays))
-                    request.message.id = str(request.number)
-                    memory.fill(request.message, request.slot, len(arrays[0]))
-                elif len(request.items) > 1 and payload_bytes(arrays) > MAX_PAYLOAD_BYTES:
-                    return self.split(request)
-                else:
-                    request.message = self._encoder.encode(arrays, request.number, where)
-                return [request]
-            request.error = ClientError("refused before sending")  # each item has its own
-        except DataError as error:
-            request.error = error
-        self.free(request)
-        return []
-
-    def split(self, request: Request) -> list[Request]:
-        """What is to be sent in its stead: its two halves."""
-        self.free(request)
-        middle = len(request.items) // 2
-        request.halves = [Request(request.items[:middle]), Request(request.items[middle:])]
-        for half in request.halves:
-            half.first_sent_s = request.first_sent_s
-        return [part for half in request.halves for part in self.pack(half)]
-
-    def unpack(self, request: Request, answer: Any) -> None:
-        """Take a ModelInferResponse as the request's answer."""
-        shared = None
-        if request.slot is not None and self._memory is not None and self._memory.holds_outputs:
-            shared = functools.partial(self._memory.output, slot=request.slot)
-        try:
-            rows = sum(item.rows for item in request.items if item.error is None)
-            request.outputs, request.version = decode_response(answer, self._model, rows, shared)
-        except RequestError as error:
-            request.error = RequestError(f"sample {request.items[0].index}: {error}", error.kind)
-        request.message = None
-        self.free(request)
-
-    def free(self, request: Request) -> None:
-        """Its shared memory may be used again: the server is done with it."""
-        if request.slot is not None and self._memory is not None:
-            self._memory.give(request.slot)
-        request.slot = None
-
-    def open(self, connection: Connection, unsent: Iterable[Request]) -> None:
-        """Share the memory with a server; unanswered requests keep their places in it.
-
-        Raises:
-            ClientError: it refuses.
-        """
-        if self._memory is not None:
-            waiting = [(r.slot, r.message) for r in unsent if r.slot is not None and not r.done()]
-            self._memory.open(waiting)
-
-    @property
-    def was_open(self) -> bool:
-        """Whether a server has ever shared the memory."""
-        return self._memory is None or self._memory.was_open
-
-    def close(self, *, idle: bool) -> None:
-        """Give the memory back; `idle`: the server has answered all that it was sent."""
-        if self._memory is not None:
-            self._memory.close(idle=idle)
-
-
-def _shared(model: ModelInfo, options: StreamOptions, max_rows: int) -> "SharedMemory":
-    from unitrain.client.streaming.shared_memory import SharedMemory
-
-    # Requests are packed before there is room in the window for them: no more than these are unanswered.
-    return SharedMemory(model, max_rows, slots=2 * options.window)

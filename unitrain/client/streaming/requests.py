@@ -1,4 +1,4 @@
-"""What a stream handles: its options, the requests on their way, and the results they end in."""
+"""Requests of a stream: its options, its retry policy, the requests in flight, and their results."""
 
 import threading
 import time
@@ -12,106 +12,28 @@ from unitrain.client.metadata import ModelInfo
 from unitrain.client.streaming.batcher import Item
 from unitrain.errors import ClientError
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-"""Between attempts; doubled each time."""
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
 
-_GONE_AFTER_S = 3.0
-"""A version that is asked for is given up when others have been served in its stead for so long: a server
-that was restarted has all its versions sooner than that."""
+_REPLACED_AFTER_S = 3.0
+"""Seconds for which other versions must be served instead of the requested one, until it counts as replaced.
+A restarted server has all its versions sooner."""
 
-_ASK_TIMEOUT_S = 1.0
-
-
-class Patience:
-    """When to try again after a failure that passes, and when to give up.
-
-    Attributes:
-        resume_at_s: of the monotonic clock: nothing is to be tried before.
-    """
-
-    def __init__(self, model: ModelInfo, retry_for_s: float) -> None:
-        self._model = model
-        self._retry_for_s = retry_for_s
-        self._pause_s = _FIRST_PAUSE_S
-        self._since_s: float | None = None
-        self._replaced_since_s: float | None = None
-        self.resume_at_s = 0.0
-
-    def answered(self) -> None:
-        """Begin anew: the model answers."""
-        self._since_s = self._replaced_since_s = None
-        self._pause_s = _FIRST_PAUSE_S
-
-    def failed(self, why: str) -> str | None:
-        """Plan the next attempt; where there is to be none, the sentence that says why."""
-        now = time.monotonic()
-        if now < self.resume_at_s:
-            return None  # one pause for all that failed together
-        if self._since_s is None:
-            self._since_s = now
-        waited_s = now - self._since_s
-        if waited_s >= self._retry_for_s:
-            return f"{self._model.url}: gave up after {self._retry_for_s:g} s (--retry-for): {why}"
-        others = self._replaced_by(now)
-        if others is not None:
-            return others
-        self.resume_at_s = now + min(self._pause_s, self._retry_for_s - waited_s)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        return None
-
-    def _replaced_by(self, now: float) -> str | None:
-        """That the version asked for is no longer served while others are, once this has lasted."""
-        if self._model.version is None:
-            return None
-        try:
-            with Connection(self._model.url) as connection:
-                versions = connection.served(_ASK_TIMEOUT_S).get(self._model.name, [])
-        except ClientError:
-            versions = []
-        if not versions or self._model.version in versions:
-            self._replaced_since_s = None
-            return None
-        self._replaced_since_s = self._replaced_since_s or now
-        if now - self._replaced_since_s < _GONE_AFTER_S:
-            return None
-        return (
-            f"{self._model.url}: model {self._model.name} has no version {self._model.version} any more; "
-            f"it has {', '.join(map(str, versions))}"
-        )
-
-
-@dataclass(slots=True)
-class Result:
-    """One sample's answer, or its error.
-
-    Attributes:
-        index: the sample's place in the source, from 0.
-        outputs: by name, shaped as the sample came (with or without a batch axis); None on an error.
-        version: that answered; 0 on an error.
-        latency_ms: from the first sending of the sample's request to its answer; 0 where it was never sent.
-        error: why there are no outputs.
-    """
-
-    index: int
-    outputs: dict[str, Array] | None
-    version: int
-    latency_ms: float
-    error: ClientError | None
+_METADATA_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a stream behaves.
+    """Options of a stream.
 
     Attributes:
-        batch_rows: rows a request at most; None: what is at hand within a short linger, up to the server's limit.
-        window: requests in flight at most.
-        timeout_s: for an answer to one request, from its sending.
-        retry_for_s: how long a server or model may be away before the stream gives up.
+        batch_rows: maximum number of rows in a request; None: the rows read within 2 ms, up to the server's limit.
+        window: maximum number of requests in flight.
+        timeout_s: seconds for the answer to one request, from its sending.
+        retry_for_s: seconds for which the server or model may be away before the stream gives up.
         allow_nan: send NaN rather than refuse it.
-        stop: when set, nothing more is taken from the source, and the stream ends with what is in flight.
-        first_index: of the first sample.
-        shared_memory: send and receive tensors by memory shared with a server on this host.
+        stop: event that ends the stream: no more samples are read, and requests in flight are answered.
+        first_index: index of the first sample.
+        shared_memory: exchange tensors by memory shared with a server on this host.
     """
 
     batch_rows: int | None = None
@@ -124,8 +46,108 @@ class StreamOptions:
     shared_memory: bool = False
 
 
+@dataclass(slots=True)
+class Result:
+    """One sample's answer, or its error.
+
+    Attributes:
+        index: place of the sample in the source, from 0.
+        outputs: arrays by name, with a batch axis if the sample came with one; None on an error.
+        version: model version that answered; 0 on an error.
+        latency_ms: milliseconds from the first sending of the sample's request to its answer; 0 if it was never sent.
+        error: reason for missing outputs; None if there are outputs.
+
+    Example:
+        >>> import numpy as np
+        >>> result = Result(0, {"y": np.array([2.0])}, version=1, latency_ms=0.8, error=None)
+        >>> result.outputs["y"], result.version
+        (array([2.]), 1)
+    """
+
+    index: int
+    outputs: dict[str, Array] | None
+    version: int
+    latency_ms: float
+    error: ClientError | None
+
+
+class RetryPolicy:
+    """Exponential backoff after transient failures, up to a limit.
+
+    Args:
+        model: model that is queried.
+        retry_for_s: seconds after the first failure at which the stream gives up.
+
+    Attributes:
+        retry_at_s: monotonic time before which nothing is sent.
+    """
+
+    def __init__(self, model: ModelInfo, retry_for_s: float) -> None:
+        self._model = model
+        self._retry_for_s = retry_for_s
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._failing_since_s: float | None = None
+        self._replaced_since_s: float | None = None
+        self.retry_at_s = 0.0
+
+    def succeeded(self) -> None:
+        """Reset the backoff: the model answers."""
+        self._failing_since_s = self._replaced_since_s = None
+        self._backoff_s = _FIRST_BACKOFF_S
+
+    def failed(self, reason: str) -> str | None:
+        """Schedule the next attempt; return an error message if there is none."""
+        now_s = time.monotonic()
+        if now_s < self.retry_at_s:
+            return None  # one backoff for all requests that failed together
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        waited_s = now_s - self._failing_since_s
+        if waited_s >= self._retry_for_s:
+            return f"{self._model.url}: gave up after {self._retry_for_s:g} s (--retry-for): {reason}"
+        replaced = self._version_replaced(now_s)
+        if replaced is not None:
+            return replaced
+        self.retry_at_s = now_s + min(self._backoff_s, self._retry_for_s - waited_s)
+        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+        return None
+
+    def _version_replaced(self, now_s: float) -> str | None:
+        """Return an error message if other versions have been served instead of the requested one for long."""
+        if self._model.version is None:
+            return None
+        try:
+            with Connection(self._model.url) as connection:
+                versions = connection.served(_METADATA_TIMEOUT_S).get(self._model.name, [])
+        except ClientError:
+            versions = []
+        if not versions or self._model.version in versions:
+            self._replaced_since_s = None
+            return None
+        self._replaced_since_s = self._replaced_since_s or now_s
+        if now_s - self._replaced_since_s < _REPLACED_AFTER_S:
+            return None
+        return (
+            f"{self._model.url}: model {self._model.name} has no version {self._model.version} any more; "
+            f"it has {', '.join(map(str, versions))}"
+        )
+
+
 class Request:
-    """Some items' rows on their way; after a refusal, the two halves that were sent in its stead."""
+    """Items that are sent together. A refused request is split into two halves.
+
+    Attributes:
+        items: samples of the request, in order.
+        message: serialized message; the message itself if its tensors are in shared memory.
+        number: id that the answer repeats.
+        slot: slot of shared memory, if it has one.
+        first_sent_s, sent_s: monotonic times of the first and the latest sending; 0 if it was never sent.
+        outputs: arrays by name, [rows, *dims], of the items without an error.
+        error: error of all items without outputs.
+        version: model version that answered.
+        latency_ms: milliseconds from the first sending to the answer.
+        halves: requests that replace this one.
+    """
 
     __slots__ = (
         "error",
@@ -143,9 +165,9 @@ class Request:
 
     def __init__(self, items: list[Item]) -> None:
         self.items = items
-        self.message: Any = None  # serialised; where its tensors are in shared memory, the message itself
-        self.number = 0  # what the answer will name
-        self.slot: int | None = None  # of shared memory
+        self.message: Any = None
+        self.number = 0
+        self.slot: int | None = None
         self.first_sent_s = self.sent_s = 0.0
         self.outputs: dict[str, Array] | None = None
         self.error: ClientError | None = None
@@ -154,28 +176,29 @@ class Request:
         self.halves: list[Request] = []
 
     def done(self) -> bool:
-        """Whether every item has its answer or error."""
+        """Return True if every item has its answer or error."""
         if self.halves:
             return all(half.done() for half in self.halves)
         return self.outputs is not None or self.error is not None
 
     def results(self) -> Iterator[Result]:
-        """One result an item, in order."""
+        """Yield one result an item, in order."""
         if self.halves:
             for half in self.halves:
                 yield from half.results()
         elif self.outputs is None:
             for item in self.items:
                 yield Result(item.index, None, 0, self.latency_ms, item.error or self.error)
-        elif self.items[0].whole:
+        elif self.items[0].unbatched:
             yield Result(self.items[0].index, self.outputs, self.version, self.latency_ms, None)
         else:
-            yield from self._slices(self.outputs)
+            yield from self._split_outputs(self.outputs)
 
-    def _slices(self, outputs: dict[str, Array]) -> Iterator[Result]:
+    def _split_outputs(self, outputs: dict[str, Array]) -> Iterator[Result]:
+        """Yield each item's rows of the outputs as its result."""
         version, latency_ms = self.version, self.latency_ms
         if len(self.items) > 1 and all(item.single and item.error is None for item in self.items):
-            # The way of nearly all rows, so the cheapest one.
+            # The fast path, which nearly all rows take.
             if len(outputs) == 1:
                 ((name, rows),) = outputs.items()
                 for item, each in zip(self.items, row_views(rows), strict=True):

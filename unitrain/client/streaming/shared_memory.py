@@ -1,10 +1,12 @@
-"""Tensors in memory that client and server on one host share, so that messages carry only their places.
+"""Shared memory between the client and a server on the same host: messages refer to tensors there.
 
-A region is a file below /dev/shm of this user's alone, unlinked as soon as the server has mapped it:
-whatever ends this process, no file is left. It is registered by the administration socket of the user's own
-`serve`, under a name that nobody else learns: a request that knew it could read the memory. The server's mapping is given back at the end; what a killed
-client left there, the next one gives back. Each connection has a region of its own, since a request that was
-given up may still be written to by a server that was only slow.
+A region is a file in /dev/shm that only this user can read. It is unlinked as soon as the server has mapped
+it, so that no file remains, however this process ends. The region is registered over the administration
+socket of this user's `serve`. Its name stays secret, since a request that has the name can read the memory.
+
+The server unmaps a region when its client closes it. Regions of killed clients are removed by the next
+client. Each connection has a separate region, since a slow server may still write to the region of an
+earlier one.
 """
 
 import contextlib
@@ -28,18 +30,24 @@ from unitrain.serving.admin_client import Admin
 from unitrain.serving.server_registry import find_server, start_of
 from unitrain.signature import TensorSpec
 
-_DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
-_ALIGN = 64
+_DIRECTORY = Path("/dev/shm")  # noqa: S108 - the folder of POSIX shared memory
+_ALIGN_BYTES = 64
 _NAME = re.compile(r"unitrain-client-(\d+)-(\d+)-")
-_numbers = itertools.count()
+"""Region name: process id and start time of its client, and more."""
+_region_numbers = itertools.count()
 
 
 class SharedMemory:
-    """A region with a slot a request, each with room for its inputs and outputs.
+    """Memory region with one slot for each request in flight, which has room for its inputs and outputs.
+
+    Args:
+        model: model that is queried.
+        max_rows: maximum number of rows in a request.
+        slots: number of slots.
 
     Attributes:
-        was_open: a server has mapped it.
-        holds_outputs: the outputs come in it, too; those of open shapes come in the message.
+        was_connected: True once a server has mapped a region.
+        holds_outputs: True if it has room for the outputs; outputs of open shapes are in the message.
 
     Raises:
         UsageError: the server is on another host, or the model's inputs have open shapes.
@@ -52,41 +60,43 @@ class SharedMemory:
             raise UsageError(
                 f"--shm: model {model.name} has inputs of open shapes or strings: {model.signature}"
             )
-        rows = max_rows if model.signature.batched else 1
-        self._rows = rows
-        self._inputs, end = _places(model.inputs, rows, 0)
+        self._max_rows = max_rows if model.signature.batched else 1
+        self._inputs, end = _layout(model.inputs, self._max_rows, 0)
         self.holds_outputs = _fixed(model.outputs)
         outputs = model.outputs if self.holds_outputs else ()
-        self._outputs, self._slot_bytes = _places(outputs, rows, end)
+        self._outputs, self._slot_bytes = _layout(outputs, self._max_rows, end)
         self._bytes = slots * self._slot_bytes
         self._batched = model.signature.batched
         self._url = model.url
         self._all_slots = range(slots)
         self._free = list(self._all_slots)
-        self._map: mmap.mmap | None = mmap.mmap(-1, self._bytes)  # until there is a server
+        self._map: mmap.mmap | None = mmap.mmap(-1, self._bytes)  # until a server is connected
         self._name = ""
-        self.was_open = False
+        self.was_connected = False
 
-    def open(self, waiting: Iterable[tuple[int, Any]]) -> None:
-        """A new region, known to the server; slot and message of unanswered requests move into it.
+    def connect(self, waiting: Iterable[tuple[int, Any]]) -> None:
+        """Make a new region and register it with the server; unanswered requests move into it.
+
+        Args:
+            waiting: slot and message of each unanswered request.
 
         Raises:
             ClientError: the server refuses it, or there is too little shared memory.
         """
         before = self._map
         pid = os.getpid()
-        base = f"unitrain-client-{pid}-{start_of(pid)}-{next(_numbers)}"
-        # Others may list the files while it lies there, and must not learn the region's name from it.
+        base = f"unitrain-client-{pid}-{start_of(pid)}-{next(_region_numbers)}"
+        # Others may list the files in the meantime, and must not learn the region's name from them.
         self._name = f"{base}-{secrets.token_hex(16)}"
         path = _DIRECTORY / f"{base}-{secrets.token_hex(4)}"
         try:
-            mapped = _mapped(path, self._bytes)
+            mapped = _map_file(path, self._bytes)
             with self._admin() as admin:
-                self._sweep(admin)
+                self._unregister_orphans(admin)
                 admin.register_region(self._name, f"/{path.name}", self._bytes)
         finally:
             path.unlink(missing_ok=True)
-        self.was_open = True
+        self.was_connected = True
         kept = set()
         for slot, message in waiting:
             kept.add(slot)
@@ -98,41 +108,43 @@ class SharedMemory:
         self._free = [slot for slot in self._all_slots if slot not in kept]
         self._map = mapped
 
-    def take(self, rows: int) -> int | None:
-        """A free slot for so many rows; None where there is none that would hold them."""
-        return self._free.pop() if self._free and rows <= self._rows else None
+    def acquire(self, rows: int) -> int | None:
+        """Return a free slot for a number of rows; None if there is none, or it has too little room."""
+        return self._free.pop() if self._free and rows <= self._max_rows else None
 
-    def give(self, slot: int) -> None:
-        """Take back a slot whose request was answered."""
+    def release(self, slot: int) -> None:
+        """Free a slot whose request was answered."""
         self._free.append(slot)
 
     def inputs(self, slot: int, rows: int) -> list[Array]:
-        """The slot's memory as the inputs' arrays, to be filled."""
+        """Return arrays in the slot's memory, one an input, which the caller fills."""
         return [self._view(slot, at, spec, rows) for spec, at in self._inputs.values()]
 
-    def fill(self, message: Any, slot: int, rows: int) -> None:
-        """Say in a request where its inputs lie and where its outputs are to go."""
+    def point_to_slot(self, message: Any, slot: int, rows: int) -> None:
+        """Refer a request's message to its inputs in the slot, and to the memory for its outputs."""
         for tensor in message.inputs:
             self._point(tensor, slot, *self._inputs[tensor.name], rows)
         for name, (spec, at) in self._outputs.items():
             self._point(message.outputs.add(name=name), slot, spec, at, rows)
 
     def output(self, name: str, shape: tuple[int, ...], slot: int) -> Array:
-        """A copy of an output that the server wrote."""
+        """Return a copy of an output that the server wrote."""
         spec, at = self._outputs[name]
         start = slot * self._slot_bytes + at
         count = math.prod(shape)
-        if self._map is None:  # only after `close`
+        if self._map is None:  # after `close`
             raise RequestError(f"{self._url}: the shared memory is closed")
         return np.frombuffer(self._map, spec.numpy, count, start).reshape(shape).copy()
 
     def close(self, *, idle: bool) -> None:
-        """Give the memory back; `idle`: the server no longer reads or writes it.
+        """Free the memory.
 
-        A server that still does must keep it: it would crash. The next client gives it back.
+        Args:
+            idle: True if the server no longer reads or writes it. Otherwise it keeps its mapping, without which
+                it would crash, and the next client unregisters the region.
         """
-        if idle and self.was_open:
-            # The region of this connection alone: one that was cut off may still be written to.
+        if idle and self.was_connected:
+            # Only the region of this connection: that of a broken connection may still be written to.
             with contextlib.suppress(ClientError), self._admin() as admin:
                 admin.unregister_region(self._name)
         self._map = None  # views may be alive: the last one frees it
@@ -149,8 +161,8 @@ class SharedMemory:
         tensor.parameters["shared_memory_offset"].int64_param = slot * self._slot_bytes + at
         tensor.parameters["shared_memory_byte_size"].int64_param = _bytes(spec, rows)
 
-    def _sweep(self, admin: Admin) -> None:
-        """Have the server let go of what clients that are no more left behind."""
+    def _unregister_orphans(self, admin: Admin) -> None:
+        """Unregister the regions of clients that no longer run."""
         with contextlib.suppress(ServingError):
             for name in admin.regions():
                 match = _NAME.match(name)
@@ -159,7 +171,7 @@ class SharedMemory:
 
     @contextlib.contextmanager
     def _admin(self) -> Iterator[Admin]:
-        """The administration of the server; its errors inside the block become ours.
+        """Connect to the server's administration socket; its errors become `ClientError`.
 
         Raises:
             ClientError: no server of this user's, or it refuses.
@@ -167,8 +179,7 @@ class SharedMemory:
         server = find_server(self._url)
         if server is None or not server.admin:
             raise ClientError(
-                f"{self._url}: --shm needs a server that this user's `serve` started on this host, without "
-                "--http-port; leave --shm out"
+                f"{self._url}: --shm needs a server that this user's `serve` started on this host; omit --shm"
             )
         admin = Admin(self._url, socket_path=Path(server.admin))
         try:
@@ -179,7 +190,8 @@ class SharedMemory:
             admin.close()
 
 
-def _mapped(path: Path, size: int) -> mmap.mmap:
+def _map_file(path: Path, size: int) -> mmap.mmap:
+    """Create a file of this user's alone, and map it."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -192,11 +204,12 @@ def _mapped(path: Path, size: int) -> mmap.mmap:
         path.unlink(missing_ok=True)
         raise ClientError(
             f"--shm: {size:,} bytes of {_DIRECTORY} can't be had ({error.strerror}); use a smaller --window or "
-            "--batch-rows, or leave --shm out"
+            "--batch-rows, or omit --shm"
         ) from error
 
 
 def _fixed(specs: tuple[TensorSpec, ...]) -> bool:
+    """Return True if all tensors have a fixed size."""
     return all(-1 not in spec.dims and spec.dtype != "BYTES" for spec in specs)
 
 
@@ -204,12 +217,12 @@ def _bytes(spec: TensorSpec, rows: int) -> int:
     return rows * math.prod(spec.dims) * spec.numpy.itemsize
 
 
-def _places(
+def _layout(
     specs: tuple[TensorSpec, ...], rows: int, start: int
 ) -> tuple[dict[str, tuple[TensorSpec, int]], int]:
-    """Each tensor's place in a slot, by name, and where the next would be."""
-    places = {}
+    """Return each tensor and its offset in a slot, by name, and the offset after the last."""
+    layout = {}
     for spec in specs:
-        places[spec.name] = (spec, start)
-        start += -(-_bytes(spec, rows) // _ALIGN) * _ALIGN
-    return places, start
+        layout[spec.name] = (spec, start)
+        start += -(-_bytes(spec, rows) // _ALIGN_BYTES) * _ALIGN_BYTES
+    return layout, start

@@ -1,1 +1,1 @@
-"""Backends that Triton lacks when it comes from the wheel, a folder each, as Triton names them."""
+"""Backends that the wheel's Triton lacks: one folder each, with Triton's name for the backend."""

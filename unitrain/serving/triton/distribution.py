@@ -1,4 +1,4 @@
-"""Where Triton is on this machine, and all that it needs beside its flags."""
+"""Tritons that can be started here: `tritonserver` on PATH, the wheel in the cache, or a container."""
 
 import os
 import shutil
@@ -12,37 +12,41 @@ from unitrain.serving.triton import wheel as install
 from unitrain.serving.triton.advisories import CLIENT_SHM_FLAG, FLOOR, Release, release_of, text_of
 from unitrain.serving.triton.wheel import assemble_backends
 
+Runtime = Literal["docker", "apptainer"]
+"""Container runtimes."""
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 MODELS_DIR = "/models"
-"""The model repository inside."""
+"""Model repository in the container."""
 CANDIDATES_DIR = "/candidates"
-"""The private second one."""
+"""Private second repository in the container."""
 ADMIN_DIR = "/run/unitrain"
-"""The folder of the administration socket inside."""
+"""Folder of the administration socket in the container."""
 _SHM_SIZE = "1g"
-"""Docker's default, 64 MB, is little for tensors that are handed over in it."""
+"""Size of a container's shared memory; Docker's default, 64 MB, is small for tensors."""
+_RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
+"""Environment variable with the release in NVIDIA's images."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container runtime of this machine and the image that it runs.
+    """Container runtime of this machine and the image that it runs.
 
     Attributes:
-        runtime: which of the two.
-        program: its executable.
-        image: as Docker names it.
-        gpus: whether the machine's GPUs are handed in.
+        runtime: name of the runtime.
+        program: path of its executable.
+        image: name of the image.
+        gpus: True if the container gets the machine's GPUs.
     """
 
-    runtime: Literal["docker", "apptainer"]
+    runtime: Runtime
     program: Path
     image: str = IMAGE
     gpus: bool = False
 
     @property
     def listens_on(self) -> str | None:
-        """The address inside the container; None where it has the machine's own network."""
-        return "0.0.0.0" if self.runtime == "docker" else None  # noqa: S104 - of the container, published on one address
+        """Address inside the container; None if it has the machine's own network."""
+        return "0.0.0.0" if self.runtime == "docker" else None  # noqa: S104 - inside the container; the host publishes it on one address
 
     def command(
         self,
@@ -55,14 +59,16 @@ class Container:
         candidates: Path | None = None,
         admin_dir: Path | None = None,
     ) -> list[str]:
-        """The command line that runs Triton with `flags` in the container.
+        """Return the command line that runs Triton with `flags` in the container.
 
         Args:
-            repository: the model repository, handed in to be read only.
-            host: the machine's address that the ports are published on.
-            name: of the container, so that it can be ended by it.
-            candidates: private second repository, handed in to be read only.
-            admin_dir: folder of this user's alone for the administration socket; None: there is none.
+            flags: flags for tritonserver.
+            repository: path of the model repository, mounted read-only.
+            host: address of the machine on which the ports are published.
+            ports: port numbers.
+            name: name of the container, which `end_command` needs.
+            candidates: path of the private second repository, mounted read-only; None: there is none.
+            admin_dir: private folder for the administration socket; None: there is none.
         """
         if self.runtime == "apptainer":
             words = ["exec", "--cleanenv", "--bind", f"{repository}:{MODELS_DIR}:ro"]
@@ -80,15 +86,15 @@ class Container:
         return [str(self.program), *words, self.image, "tritonserver", *flags]
 
     def end_command(self, name: str) -> list[str]:
-        """What ends the container whatever became of its client; empty where it ends by itself."""
+        """Return the command that ends the container without its client; empty if it ends with its client."""
         return [str(self.program), "kill", name] if self.runtime == "docker" else []
 
 
-def find_container(runtime: Literal["docker", "apptainer"], image: str = IMAGE) -> Container:
-    """The container runtime on PATH.
+def find_container(runtime: Runtime, image: str = IMAGE) -> Container:
+    """Return the container runtime on PATH.
 
     Raises:
-        ServingError: it is not there.
+        ServingError: it is not on PATH.
         UsageError: the image is older than the security fixes.
     """
     check_image(image)
@@ -99,10 +105,10 @@ def find_container(runtime: Literal["docker", "apptainer"], image: str = IMAGE) 
 
 
 def check_image(image: str) -> None:
-    """Return where the image's tag, if it tells a release, tells one with the security fixes.
+    """Refuse an image whose tag names a release without the security fixes.
 
     Raises:
-        UsageError: it tells an older one.
+        UsageError: its tag names an older release.
     """
     release = image_release(image)
     if release is not None and release < FLOOR:
@@ -113,26 +119,21 @@ def check_image(image: str) -> None:
 
 
 def image_release(image: str) -> tuple[int, int] | None:
-    """The (year, month) of NVIDIA's release that an image's tag names; None if it names none."""
+    """Return the (year, month) of NVIDIA's release in an image's tag; None if there is none."""
     return release_of(image.rpartition(":")[2])
-
-
-Runtime = Literal["docker", "apptainer"]
-_RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
-"""NVIDIA's images say their release in it."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """A Triton that can be started.
+    """Triton that can be started.
 
     Attributes:
-        program: what is run: the `tritonserver`, or the container's runtime.
-        reason: why it was chosen.
-        native: whether its ONNX Runtime backend is the native one.
-        backends_dir: its folder of backends; None: its own default.
-        container: what runs it, where it is in a container.
-        environment: the variables that it gets, all of them.
+        program: executable: `tritonserver`, or the container runtime.
+        reason: reason for the choice.
+        native: True if its ONNX Runtime backend is NVIDIA's.
+        backends_dir: folder of its backends; None: Triton's default.
+        container: container that runs it; None: it runs without one.
+        environment: all environment variables of the process.
     """
 
     program: Path
@@ -144,19 +145,19 @@ class Distribution:
 
     @property
     def way(self) -> str:
-        """native, wheel, docker or apptainer."""
+        """Way of serving: native, wheel, docker or apptainer."""
         return self.container.runtime if self.container else "native" if self.native else "wheel"
 
     @property
     def release(self) -> Release | None:
-        """NVIDIA's release; None where it can't be told."""
+        """NVIDIA's release; None if it is unknown."""
         if self.container:
             return image_release(self.container.image)
         return release_of(os.environ.get(_RELEASE_VARIABLE, "")) if self.native else install.WHEEL_RELEASE
 
     @property
     def needs_shm_flag(self) -> bool:
-        """Whether client shared memory must be switched on by a flag, which older releases don't know."""
+        """Return True if client shared memory needs a flag, which older releases don't know."""
         return self.release is not None and self.release >= CLIENT_SHM_FLAG
 
     def __str__(self) -> str:
@@ -166,7 +167,11 @@ class Distribution:
 
 
 def find_triton(container: Runtime | None = None, image: str = IMAGE) -> Distribution:
-    """The container, where it is asked for; else the `tritonserver` on PATH; else the installed wheel's.
+    """Find a Triton: the container if one is named, else `tritonserver` on PATH, else the installed wheel.
+
+    Args:
+        container: container runtime; None: no container.
+        image: name of the image.
 
     Raises:
         ServingError: there is none, or it can't run here.
@@ -174,9 +179,7 @@ def find_triton(container: Runtime | None = None, image: str = IMAGE) -> Distrib
     """
     if container:
         found = find_container(container, image)
-        return Distribution(
-            found.program, f"asked for by --container {container}", native=True, container=found
-        )
+        return Distribution(found.program, f"--container {container} was given", native=True, container=found)
     native = shutil.which("tritonserver")
     if native:
         return Distribution(Path(native), "`tritonserver` is on PATH", native=True)
@@ -190,7 +193,7 @@ def find_triton(container: Runtime | None = None, image: str = IMAGE) -> Distrib
 
 
 def wheel_distribution() -> Distribution:
-    """The installed wheel's Triton.
+    """Return the installed wheel's Triton.
 
     Raises:
         ServingError: the cache folder can't be written.
@@ -206,15 +209,15 @@ def wheel_distribution() -> Distribution:
 
 
 def network_problem(container: Runtime | None) -> str | None:
-    """Why the Triton that would be chosen must not listen beyond loopback; None where it may."""
+    """Return why `find_triton` finds a Triton that must listen on loopback only; None if it may listen on a network."""
     if container:
-        return None  # its image has been looked at
+        return None  # its image has been checked
     floor = text_of(FLOOR)
     if not shutil.which("tritonserver"):
         return f"this Triton is older than the security fixes of {floor}"
     release = release_of(os.environ.get(_RELEASE_VARIABLE, ""))
     if release is None:
-        return f"{_RELEASE_VARIABLE} does not tell whether this Triton has the security fixes of {floor}"
+        return f"{_RELEASE_VARIABLE} does not show that this Triton has the security fixes of {floor}"
     if release < FLOOR:
         return f"this Triton ({text_of(release)}) is older than the security fixes of {floor}"
     return None

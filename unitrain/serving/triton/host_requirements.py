@@ -1,4 +1,4 @@
-"""What this machine and this Python must have for the wheel's Triton to run."""
+"""Requirements of the wheel's Triton on the machine and on Python."""
 
 import ctypes.util
 import os
@@ -14,25 +14,26 @@ from unitrain.serving.triton import wheel as install
 
 OLDEST_GLIBC = (2, 35)
 STUB_VERSIONS = ((3, 11), (3, 12), (3, 13))
-"""Pythons that the wheel has a stub for and that unitrain supports."""
+"""Python versions that unitrain supports and the wheel has a stub for."""
 _BUNDLED_LIBPYTHON = (3, 13)
 PLAIN_PATH = re.compile(r"[\w./@%+=:,-]+")
-"""What a shell leaves as it is: Triton hands paths to one, unquoted."""
+"""Paths that a shell does not change: Triton gives paths to a shell, unquoted."""
 _CONTAINER = "NVIDIA's container: python -m unitrain serve --container docker"
 
 
 @dataclass(frozen=True)
 class Host:
-    """What is known of a machine and of the Python that unitrain runs on.
+    """Properties of a machine and of its Python.
 
     Attributes:
-        system, machine: as `platform` names them.
-        glibc: its version; None for another C library.
+        system, machine: names from `platform`.
+        glibc: version of glibc; None for another C library.
         python: (major, minor).
-        has_libpython: whether the shared library of this Python is found.
-        base_prefix: where this Python is installed.
-        has_python3: whether a program `python3` stands beside the interpreter, which lies in `python_dir`.
-        cache_dir: where the wheel is unpacked.
+        has_libpython: True if the shared library of this Python was found.
+        base_prefix: folder in which this Python is installed.
+        has_python3: True if `python_dir` has a program `python3`.
+        python_dir: folder of the interpreter.
+        cache_dir: folder in which the wheel is unpacked.
     """
 
     system: str
@@ -46,7 +47,7 @@ class Host:
     cache_dir: Path
 
     def problem(self) -> str | None:
-        """Why the wheel's Triton can't run there, and what to do; None where it can."""
+        """Return why the wheel's Triton can't run on it, and what to do; None if it can."""
         if (self.system, self.machine) != ("Linux", "x86_64"):
             return f"the Triton wheel needs Linux on x86_64, this is {self.system} on {self.machine}; use {_CONTAINER}"
         if self.glibc is None or self.glibc < OLDEST_GLIBC:
@@ -77,14 +78,14 @@ class Host:
             )
         if not PLAIN_PATH.fullmatch(str(self.cache_dir)):
             return (
-                f"Triton can't run from the cache folder {str(self.cache_dir)!r}, since it hands the path to a shell, "
+                f"Triton can't run from the cache folder {str(self.cache_dir)!r}, since it gives the path to a shell, "
                 "unquoted; set UNITRAIN_CACHE to a path without spaces, and use letters and digits in it"
             )
         return None
 
 
 def this_host() -> Host:
-    """The machine and the Python that this process runs on."""
+    """Return the properties of this machine and this Python."""
     folder = Path(sys.executable).parent
     python = sys.version_info[:2]
     return Host(
@@ -103,10 +104,10 @@ def this_host() -> Host:
 
 
 def check_host() -> None:
-    """Return when the wheel's Triton can run here.
+    """Refuse a machine on which the wheel's Triton can't run.
 
     Raises:
-        ServingError: it can't, why, and what to do.
+        ServingError: the message has the reason and what to do.
     """
     problem = this_host().problem()
     if problem:
@@ -114,11 +115,11 @@ def check_host() -> None:
 
 
 def libpython_dir() -> Path | None:
-    """The folder that Triton's stub needs on its library path for this Python; None where it needs none, or finds none."""
+    """Return the folder for the library path of Triton's stub; None if the stub needs none, or there is none."""
     if sys.version_info[:2] >= _BUNDLED_LIBPYTHON:
         return None
     name = f"libpython{_dotted(sys.version_info[:2])}.so.1.0"
-    # LIBDIR of a relocated Python is where it was built, not where it is.
+    # LIBDIR of a relocated Python is its build location.
     for folder in (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix, "lib")):
         if folder and Path(folder, name).is_file():
             return Path(folder)

@@ -63,7 +63,7 @@ class Launch:
         shm_prefix: prefix of the names of its shared-memory regions; also the name of a container.
         seen_as: another path to the repository, for Triton; None: its own path.
         candidates_dir: private second repository, in which versions are verified before they are served.
-        poll: whether Triton polls the repository itself, for printed commands.
+        poll: True if Triton polls the repository itself, for printed commands.
         flags: further flags for tritonserver, from the user.
     """
 

@@ -1,4 +1,4 @@
-"""The plain command that serves a repository without unitrain, for each way that there is."""
+"""Plain shell commands that serve a repository without unitrain, one for each way of serving."""
 
 import os
 import shlex
@@ -23,13 +23,13 @@ _DEFAULT_PORTS = (8001, 8000, 8002)
 
 @dataclass(frozen=True)
 class Way:
-    """One way to serve.
+    """One way of serving.
 
     Attributes:
         name: native, wheel, docker or apptainer.
-        chosen: whether `serve` would take it.
-        reason: why it would, or why it can't or does not.
-        command: what a shell takes; None where it can't be told here.
+        chosen: True if `serve` would choose it.
+        reason: reason why `serve` would choose it, or would not.
+        command: shell command; None if it is unknown here.
     """
 
     name: str
@@ -47,11 +47,15 @@ def plain_commands(
     container: Runtime | None = None,
     flags: tuple[str, ...] = (),
 ) -> list[Way]:
-    """Every way, in the order in which `serve` looks for them; Triton polls the repository itself in each.
+    """Return every way, in the order in which `serve` searches; in each Triton polls the repository itself.
 
     Args:
-        ports: of gRPC, HTTP (None: off) and metrics; 0 becomes Triton's default.
-        container: as it would be given to `find_triton`.
+        repository: path of the model repository.
+        ports: port numbers of gRPC, HTTP (None: off) and metrics; 0 becomes Triton's default.
+        host: address on which Triton listens.
+        image: name of the container image.
+        container: container runtime that the user named; None: none.
+        flags: further flags for tritonserver.
     """
     try:
         found: Distribution | None = find_triton(container, image)
@@ -107,11 +111,11 @@ def _wheel() -> Distribution | None:
 def _why_not(name: str, problem: str) -> str:
     if name == "wheel":
         missing = "" if install.is_installed() else "not installed: python -m unitrain serve --install"
-        return this_machine.this_host().problem() or missing or problem or "something else comes first"
+        return this_machine.this_host().problem() or missing or problem or "another way comes first"
     program = "tritonserver" if name == "native" else name
     if shutil.which(program) is None:
         return f"no `{program}` on PATH here"
-    return "something else was asked for" if name == "native" else f"only with --container {name}"
+    return "another way was chosen" if name == "native" else f"only with --container {name}"
 
 
 def _in_shell(distribution: Distribution, words: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""Triton from NVIDIA's pytriton wheel, in a cache folder of its own.
+"""Triton from NVIDIA's pytriton wheel: its installation into the cache folder, and its folder of backends.
 
-The wheel is pinned by version and hash. It is never installed into an environment: its `numpy<2` pin
-touches nobody.
+The wheel is pinned by version and hash. It is never installed into an environment, so its `numpy<2` pin has no
+effect there.
 """
 
 import contextlib
@@ -21,74 +21,22 @@ from unitrain.file_lock import locked
 from unitrain.repository import integrity, tolerance
 from unitrain.serving.triton.system_processes import command_lines
 
-_OWN = Path(__file__).parent.parent / "backends"
+WHEEL = "nvidia-pytriton"
+WHEEL_VERSION = "0.7.0"
+WHEEL_RELEASE = (24, 10)
+"""NVIDIA's release of the Triton in the wheel, version 2.51."""
+WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
+_PARTS = ("pytriton/tritonserver/", "nvidia_pytriton.libs/", f"nvidia_pytriton-{WHEEL_VERSION}.dist-info/")
+_LOCK_TIMEOUT_S = 900.0
+_BACKENDS_DIR = Path(__file__).parent.parent / "backends"
 _SHARED = (Path(integrity.__file__), Path(tolerance.__file__))
-"""Modules of unitrain that the backend needs, which import nothing of it."""
+"""Modules of unitrain that the backend needs; they import nothing of unitrain."""
 _STUB = "triton_python_backend_stub"
 _UNUSED_S = 24 * 3600.0
 
 
-def assemble_backends(wheel_dir: Path) -> Path:
-    """A folder with the Python backend and ours for ONNX models, made once for what goes into it.
-
-    Raises:
-        ServingError: the cache folder can't be written.
-    """
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    triton = wheel_dir / "pytriton" / "tritonserver"
-    sources = [*sorted((_OWN / "onnxruntime").glob("*.py")), *_SHARED]
-    own = {path.name: path.read_bytes() for path in sources}
-    key = hashlib.sha256(b"".join(own.values()) + python.encode() + wheel_dir.name.encode()).hexdigest()[:12]
-    target = cache_dir() / f"backends-{python}-{key}"
-    if target.is_dir():
-        with contextlib.suppress(OSError):  # it may be an administrator's
-            os.utime(target)  # it is used: nobody sweeps it
-        return target
-    try:
-        work_dir = Path(tempfile.mkdtemp(prefix=".assembling-", dir=cache_dir()))
-    except OSError as error:
-        raise ServingError(f"Triton's backends can't be put into {cache_dir()}: {error}") from error
-    try:
-        shutil.copytree(triton / "backends" / "python", work_dir / "python")
-        shutil.copy2(triton / "python_backend_stubs" / python / _STUB, work_dir / "python" / _STUB)
-        (work_dir / "onnxruntime").mkdir()
-        for name, text in own.items():
-            (work_dir / "onnxruntime" / name).write_bytes(text)
-        work_dir.chmod(0o755)
-        work_dir.rename(target)
-    except OSError as error:
-        if not target.is_dir():  # else another process was faster
-            raise ServingError(f"Triton's backends can't be put into {target}: {error}") from error
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
-    sweep_backends(target)
-    return target
-
-
-def sweep_backends(keep: Path, unused_s: float = _UNUSED_S) -> list[Path]:
-    """The folders that were removed: of earlier unitrains, started by nobody for so long, and run by nobody now."""
-    running = "\n".join(command_lines().values())
-    swept = []
-    for folder in [*keep.parent.glob("backends-*"), *keep.parent.glob(".assembling-*")]:
-        with contextlib.suppress(OSError):
-            unused = time.time() - folder.stat().st_mtime > unused_s
-            if unused and folder != keep and f"{folder}/" not in running:
-                shutil.rmtree(folder)
-                swept.append(folder)
-    return swept
-
-
-WHEEL = "nvidia-pytriton"
-WHEEL_VERSION = "0.7.0"
-WHEEL_RELEASE = (24, 10)
-"""NVIDIA's release of the Triton in it, which is 2.51."""
-WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
-_PARTS = ("pytriton/tritonserver/", "nvidia_pytriton.libs/", f"nvidia_pytriton-{WHEEL_VERSION}.dist-info/")
-_LOCK_TIMEOUT_S = 900.0
-
-
 def cache_dir() -> Path:
-    """The folder for what can be fetched again: `$UNITRAIN_CACHE`, else unitrain's in the user's cache."""
+    """Return the folder for files that can be downloaded again: `$UNITRAIN_CACHE`, else the user's cache/unitrain."""
     own = os.environ.get("UNITRAIN_CACHE")
     if own:
         return Path(own).expanduser().resolve()
@@ -97,17 +45,17 @@ def cache_dir() -> Path:
 
 
 def wheel_dir() -> Path:
-    """Where the wheel is unpacked, whether it is there or not; it is there whole or not at all."""
+    """Return the folder of the unpacked wheel, which may be missing; it appears atomically."""
     return cache_dir() / f"pytriton-{WHEEL_VERSION}-{WHEEL_SHA256[:12]}"
 
 
 def is_installed() -> bool:
-    """Whether the wheel is unpacked."""
+    """Return True if the wheel is unpacked."""
     return wheel_dir().is_dir()
 
 
 def install() -> Path:
-    """The unpacked wheel's folder, fetched first where it is not there; two at once are safe.
+    """Return the folder of the unpacked wheel, which is downloaded if it is missing; parallel calls are safe.
 
     Raises:
         ServingError: pip could not fetch the wheel, or the cache folder can't be written.
@@ -152,7 +100,7 @@ def _download(work_dir: Path) -> Path:
     wheels = list(work_dir.glob("*.whl"))
     if finished.returncode != 0 or len(wheels) != 1:
         errors = [line for line in finished.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        cause = " ".join((errors or finished.stderr.splitlines() or ["no word of why"])[-1].split())
+        cause = " ".join((errors or finished.stderr.splitlines() or ["no reason given"])[-1].split())
         raise ServingError(
             f"pip could not fetch {WHEEL} {WHEEL_VERSION} ({cause}); see that this Python has pip and "
             "reaches a package index, then run `python -m unitrain serve --install` again"
@@ -167,3 +115,58 @@ def _unpack(wheel: Path, target: Path) -> None:
     triton = target / "pytriton" / "tritonserver"
     for program in (triton / "bin" / "tritonserver", *triton.glob("python_backend_stubs/*/*_stub")):
         program.chmod(0o755)
+
+
+def assemble_backends(wheel_dir: Path) -> Path:
+    """Return a folder with the Python backend and unitrain's `onnxruntime` backend; it is created once for its content.
+
+    Raises:
+        ServingError: the cache folder can't be written.
+    """
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    triton = wheel_dir / "pytriton" / "tritonserver"
+    sources = [*sorted((_BACKENDS_DIR / "onnxruntime").glob("*.py")), *_SHARED]
+    own = {path.name: path.read_bytes() for path in sources}
+    key = hashlib.sha256(b"".join(own.values()) + python.encode() + wheel_dir.name.encode()).hexdigest()[:12]
+    target = cache_dir() / f"backends-{python}-{key}"
+    if target.is_dir():
+        with contextlib.suppress(OSError):  # it may be an administrator's
+            os.utime(target)  # it is in use, so `sweep_backends` keeps it
+        return target
+    try:
+        work_dir = Path(tempfile.mkdtemp(prefix=".assembling-", dir=cache_dir()))
+    except OSError as error:
+        raise ServingError(f"Triton's backends can't be put into {cache_dir()}: {error}") from error
+    try:
+        shutil.copytree(triton / "backends" / "python", work_dir / "python")
+        shutil.copy2(triton / "python_backend_stubs" / python / _STUB, work_dir / "python" / _STUB)
+        (work_dir / "onnxruntime").mkdir()
+        for name, text in own.items():
+            (work_dir / "onnxruntime" / name).write_bytes(text)
+        work_dir.chmod(0o755)
+        work_dir.rename(target)
+    except OSError as error:
+        if not target.is_dir():  # else another process was faster
+            raise ServingError(f"Triton's backends can't be put into {target}: {error}") from error
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    sweep_backends(target)
+    return target
+
+
+def sweep_backends(keep: Path, unused_s: float = _UNUSED_S) -> list[Path]:
+    """Remove folders of earlier releases that no server has used for a time, and return them.
+
+    Args:
+        keep: folder of this release.
+        unused_s: seconds since the last start of a server that used the folder.
+    """
+    running = "\n".join(command_lines().values())
+    swept = []
+    for folder in [*keep.parent.glob("backends-*"), *keep.parent.glob(".assembling-*")]:
+        with contextlib.suppress(OSError):
+            unused = time.time() - folder.stat().st_mtime > unused_s
+            if unused and folder != keep and f"{folder}/" not in running:
+                shutil.rmtree(folder)
+                swept.append(folder)
+    return swept

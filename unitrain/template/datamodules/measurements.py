@@ -1,4 +1,4 @@
-"""Rows of features and the number that belongs to each."""
+"""Data of the regression: rows of features, and a target for each."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,10 @@ from unitrain.loaders import ArrayLoader
 
 
 def load(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(features [row, feature], targets [row, 1]): made up here; read your own files instead."""
+    """Return features, float32 [rows, n_features], and targets, float32 [rows, 1].
+
+    They are random here; read your files instead.
+    """
     generator = np.random.default_rng(seed)
     features = generator.normal(size=(2000, 3)).astype(np.float32)
     targets = np.sin(features[:, :1]) + features[:, 1:2] * features[:, 2:]
@@ -16,16 +19,16 @@ def load(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 class Measurements(LightningDataModule):
-    """Batches are mappings of `features`, float32 [batch, n_features], and `target`, float32 [batch, 1].
+    """Batches with `features`, float32 [batch, n_features], and `target`, float32 [batch, 1].
 
     Args:
-        batch_size: rows a training batch.
-        validation_rows: rows kept for validation, drawn by the seed.
-        seed: of the data and of the draw.
+        batch_size: number of rows in a training batch.
+        validation_rows: number of rows for validation, drawn at random.
+        seed: seed of the data and of the split.
 
     Attributes:
-        means, stds: of each feature over the training rows, for the model.
-        target_mean, target_std: of the training targets.
+        means, stds: mean and standard deviation of each feature over the training rows, for the model.
+        target_mean, target_std: mean and standard deviation of the training targets.
     """
 
     def __init__(self, batch_size: int = 64, validation_rows: int = 400, seed: int = 0) -> None:

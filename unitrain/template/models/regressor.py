@@ -1,4 +1,4 @@
-"""A number from a row of features."""
+"""Regression: a number from a row of features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from unitrain import UnitrainModule
 
 
 class Regressor(UnitrainModule):
-    """A multilayer perceptron.
+    """Multilayer perceptron.
 
-    Serves `features`, float32 [batch, n_features] → `value`, float32 [batch, 1], both in the data's own units:
-    standardisation and its inverse are part of the served graph.
+    Serves `features`, float32 [batch, n_features] → `value`, float32 [batch, 1], both in the data's units.
+    The served graph standardizes the features and converts the value back.
 
     Args:
-        means: of each feature over the training rows.
-        stds: the standard deviations, above 0.
-        target_mean: of the training targets.
-        target_std: their standard deviation, above 0.
-        hidden: units of the hidden layer.
-        lr: Adam's learning rate.
+        means: mean of each feature over the training rows.
+        stds: standard deviation of each feature, above 0.
+        target_mean: mean of the training targets.
+        target_std: standard deviation of the training targets, above 0.
+        hidden: number of hidden units.
+        lr: learning rate of Adam.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Regressor(UnitrainModule):
         self.layers = nn.Sequential(nn.Linear(len(means), hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def preprocess(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """In training, in validation and in the served graph: scaling, clipping, decoding."""
+        """Scale the inputs, in training, validation and the served graph."""
         return {"features": (inputs["features"] - self.means) / self.stds}
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         return {"value": self.layers(features)}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """In the served graph alone."""
+        """Convert the value to the target's unit, in the served graph only."""
         return {"value": outputs["value"] * self.target_std + self.target_mean}
 
     def loss(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], batch: Any) -> Tensor:
@@ -61,7 +61,7 @@ class Regressor(UnitrainModule):
         )
 
     def metrics(self) -> MetricCollection:
-        """Logged as val_mae, in the target's unit."""
+        """Return the metrics, logged as val_mae, in the target's unit."""
         return MetricCollection({"mae": MeanAbsoluteError()})
 
     def metric_args(

@@ -51,7 +51,7 @@ class BackgroundWriter:
         self._console = console
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def run(self, work: Callable[[], None]) -> None:
         """Start the work when the work before is done."""
@@ -68,8 +68,8 @@ class BackgroundWriter:
             pending.result()
         except Exception as error:  # noqa: BLE001 - a picture is no reason to end a training
             reason = f"{type(error).__name__}: {error}"
-            if reason not in self._told:
-                self._told.add(reason)
+            if reason not in self._printed:
+                self._printed.add(reason)
                 self._console.warn(f"{self._name} could not be written: {reason}")
 
     def finish(self) -> None:

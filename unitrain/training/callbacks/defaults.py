@@ -71,26 +71,18 @@ def default_callbacks(
     fingerprint = DataFingerprint(run, console)
     ours: list[Callback] = [record, fingerprint, LossShapeCheck()]
     if section("summaries"):
-        ours.append(
-            TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
-        )
+        ours.append(TensorBoardSummaries(section("summaries"), context))
     if section("embeddings"):
         ours.append(EmbeddingSnapshots(section("embeddings"), run_dir=run.path, ema=ema, console=console))
     if publish:
-        publishing = Publishing(
-            publish,
-            model=model_name,
-            repository_dir=context.root / publish.repository,
-            run=run,
-            lineage=context.lineage,
-            monitor=monitor,
-            fingerprint=fingerprint,
-            ema=ema,
-            console=console,
-        )
+        publishing = Publishing(publish, context, model=model_name, fingerprint=fingerprint)
         ours.append(publishing)
     if stopping:
-        kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
+        kept: dict[str, Any] = {
+            "monitor": monitor.metric,
+            "mode": monitor.mode,
+            "check_on_train_epoch_end": False,
+        }
         ours.append(ResumableEarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
     ours += _progress_bar(users, trainer_args, console, monitor.metric)
     if ema:

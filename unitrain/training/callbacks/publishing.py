@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -13,17 +12,14 @@ from torch.utils.hooks import RemovableHandle
 
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError, UsageError
 from unitrain.module import UnitrainModule, passed_inputs
-from unitrain.publish import HeldBack, Lineage, Outcome, Publisher, Request, Worker
+from unitrain.publish import HeldBack, Outcome, Publisher, Request, Worker
 from unitrain.repository import Repository
 from unitrain.repository.manifest import Metric
-from unitrain.runs import RunFolder
-from unitrain.settings import Monitor, Publish
-from unitrain.training.callbacks.base import EveryNValidations, has_validation, logged_step
-from unitrain.training.callbacks.ema import EMA
+from unitrain.settings import Publish
+from unitrain.training.callbacks.base import EveryNValidations, RunContext, has_validation, logged_step
 from unitrain.training.callbacks.publish_log import PublishLog
 from unitrain.training.callbacks.run_record import improves
 from unitrain.training.checkpoint import checkpoint_path, read_checkpoint
-from unitrain.training.console import Console
 from unitrain.training.data_fingerprint import DataFingerprint
 from unitrain.training.validation_batches import first_batch, sample_inputs
 
@@ -43,40 +39,30 @@ class Publishing(EveryNValidations):
 
     Args:
         settings: section `publish` of the settings.
+        context: run folder, lineage, monitored metric, EMA and console.
         model: name of the served model.
-        repository_dir: model repository.
-        run: run folder.
-        lineage: lineage that the manifests record.
-        monitor: metric that `policy: best` compares.
         fingerprint: callback that hashes the validation data.
-        ema: callback that averages the weights; None if the raw ones are published.
-        console: prints the outcomes.
     """
 
     def __init__(
         self,
         settings: Publish,
+        context: RunContext,
         *,
         model: str,
-        repository_dir: Path,
-        run: RunFolder,
-        lineage: Lineage,
-        monitor: Monitor,
         fingerprint: DataFingerprint,
-        ema: EMA | None,
-        console: Console,
     ) -> None:
         super().__init__(settings.every_n_validations)
         self.settings = settings
         self.model = model
-        self.repository = Repository(repository_dir)
-        self._run = run
-        self._lineage = lineage
-        self._monitor = monitor
+        self.repository = Repository(context.root / settings.repository)
+        self._run = context.run
+        self._lineage = context.lineage
+        self._monitor = context.monitor
         self._fingerprint = fingerprint
-        self._ema = ema
-        self._console = console
-        self._log = PublishLog(run, self.repository.root, console)
+        self._ema = context.ema
+        self._console = context.console
+        self._log = PublishLog(context.run, self.repository.root, context.console)
         self._publisher: Publisher | None = None
         self._worker: Worker | None = None
         self._prepared = False
@@ -295,12 +281,7 @@ class Publishing(EveryNValidations):
             load(before)
 
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
         """Check the first batch's calls of forward for inputs that are not served."""
         if self._forward_checked or self._publisher is None:

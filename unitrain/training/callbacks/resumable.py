@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping with the `patience` of the current settings, rather than that of the checkpoint.
+    """Early stopping by the current settings, rather than by those of the checkpoint.
 
     An EarlyStopping from the module's `configure_callbacks` replaces this one.
     """
@@ -20,8 +20,9 @@ class ResumableEarlyStopping(EarlyStopping):
         return str(super().state_key).replace(type(self).__qualname__, "RunStopping", 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        current = {"patience": self.patience, "stopping_reason_message": None}
-        super().load_state_dict(state_dict | current)
+        current = self.patience
+        super().load_state_dict(state_dict | {"stopping_reason_message": None})
+        self.patience = current
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the reason of a run that was interrupted after it had been stopped."""

@@ -19,7 +19,7 @@ class StepSeeder:
 
     Attributes:
         seed: `seed_everything`; None if `step_seeding` is off, and nothing is seeded.
-        epoch_key: current pass over the loaders' data: (TRAIN, epoch), or (VALIDATE, epoch, optimizer step).
+        epoch_key: current iteration of the loaders: (TRAIN, epoch), or (VALIDATE, epoch, optimizer step).
         step_key: numbers from which, with `seed`, this process's generators are seeded.
         loader_count: number of loaders set up in the current stage; it gives each loader its own seed.
         generators: generators that are attributes of the module and of callbacks; None before `track_generators`.

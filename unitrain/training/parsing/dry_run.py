@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from unitrain.class_paths import line_in_project
 from unitrain.errors import HookError, SettingsError, UnitrainError
-from unitrain.module import UnitrainModule, batch_inputs
+from unitrain.module import UnitrainModule
 from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
@@ -25,7 +24,13 @@ from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.run_record import check_lazy, never_logged
 from unitrain.training.logged_metrics import LoggedNames
 from unitrain.training.parsing.settings_parser import SettingsCLI
-from unitrain.training.validation_batches import first_batch, nonfinite_values, sample_inputs
+from unitrain.training.validation_batches import (
+    evaluating,
+    first_batch,
+    nonfinite_values,
+    observe,
+    sample_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses
     if metric not in losses:
         if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:
             return f"{metric} is not logged, and nothing needs it"
-        if not LoggedNames.of(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
+        if not LoggedNames.from_source(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
             raise never_logged(metric, module, losses)
         return f"{metric} is named in the code, but not logged by the first validation"
     return f"{metric} is logged"
@@ -182,19 +187,11 @@ def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses
 
 def _hooks(module: UnitrainModule, batch: Any) -> str:
     """Call those that are for TensorBoard; a training would come to them at a later validation."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with isolate_rng(), torch.no_grad():
-            inputs = module.preprocess(batch_inputs(module, batch))
-            outputs = module(**inputs)
-            named = {"output": outputs} if isinstance(outputs, Tensor) else outputs
-            shown = module.embeddings(inputs, named, batch)
-            labels = module.labels(batch)
-            summaries = module.summaries(inputs, named, batch)
-    finally:
-        for part, training in modes:
-            part.training = training
+    with isolate_rng(), evaluating(module):
+        inputs, named = observe(module, batch)
+        shown = module.embeddings(inputs, named, batch)
+        labels = module.labels(batch)
+        summaries = module.summaries(inputs, named, batch)
     wrong = [name for name, value in shown.items() if not isinstance(value, Tensor)]
     if wrong:
         raise HookError(

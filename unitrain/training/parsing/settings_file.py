@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from unitrain.errors import SettingsError
+from unitrain.module_aliases import with_canonical_names
 from unitrain.settings_renames import deprecation_line, rename_flags, rename_settings
 from unitrain.training.console import Console, process_rank
 
@@ -106,8 +107,8 @@ def config_word(path: Path | None, raw: Mapping[str, Any]) -> str:
 
 
 def dump_settings(raw: Mapping[str, Any]) -> str:
-    """Settings as YAML that reads back as the same values."""
-    return yaml.dump(dict(raw), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Return settings as YAML that reads back as the same values; class paths get their canonical names."""
+    return yaml.dump(with_canonical_names(dict(raw)), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def with_class_flags(raw: Mapping[str, Any], pairs: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from unitrain import settings as sections
 from unitrain.class_paths import import_class
 from unitrain.errors import SettingsError, UnitrainError
-from unitrain.lightning_alias import is_of_other_lightning
+from unitrain.module_aliases import is_of_other_lightning
 from unitrain.settings import SECTIONS
 from unitrain.training.parsing.settings_errors import failed_init, trainer_settings
 from unitrain.training.parsing.settings_file import (

@@ -180,7 +180,8 @@ class ResumableFitLoop(_FitLoop):
         if self._boundary is not None:
             module = self.trainer.lightning_module
             salt = self.seeder.generators.salt if self.seeder.generators is not None else 0
-            cut = self._boundary == "epoch" and not self.epoch_loop._num_ready_batches_reached()
+            begun = self.epoch_loop.batch_progress.current.ready > 0  # not so before the first epoch
+            cut = self._boundary == "epoch" and begun and not self.epoch_loop._num_ready_batches_reached()
             state[KEY] = {"boundary": self._boundary, "salt": salt, "cut_short": cut} | capture_state(
                 self.trainer, module, mid_epoch=self._boundary != "epoch"
             )

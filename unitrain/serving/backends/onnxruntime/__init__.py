@@ -1,1 +1,1 @@
-"""The `onnxruntime` backend: `model.py` runs inside Triton, and nothing here imports it."""
+"""Backend `onnxruntime`: `model.py` runs inside Triton, and unitrain does not import it."""

@@ -1,16 +1,16 @@
-"""A Triton backend for ONNX models over pip's onnxruntime, for a Triton that has no native one.
+"""Triton backend for ONNX models that uses pip's onnxruntime, for a Triton without the native backend.
 
-Triton starts it for every model whose config.pbtxt says `backend: "onnxruntime"`. Parameters have the
-native backend's names.
+Triton starts it for every model with `backend: "onnxruntime"` in config.pbtxt. Parameters have the native backend's
+names.
 
-The wheel's stub was built for numpy 1: under numpy 2 its arrays have strides of 0, and the tensors that it
-makes of arrays 0 bytes. Numbers go by DLPack therefore, and strings as `stub_strings.py` says.
+The wheel's stub was built for numpy 1. Under numpy 2 its arrays have strides of 0, and its tensors have 0 bytes.
+Numbers are therefore exchanged by DLPack, and strings by `stub_strings.py`.
 
-A version that has a manifest is loaded only where its files are what the manifest says and its golden samples
-are answered as published; the session is opened from the very bytes that were hashed.
+A version with a manifest is loaded only if its files match the manifest and its golden samples get the published
+answers. The session is opened from the bytes that were hashed.
 
 This file is copied into a backends folder, with `integrity.py` and `tolerance.py` beside it, and runs inside
-Triton's Python stub, so it imports nothing of unitrain.
+Triton's Python stub. It imports nothing of unitrain.
 """
 
 import faulthandler
@@ -56,11 +56,11 @@ _GRAPH_LEVEL = {
     "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "2": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-"""config.pbtxt's `optimization { graph { level } }` as the native backend reads it."""
+"""Levels of `optimization { graph { level } }` in config.pbtxt, as in the native backend."""
 _ORT_ERRORS_ONLY = 3
 _IN_MEMORY_BYTES = 1 << 30
-"""Files of a version with no more bytes together are opened from memory; larger ones are hashed, then opened by
-their path, and must not have been written to in between."""
+"""Maximum size of all files of a version that are opened from memory. Larger files are hashed, then opened by their
+path, and must not be written to in between."""
 
 
 class TritonPythonModel:
@@ -70,10 +70,10 @@ class TritonPythonModel:
         """Open the version's graph and check it against config.pbtxt, its manifest and its golden samples.
 
         Raises:
-            TritonModelException: the file can't be opened, or is not what config.pbtxt or the manifest says;
-                it names the file and the cause.
+            TritonModelException: the file can't be opened, or contradicts config.pbtxt or the manifest; the
+                message names the file and the cause.
         """
-        faulthandler.enable()  # a crash inside onnxruntime leaves its place in Triton's log
+        faulthandler.enable()  # a crash inside onnxruntime prints its stack to Triton's log
         config = json.loads(args["model_config"])
         file_name = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"], args["model_version"], file_name)
@@ -104,7 +104,7 @@ class TritonPythonModel:
         self._outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """A response for each request, in order; a request that can't be answered fails alone."""
+        """Return a response for each request, in order; a request that can't be answered fails alone."""
         responses: list[Any] = [None] * len(requests)
         feeds: dict[int, Arrays] = {}
         for index, request in enumerate(requests):
@@ -119,7 +119,7 @@ class TritonPythonModel:
         return responses
 
     def finalize(self) -> None:
-        """Let go of the graph."""
+        """Release the graph."""
         del self._session
 
     def _feed(self, request: Any) -> Arrays:
@@ -132,7 +132,7 @@ class TritonPythonModel:
         return feed
 
     def _groups(self, feeds: Mapping[int, Arrays]) -> Iterable[list[int]]:
-        """Requests that one run can answer: equal names, types and shapes but for the batch axis."""
+        """Group requests that one run can answer: equal names, types, and shapes except for the batch axis."""
         groups: dict[Any, list[int]] = {}
         for index, feed in feeds.items():
             key: Any = index
@@ -149,7 +149,7 @@ class TritonPythonModel:
         return [self._run_or_error(feed) for feed in feeds]
 
     def _answer_together(self, feeds: list[Arrays]) -> "list[Arrays | Exception] | None":
-        """The answers by one run, or None where they must be run one by one."""
+        """Return the answers of one run for all requests, or None if each needs a run."""
         rows = [len(next(iter(feed.values()))) for feed in feeds]
         joined = self._run_or_error(
             {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
@@ -173,14 +173,14 @@ class TritonPythonModel:
     def _response(self, request: Any, answer: "Arrays | Exception") -> Any:
         if isinstance(answer, Exception):
             return _failure(answer)
-        asked = set(request.requested_output_names())
+        requested = set(request.requested_output_names())
         return pb_utils.InferenceResponse(
-            [_tensor(name, array) for name, array in answer.items() if name in asked]
+            [_tensor(name, array) for name, array in answer.items() if name in requested]
         )
 
 
 def _open_checked(files: Any, file_name: str, options: Any, providers: list[str]) -> Any:
-    """A session of the bytes that were hashed; of large files, which are checked again once it is open."""
+    """Open a session from the hashed bytes; large files are opened by their path and checked again afterwards."""
     if file_name not in files.identities:
         raise ValueError(f"config.pbtxt serves {file_name}, of which the manifest has no hash")
     beside = {name: files.contents.get(name) for name in files.identities if name != file_name}
@@ -203,7 +203,7 @@ def _open_by_path(files: Any, file_name: str, options: Any, providers: list[str]
 
 
 def _check_golden(session: Any, files: Any) -> None:
-    """Return where the session answers the golden samples within the version's tolerances."""
+    """Refuse a session that answers the golden samples outside of the version's tolerances."""
     golden = files.golden()
     if golden is None:
         return
@@ -212,12 +212,9 @@ def _check_golden(session: Any, files: Any) -> None:
         answers = session.run(list(outputs), integrity.feeds(inputs))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ValueError(f"the golden samples are not answered: {_one_line(error)}") from error
-    difference = tolerance.compare(
-        outputs,
-        dict(zip(outputs, answers, strict=True)),
-        tolerance.Tolerance.from_json(files.manifest.get("tolerance")),
-        sides=("the golden samples", "this server"),
-    )
+    allowed = tolerance.Tolerance.from_json(files.manifest.get("tolerance"))
+    answers = dict(zip(outputs, answers, strict=True))
+    difference = tolerance.golden_difference(outputs, answers, allowed, "this server")
     if difference.failure is not None:
         raise ValueError(
             f"the golden samples give other answers than when they were published: {difference.failure}"
@@ -286,13 +283,13 @@ def _check_axes(session: Any, config: Mapping[str, Any]) -> None:
         zeros[tensor["name"]] = np.full(shape, "", object) if dtype is object else np.zeros(shape, dtype)
     try:
         found = session.run(doubtful, zeros)
-    except Exception:  # noqa: BLE001 - not every graph takes zeros: its answers are checked when they come
+    except Exception:  # noqa: BLE001 - not every graph accepts zeros: its answers are checked later
         return
     for name, array in zip(doubtful, found, strict=True):
         if np.ndim(array) == 0:
             raise ValueError(
                 f"the output {name} has no batch axis: it is one value for all rows, such as a loss, which Triton "
-                "can't serve; leave it out of what forward returns"
+                "can't serve; remove it from the results of forward"
             )
 
 
@@ -304,7 +301,7 @@ def _check_all_fed(config: Mapping[str, Any], present: Sequence[Any]) -> None:
 
 
 def _controls(config: Mapping[str, Any]) -> list[str]:
-    """The inputs that Triton itself gives with each request of a sequence: its start, its end, its number."""
+    """Return the inputs that Triton adds to each request of a sequence: its start, its end, its number."""
     return [control["name"] for control in config.get("sequence_batching", {}).get("control_input", ())]
 
 
@@ -313,7 +310,7 @@ def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
 
 
 def _failure(error: Exception) -> Any:
-    # What the request held is the request's fault; onnxruntime's InvalidArgument says the same.
+    # Errors about the content of a request; onnxruntime's InvalidArgument is one.
     invalid = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgument"
     code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(_one_line(error), code))

@@ -1,15 +1,14 @@
-"""Strings through the wheel's stub under numpy 2.
+"""Strings in the wheel's stub under numpy 2.
 
-The stub was built for numpy 1 and reads a dtype's item size where numpy 2 has its flags: it takes every item
-for 0 bytes long. Numbers go round it by DLPack, which has no strings. For those, two things mend it:
+The stub was built for numpy 1. It reads a dtype's item size at the position of numpy 2's flags, and takes every item
+for 0 bytes long. Numbers bypass this by DLPack, which has no strings. For strings there are two fixes:
 
-- The bytes that come in are an array whose strides the stub has computed as 0. numpy makes that array, at
-  an address that the stub looks up once in numpy's table of C functions: there it finds one that leaves the
-  strides to numpy.
-- The bytes that go out are measured by that item size. They get a dtype of their own, whose flags are 1 for
-  as long as the stub measures.
+- Incoming bytes are an array with strides of 0, which the stub computed. The stub creates the array by a function of
+  numpy, whose address it reads once from numpy's table of C functions. The table is replaced while it reads: the
+  function there leaves the strides to numpy.
+- Outgoing bytes are measured by that item size. They have a separate dtype, whose flags are 1 while the stub measures.
 
-Both are proven when a model with strings is loaded; where they don't hold, the model is refused.
+Both fixes are tested when a model with strings is loaded. If they fail, the model is refused.
 This file is copied beside `model.py` and runs inside Triton's Python stub.
 """
 
@@ -24,36 +23,36 @@ Array = np.ndarray[Any, Any]
 
 _TABLE = "_ARRAY_API"
 _TABLE_LENGTH = 300
-"""Entries of numpy's table of C functions that numpy 1 knows, and a stub built for it may ask for."""
+"""Number of entries of numpy 1's table of C functions, which a stub built for it may read."""
 _NEW_FROM_DESCR = 94
 _FLAGS_OFFSET, _ITEM_SIZE_OFFSET = 32, 40
-"""In numpy 2's PyArray_Descr, part of its stable ABI, on a 64-bit machine."""
+"""Offsets in numpy 2's PyArray_Descr, part of its stable ABI, on a 64-bit machine."""
 
 _pointer = ctypes.c_void_p
 _NewFromDescr = ctypes.PYFUNCTYPE(
     _pointer, _pointer, _pointer, ctypes.c_int, _pointer, _pointer, _pointer, ctypes.c_int, _pointer
 )
-"""Of PyArray_NewFromDescr: type, dtype, ndim, dims, strides, data, flags, owner."""
+"""Type of PyArray_NewFromDescr: type, dtype, ndim, dims, strides, data, flags, owner."""
 _kept: list[Any] = []
-"""What the stub keeps the addresses of."""
+"""Objects whose addresses the stub keeps."""
 
 _measured: list[tuple[Any, Any]] = []
-"""Dtypes whose flags stand for an item size just now, and where."""
+"""Dtypes whose flags are an item size at present, and the addresses of the flags."""
 
 
 def prepare() -> None:
-    """Make the stub of this process take strings and give them; once is enough.
+    """Apply the fixes to the stub of this process; further calls do nothing.
 
     Raises:
-        RuntimeError: this numpy is built otherwise.
+        RuntimeError: this numpy has another memory layout.
     """
     if _kept or np.lib.NumpyVersion(np.__version__) < "2.0.0":
         return
-    byte = _own_byte()
+    byte = _byte_dtype()
     size = ctypes.c_int64.from_address(id(byte) + _ITEM_SIZE_OFFSET).value
     if (_item_size_in_stub(byte).value, size) != (byte.flags, byte.itemsize):
         raise RuntimeError(f"numpy {np.__version__} lays out its dtypes in another way than numpy 2.0")
-    _mend_strides()
+    _fix_strides()
     pb_utils.serialize_byte_tensor = _serialize
     expected = np.arange(7, dtype=np.uint8)
     if not np.array_equal(from_array("check", expected).as_numpy(), expected):
@@ -61,7 +60,7 @@ def prepare() -> None:
 
 
 def from_array(name: str, array: Array) -> Any:
-    """A tensor of numbers for the stub."""
+    """Return a tensor of numbers for the stub."""
     capsule = np.ascontiguousarray(array).reshape(array.shape).__dlpack__()
     # The stub marks a capsule as used by a name that numpy does not know, so numpy would print a
     # traceback for every answer; the stub frees the memory itself.
@@ -70,7 +69,7 @@ def from_array(name: str, array: Array) -> Any:
 
 
 def from_strings(name: str, array: Array) -> Any:
-    """A BYTES tensor for the stub, of an array of str or bytes objects."""
+    """Return a BYTES tensor for the stub from an array of str or bytes objects."""
     encoded = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
     objects = np.empty(len(encoded), dtype=object)
     objects[:] = encoded
@@ -83,10 +82,10 @@ def from_strings(name: str, array: Array) -> Any:
 
 
 def to_strings(tensor: Any) -> Array:
-    """The strings of a BYTES tensor, as onnxruntime takes them.
+    """Return the strings of a BYTES tensor as an array of str, for onnxruntime.
 
     Raises:
-        ValueError: one is not UTF-8.
+        ValueError: a string is not UTF-8.
     """
     array = tensor.as_numpy()
     texts = np.empty(array.size, dtype=object)
@@ -95,8 +94,8 @@ def to_strings(tensor: Any) -> Array:
 
 
 def _serialize(array: Array) -> Array:
-    """Triton's form of strings, which the stub asks for by the name of Triton's own function."""
-    byte = _own_byte()
+    """Return strings in Triton's format; it replaces Triton's function, which the stub calls by name."""
+    byte = _byte_dtype()
     packed = np.frombuffer(b"".join(struct.pack("<I", len(t)) + t for t in array.ravel()), dtype=byte)
     item_size = _item_size_in_stub(byte)
     _measured.append((byte, item_size))
@@ -104,8 +103,8 @@ def _serialize(array: Array) -> Array:
     return packed
 
 
-def _own_byte() -> np.dtype[Any]:
-    """The dtype of bytes as an object of its own, with which nobody else's arrays change; metadata makes it one."""
+def _byte_dtype() -> np.dtype[Any]:
+    """Return a separate dtype object for bytes, so that no other array changes; the metadata makes it separate."""
     return np.dtype("u1", metadata={"of": "strings"})
 
 
@@ -113,8 +112,8 @@ def _item_size_in_stub(dtype: np.dtype[Any]) -> ctypes.c_int32:
     return ctypes.c_int32.from_address(id(dtype) + _FLAGS_OFFSET)
 
 
-def _mend_strides() -> None:
-    import numpy.core.multiarray as numpy_1_name  # where a stub built for numpy 1 looks
+def _fix_strides() -> None:
+    import numpy.core.multiarray as numpy_1_name  # the name that a stub built for numpy 1 imports
 
     open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
     open_capsule.restype, open_capsule.argtypes = _pointer, [ctypes.py_object, ctypes.c_char_p]
@@ -135,6 +134,6 @@ def _mend_strides() -> None:
     _kept.extend((table, make_array, replaced))
     setattr(numpy_1_name, _TABLE, make_capsule(ctypes.addressof(table), None, None))
     try:
-        from_array("first", np.zeros(1, np.uint8))  # the first array that the stub makes: now it looks
+        from_array("first", np.zeros(1, np.uint8))  # the stub's first array: it reads the table now
     finally:
         setattr(numpy_1_name, _TABLE, capsule)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 X_MIN, X_MAX = -2.0, 2.0
-"""Where the points lie; a model knows nothing of what is beyond."""
+"""Range of the points; a model has no data beyond it."""
 NOISE_STD = 0.2
 
 

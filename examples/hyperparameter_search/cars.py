@@ -37,7 +37,7 @@ def load_cars(part: Part) -> Cars:
     """The cars of a part: 80 are held out, 80 for validation, 232 for training; the same ones each time.
 
     Raises:
-        ModuleNotFoundError: mlxtend, whose package the data lies in, is not installed.
+        ModuleNotFoundError: mlxtend, whose package contains the data, is not installed.
     """
     packed = files("mlxtend") / "data" / "data" / "autompg.csv.gz"
     with packed.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as text:

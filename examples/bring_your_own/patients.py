@@ -12,8 +12,8 @@ class Rows(NamedTuple):
     """Patients.
 
     Attributes:
-        features: float32 [patient, 10], in the units they were measured in.
-        target: float32 [patient, 1], the disease's progression after one year, 25 to 346.
+        features: float32 [row, 10], in the units they were measured in.
+        target: float32 [row, 1], the disease's progression after one year, 25 to 346.
     """
 
     features: NDArray[np.float32]
@@ -32,10 +32,10 @@ def load_diabetes_parts(seed: int = 0) -> Parts:
     """266 of the 442 patients for training, 88 for validation, 88 held out, by chance.
 
     Args:
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, whose package the data lies in, is not installed.
+        ModuleNotFoundError: scikit-learn, whose package contains the data, is not installed.
     """
     from sklearn.datasets import load_diabetes
 

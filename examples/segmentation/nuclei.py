@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.image_files import grey_levels, open_array
-from datamodules.image_patches import space_parts
+from unitrain.datamodules.image_files import grey_levels, open_array
+from unitrain.datamodules.image_patches import space_parts
 
 SPLIT_AXIS = {2: 0, 3: 2}
 """By dimensions, the axis that is cut into training, validation and test."""

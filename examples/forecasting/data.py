@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.co2 import Windows, load_co2, split_origins, windows
+from examples.forecasting.co2 import Windows, load_co2, split_origins, windows
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 
@@ -19,7 +19,7 @@ class WeeklyCO2(LightningDataModule):
 
     Args:
         n_past: weeks that a forecast sees.
-        horizon: weeks that it tells.
+        horizon: weeks that it predicts.
         batch_size: windows a training batch.
 
     Raises:
@@ -41,7 +41,7 @@ class WeeklyCO2(LightningDataModule):
 
     @property
     def change_std(self) -> float:
-        """How far the futures of training are from the last known value, as a root mean square in ppmv."""
+        """Root mean square of the training futures' distance from the last known value, in ppmv."""
         change = self.train.future - self.train.series[:, 0, -1:]
         return float(np.sqrt(np.mean(np.square(change, dtype=np.float64))))
 

@@ -1,8 +1,8 @@
-"""Trains the model that comes with the repository anew: `python -m examples.signals_clustering.pretrained`.
+"""Train the model that comes with the repository again: `python -m examples.signals_clustering_demo.pretrained`.
 
-The version goes into triton_repo/pretrained_signals, its run into pretrained_run beside this file. What only says on
-which machine that was, is taken out: absolute paths become relative to the project, host, process and uncommitted
-changes go.
+The version goes into triton_repo/pretrained_signals, its run into pretrained_run beside this file. Facts
+of the machine are removed: absolute paths become relative to the project; host, process and uncommitted changes are
+dropped.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def ship(run_dir: Path, version_dir: Path, root: Path = ROOT) -> tuple[Path, Pat
     Args:
         run_dir: the run's folder.
         version_dir: the version's folder.
-        root: of the project that they go into.
+        root: root of the target project.
     """
     folder = run_dir.parents[2]
     run = RUNS / run_dir.parent.name / run_dir.name

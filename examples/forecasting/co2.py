@@ -49,7 +49,7 @@ def load_co2() -> Series:
     """The 2284 weeks; the 59 that were not measured are interpolated linearly.
 
     Raises:
-        ModuleNotFoundError: statsmodels, whose package the data lies in, is not installed.
+        ModuleNotFoundError: statsmodels, whose package contains the data, is not installed.
     """
     # The file is read by itself: statsmodels takes seconds to import.
     text = (files("statsmodels") / "datasets" / "co2" / "co2.csv").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def windows(series: Series, origins: NDArray[np.int64], n_past: int, horizon: in
 def split_origins(
     series: Series, n_past: int, horizon: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Where the futures for training, validation and held out begin: no future reaches into the next part's.
+    """Return the starts of the futures for training, validation and held out: no future reaches into the next part's.
 
     Training has every week until 1985, validation every week from 1985 to 1990, held out every fourth week after.
     """

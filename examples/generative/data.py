@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.digit_arrays import SIDE, load_digit_arrays
+from unitrain.datamodules.digit_arrays import SIDE, load_digit_arrays
 from unitrain.loaders import ArrayLoader
 
 VALIDATION_SEED = 0
@@ -16,13 +16,13 @@ class DigitsWithCodes(LightningDataModule):
     """scikit-learn's digits, and codes of the standard normal distribution to make digits of.
 
     Batches are mappings of `image`, float32 [batch, 1, 8, 8], ink from 0 to 16; `code`, float32
-    [batch, code_size], drawn anew for each training batch and always the same ones in validation; and
+    [batch, code_size], drawn again for each training batch and always the same ones in validation; and
     `label`, int64 [batch].
 
     Args:
         code_size: values of a code.
         batch_size: digits a training batch.
-        repeats: passes over the digits that make one epoch.
+        repeats: repetitions of the digits in one epoch.
     """
 
     def __init__(self, code_size: int = 12, batch_size: int = 128, repeats: int = 1) -> None:

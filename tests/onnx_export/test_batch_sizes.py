@@ -137,7 +137,7 @@ class CountsByLen(MLP):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (BatchStatistics, "with 1 rows forward fails: .* statistics of its batch in evaluation, too, .* running statistics"),
+        (BatchStatistics, "with 1 rows forward fails: .* statistics of its batch in evaluation as well, .* running statistics"),
         (CountsByLen, r"takes 6 rows of x, as the sample has; use x\.shape\[0\] instead of len\(x\)"),
     ],
 )  # fmt: skip

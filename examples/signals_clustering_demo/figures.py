@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.basic_motions import CLASS_NAMES, N_CHANNELS
+from examples.signals_clustering.basic_motions import CLASS_NAMES, N_CHANNELS
 from examples.signals_clustering.client import SignalsIO
 from examples.signals_clustering.evaluation import Pca
 
@@ -15,10 +15,10 @@ def draw_overview(path: Path, held_out: SignalsIO, known: SignalsIO, title: str)
     """Write the picture.
 
     Args:
-        path: of the .png file.
+        path: path of the .png file.
         held_out: the held-out signals with the model's answers.
-        known: the training signals, likewise.
-        title: of the whole.
+        known: training signals with the model's answers.
+        title: title of the figure.
     """
     from matplotlib.figure import Figure
 

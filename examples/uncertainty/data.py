@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.kinked_points import draw_points
+from examples.uncertainty.points import draw_points
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 
@@ -25,7 +25,7 @@ class KinkedCurve(LightningDataModule):
         n_points: points for training.
         n_validation: further ones for validation.
         batch_size: points a training batch.
-        seed: of the points; the same seed gives the same points whatever else is random in a run.
+        seed: seed of the points, which depend on nothing else that is random in a run.
 
     Raises:
         HookError: a part would have no points.

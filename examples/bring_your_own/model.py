@@ -13,12 +13,12 @@ class DiabetesRegressor(LightningModule):
     Takes `features`, float32 [batch, feature] as measured, and gives the progression, float32 [batch, 1].
 
     Args:
-        feature_means: of the training data, one a feature.
-        feature_stds: the standard deviations, likewise.
-        target_mean: of the training data.
+        feature_means: mean of each feature over the training data.
+        feature_stds: standard deviation of each feature.
+        target_mean: mean of the target over the training data.
         target_std: the standard deviation.
         hidden: units of the hidden layer.
-        dropout: share of the hidden units that are left out in training.
+        dropout: share of the hidden units that are dropped in training.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
     """

@@ -2,7 +2,7 @@
 
 from pytorch_lightning import LightningDataModule
 
-from datamodules.auto_mpg_rows import FEATURES, Part, load_cars
+from examples.hyperparameter_search.cars import FEATURES, Part, load_cars
 from unitrain.loaders import ArrayLoader
 
 
@@ -16,7 +16,10 @@ class AutoMpg(LightningDataModule):
 
     Attributes:
         feature_names: of the features in order.
-        feature_means: over the training cars; likewise `feature_stds`, `target_means` and `target_stds`.
+        feature_means: mean of each feature over the training cars.
+        feature_stds: standard deviation of each feature.
+        target_means: mean of the target.
+        target_stds: standard deviation of the target.
     """
 
     feature_names = FEATURES

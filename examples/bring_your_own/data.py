@@ -4,7 +4,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.diabetes_rows import Rows, load_diabetes_parts
+from examples.bring_your_own.patients import Rows, load_diabetes_parts
 
 Batches = DataLoader[tuple[torch.Tensor, ...]]
 
@@ -16,7 +16,7 @@ class Diabetes(LightningDataModule):
 
     Args:
         batch_size: patients a training batch.
-        seed: of the split into 266 patients for training, 88 for validation and 88 held out.
+        seed: seed of the split into 266 patients for training, 88 for validation and 88 held out.
     """
 
     def __init__(self, batch_size: int = 32, seed: int = 0) -> None:
@@ -26,22 +26,22 @@ class Diabetes(LightningDataModule):
 
     @property
     def feature_means(self) -> list[float]:
-        """Of the training patients, one a feature."""
+        """Mean of each feature over the training patients."""
         return [float(value) for value in self.parts.train.features.mean(0)]
 
     @property
     def feature_stds(self) -> list[float]:
-        """The standard deviations, likewise."""
+        """Standard deviation of each feature over the training patients."""
         return [float(value) for value in self.parts.train.features.std(0)]
 
     @property
     def target_mean(self) -> float:
-        """Of the training patients."""
+        """Mean of the target over the training patients."""
         return float(self.parts.train.target.mean())
 
     @property
     def target_std(self) -> float:
-        """Of the training patients."""
+        """Standard deviation of the target over the training patients."""
         return float(self.parts.train.target.std())
 
     def train_dataloader(self) -> Batches:
