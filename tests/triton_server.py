@@ -7,11 +7,6 @@ from typing import Any
 
 from time_limits import LIMIT_S
 
-<<<<<<< HEAD
-=======
-from time_limits import LIMIT_S
-
->>>>>>> house
 from unitrain.serving import Server
 from unitrain.serving.triton.distribution import find_triton
 
@@ -20,8 +15,8 @@ class TritonServer(Server):
     """A server with its log beside the test's files, and the time limits of tests."""
 
     def __init__(self, repository: Path, *, log: Path, options: tuple[str, ...] = ()) -> None:
-<<<<<<< HEAD
         super().__init__(repository, log_file=log, options=options, timeout_s=LIMIT_S)
+        self.log = log
 
     def wait_for(self, model: str, version: int | None = None, timeout_s: float = LIMIT_S) -> int:
         return super().wait_for(model, version, timeout_s)
@@ -36,11 +31,6 @@ class TritonServer(Server):
     ) -> dict[str, Any]:
         return super().wait_for_event(name, timeout_s, accept, after=after)
 
-=======
-        super().__init__(repository, log_file=log, options=options)
-        self.log = log
-
->>>>>>> house
     def stop_by(self, number: signal.Signals) -> int | None:
         """End it by a signal and return its exit code."""
         return self._end(number, timeout_s=LIMIT_S)

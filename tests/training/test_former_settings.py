@@ -71,14 +71,7 @@ def test_former_settings_from_a_file_to_a_resumed_run(
     assert main(["fit", "--config", str(settings), *flags, "--quiet"]) == 0
     printed = capfd.readouterr().err.splitlines()
     assert [line for line in printed if "until 0.4" in line] == [
-<<<<<<< HEAD
-        (
-            f"warning: {settings}: client is now client_io, ema.warm_up is now ema.decay_warmup, {PUBLISH_NAMES}; the "
-            "former names work until 0.4"
-        ),
-=======
         f"warning: {settings}: {FILE_NAMES}; the former names work until 0.4",
->>>>>>> house
         "warning: flags: publish.absolute_tolerance is now publish.tolerance.absolute; the former name works until 0.4",
     ]
     (run,) = Path("experiments/points").iterdir()
