@@ -12,7 +12,7 @@ from unitrain.serving.triton.distribution import find_triton
 
 
 class TritonServer(Server):
-    """A server with its log beside the test's files."""
+    """A server with its log beside the test's files, and the time limits of tests."""
 
     def __init__(self, repository: Path, *, log: Path, options: tuple[str, ...] = ()) -> None:
         super().__init__(repository, log_file=log, options=options, timeout_s=LIMIT_S)
