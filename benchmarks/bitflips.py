@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import onnx
 from onnx import TensorProto, helper
 from onnx_models import linear_signature, prove, publish_model, save_graph
-from triton_server import TritonServer
 
 from unitrain.client import Client
 from unitrain.errors import UnitrainError
 from unitrain.repository import Repository
+from unitrain.serving import Server
 
 FILES = ("model.onnx", "model.onnx.data", "golden.npz", "manifest.json")
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = TritonServer(Path(folder) / "repository", log=Path(folder) / "log").start()
+        server = Server(Path(folder) / "repository", log_file=Path(folder) / "log").start()
         try:
             figures = flip_bits(
                 server, options.flips, models=options.models, at_once=options.at_once, seed=options.seed
@@ -61,9 +61,7 @@ def main() -> int:
     return 0 if figures["good"] else 1
 
 
-def flip_bits(
-    server: TritonServer, flips: int, *, models: int, at_once: int, seed: int = 0
-) -> dict[str, object]:
+def flip_bits(server: Server, flips: int, *, models: int, at_once: int, seed: int = 0) -> dict[str, object]:
     """Publish so many flipped versions beside good ones and count what was served."""
     rng = random.Random(seed)  # noqa: S311 - no secret
     names = [f"model_{number}" for number in range(models)]
@@ -72,7 +70,7 @@ def flip_bits(
         publish_model(server.repository, name, fill=_graph(name), num_versions=at_once + 1)
     for name in names:
         server.wait_for(name, 1, timeout_s=120)
-    began, flipped, seen = time.monotonic(), Counter[str](), len(server.events)
+    began, flipped, seen = time.monotonic(), Counter[str](), len(server.events())
     watch = _Requests(server.url, names)
     with watch:
         while sum(flipped.values()) < flips:
@@ -87,10 +85,10 @@ def flip_bits(
             for name, number in wanted:
                 shutil.rmtree(server.repository / name / str(number))
         time.sleep(0.5)
-    told = {(e["model"], e["version"]) for e in server.events[seen:] if e["event"] == "failed"}
+    told = {(e["model"], e["version"]) for e in server.events()[seen:] if e["event"] == "failed"}
     served = [
         (e["model"], version)
-        for e in server.events[seen:]
+        for e in server.events()[seen:]
         if e["event"] == "loaded"
         for version in e["versions"]
         if version != 1
@@ -147,12 +145,12 @@ def _publish_flipped(root: Path, name: str, kind: str, rng: random.Random) -> in
     return Repository(root).publish(name, None, fill)
 
 
-def _wait_for_verdicts(server: TritonServer, wanted: set[tuple[str, int]], seen: int) -> None:
+def _wait_for_verdicts(server: Server, wanted: set[tuple[str, int]], seen: int) -> None:
     """Wait until each version was reported as failed or loaded."""
     deadline = time.monotonic() + ROUND_WITHIN_S
     while time.monotonic() < deadline:
         known = set()
-        for event in server.events[seen:]:
+        for event in server.events()[seen:]:
             if event["event"] == "failed":
                 known.add((event["model"], event["version"]))
             elif event["event"] == "loaded":

@@ -1,10 +1,5 @@
 """What the client's benchmarks ask: a tiny MLP and a convolutional autoencoder, served by a real Triton."""
 
-import contextlib
-import json
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from unitrain.repository import Repository, model_config
+from unitrain.serving import Server
 from unitrain.signature import Signature, TensorSpec
 
 MAX_BATCH = 1024
@@ -98,76 +94,10 @@ def publish(root: Path, name: str) -> Path:
     return root / name / str(version) / "model.onnx"
 
 
-class Server:
-    """A `serve` on free ports, and what it has told.
-
-    Attributes:
-        url: `host:port`, once it is ready.
-        events: so far, oldest first.
-    """
-
-    def __init__(self, repository: Path) -> None:
-        command = [sys.executable, "-m", "unitrain", "serve", "--model-repository", str(repository), "--json"]
-        self.events: list[dict[str, Any]] = []
-        self.url = ""
-        self._told = threading.Condition()
-        self._process = subprocess.Popen(
-            [*command, "--grpc-port", "0", "--metrics-port", "0", "--grace", "0"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.url = self.wait("ready")["grpc"]
-
-    def wait(self, event: str, timeout_s: float = 60.0, **fields: Any) -> dict[str, Any]:
-        """The first such event with these fields.
-
-        Raises:
-            TimeoutError: there was none.
-        """
-
-        def found() -> dict[str, Any] | None:
-            return next((e for e in self.events if e["event"] == event and fields.items() <= e.items()), None)
-
-        with self._told:
-            if (
-                not self._told.wait_for(lambda: found() or self._process.poll() is not None, timeout_s)
-                or not found()
-            ):
-                raise TimeoutError(f"no {event} {fields} within {timeout_s} s; told: {self.events[-5:]}")
-        return found() or {}
-
-    @property
-    def triton_pid(self) -> int:
-        """Of the newest tritonserver."""
-        return int([e for e in list(self.events) if e["event"] == "ready"][-1]["triton_pid"])
-
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(20)
-        self._reader.join(5)
-
-    def _read(self) -> None:
-        with self._process.stdout or contextlib.nullcontext(()) as lines:
-            for line in lines:
-                with self._told:
-                    self.events.append(json.loads(line))
-                    self._told.notify_all()
-        self._process.wait()
-        with self._told:
-            self._told.notify_all()
-
-
 @contextmanager
 def served(repository: Path, *models: str) -> Iterator[Server]:
-    """A server that has these models ready; it is ended after the block."""
-    server = Server(repository)
-    try:
+    """Serve these models; the server is ended after the block."""
+    with Server(repository, options=("--grace", "0")) as server:
         for name in models:
-            server.wait("loaded", model=name)
+            server.wait_for(name)
         yield server
-    finally:
-        server.close()

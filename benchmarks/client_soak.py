@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from client_served import Server
 from onnx import TensorProto, helper
 
 from unitrain import Client
 from unitrain.repository import Repository, model_config
+from unitrain.serving import Server
 from unitrain.signature import Signature, TensorSpec
 
 MODEL, WIDTH = "scaled", 8
@@ -84,7 +84,7 @@ def soak(
     """Run it and return its figures."""
     repository = folder / "repository"
     publish(repository)
-    server = Server(repository)
+    server = Server(repository, options=("--grace", "0")).start()
     # In a process of its own: what publishing takes of memory is not the client's.
     processes = multiprocessing.get_context("spawn")
     over = processes.Event()
@@ -94,7 +94,7 @@ def soak(
     kill_at = {count * (n + 1) // (kills + 1) for n in range(kills)}
     killed, first_tenth, largest = 0, 0.0, 0.0
     try:
-        server.wait("loaded", model=MODEL)
+        server.wait_for(MODEL)
         swapper.start()
         start = time.monotonic()
         with Client(server.url) as client:
@@ -121,7 +121,7 @@ def soak(
         over.set()
         if swapper.is_alive():
             swapper.join()
-        server.close()
+        server.stop()
     return figures | {
         "kills": killed,
         "versions published": Repository(repository).versions(MODEL)[-1],

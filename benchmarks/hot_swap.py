@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 
 from unitrain import Client
 from unitrain.repository import Repository
+from unitrain.serving import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "curve_fitting"
@@ -50,19 +50,8 @@ def main() -> int:
 def measure(folder: Path, seconds: float) -> dict[str, Any]:
     """Serve, train and ask at once for `seconds` seconds."""
     repository = folder / "repository"
-    serve = [sys.executable, "-m", "unitrain", "serve", "--model-repository", str(repository)]
-    server = subprocess.Popen(
-        [*serve, "--grpc-port", "0", "--metrics-port", "0", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    training = None
-    try:
-        assert server.stdout is not None  # noqa: S101 - a pipe was asked for
-        told = (json.loads(line) for line in server.stdout)
-        url = next(event["grpc"] for event in told if event["event"] == "ready")
-        minutes, rest = divmod(int(seconds) + 15, 60)
+    minutes, rest = divmod(int(seconds) + 15, 60)
+    with Server(repository) as server:
         training = subprocess.Popen(
             [sys.executable, "-m", "unitrain", "fit", "--config", "examples/curve_fitting/settings.yaml",
              "--publish.repository", str(repository), "--publish.policy", "every",
@@ -71,16 +60,12 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
              "--early_stopping", "null", "--embeddings", "null", "--quiet"],
             cwd=ROOT,
         )  # fmt: skip
-        for line in server.stdout:
-            if json.loads(line)["event"] == "loaded":
-                break
-        threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop the server
-        return ask(url, Repository(repository), seconds)
-    finally:
-        for process in (training, server):
-            if process is not None:
-                process.terminate()
-                process.wait(60)
+        try:
+            server.wait_for(MODEL)
+            return ask(server.url, Repository(repository), seconds)
+        finally:
+            training.terminate()
+            training.wait(60)
 
 
 def ask(url: str, repository: Repository, seconds: float) -> dict[str, Any]:

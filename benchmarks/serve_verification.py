@@ -16,12 +16,13 @@ from statistics import median
 
 import numpy as np
 from onnx import TensorProto, helper
-from serving_load import TritonServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import onnx
 from onnx_models import linear_signature, prove, publish_model, save_graph
+
+from unitrain.serving import Server
 
 WIDTH = 64
 
@@ -89,7 +90,7 @@ def _swaps(root: Path, swaps: int, log: Path) -> list[float]:
     alone = root.parent / f"{root.name}_alone"
     megabytes = sum(path.stat().st_size for path in (root / "model_0" / "1").iterdir()) >> 20
     proven = (root / "model_0" / "1" / "manifest.json").exists()
-    server = TritonServer(alone, log=log).start()
+    server = Server(alone, log_file=log).start()
     try:
         took = []
         for _ in range(swaps + 1):
@@ -99,23 +100,23 @@ def _swaps(root: Path, swaps: int, log: Path) -> list[float]:
             took.append(time.monotonic() - began)
         return took[1:]
     finally:
-        server.stop(hurry=True)
+        server.stop(timeout_s=0)
 
 
 def _start(root: Path, models: int, log: Path) -> float:
     """Seconds from Triton's readiness until the last model is loaded."""
-    server = TritonServer(root, log=log).start()
+    server = Server(root, log_file=log).start()
     try:
         for number in range(models):
             server.wait_for(f"model_{number}", 1, timeout_s=300)
         times = [
             datetime.fromisoformat(event["time"])
-            for event in server.events
+            for event in server.events()
             if event["event"] in ("ready", "loaded")
         ]
         return (times[-1] - times[0]).total_seconds()
     finally:
-        server.stop(hurry=True)
+        server.stop(timeout_s=0)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from serving_load import Load, TritonServer, publish_good
+from serving_load import Load, publish_good
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from unitrain.serving.triton.procfs import command_lines, group_members, memory_bytes
+from unitrain.serving import Server
+from unitrain.serving.triton.system_processes import command_lines, group_members, memory_bytes
 
 STUB_S, TRITON_S, START_S = 5.0, 10.0, 5.0
 
@@ -48,7 +49,7 @@ def main() -> int:
 
 def measure(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
     """Kill stubs, then Tritons, of one server."""
-    server = TritonServer(folder / "repository", log=folder / "log").start()
+    server = Server(folder / "repository", log_file=folder / "log").start()
     groups = set()
     try:
         publish_good(server.repository)
@@ -64,7 +65,7 @@ def measure(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
             for _ in range(kills):
                 time.sleep(rng.uniform(0.5, 1.5))
                 groups.add(server.triton_pid)
-                seen = len(server.events)
+                seen = len(server.events())
                 triton_s.append(_kill_and_wait(load, server.triton_pid))
                 server.wait_for_event("ready", after=seen)
             groups.add(server.triton_pid)
@@ -93,7 +94,7 @@ def measure_start(folder: Path, starts: int) -> dict[str, Any]:
     took = []
     for _ in range(starts):
         began = time.monotonic()
-        server = TritonServer(folder / "repository", log=folder / "log").start()
+        server = Server(folder / "repository", log_file=folder / "log").start()
         try:
             _await_answer(server.url)
             took.append(time.monotonic() - began)

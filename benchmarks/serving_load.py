@@ -13,9 +13,8 @@ from tritonclient.utils import InferenceServerException
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from onnx_models import publish_broken, publish_model
-from triton_server import TritonServer
 
-__all__ = ["Load", "TritonServer", "percentile", "publish_broken", "publish_good"]
+__all__ = ["Load", "percentile", "publish_broken", "publish_good"]
 
 
 _RECONNECT = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]

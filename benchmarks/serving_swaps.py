@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from serving_load import Load, TritonServer, percentile, publish_broken, publish_good
+from serving_load import Load, percentile, publish_broken, publish_good
 
-from unitrain.serving.triton.procfs import command_lines, group_members, memory_bytes
+from unitrain.serving import Server
+from unitrain.serving.triton.system_processes import command_lines, group_members, memory_bytes
 
 PARTS = ("swaps", "fast", "corrupt", "memory", "stub")
 MEDIAN_S, TAIL_S = 0.8, 1.5
@@ -41,7 +42,7 @@ def main() -> int:
     figures: dict[str, dict[str, Any]] = {}
     for part in options.parts.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            server = TritonServer(Path(folder) / "repository", log=Path(folder) / "log").start()
+            server = Server(Path(folder) / "repository", log_file=Path(folder) / "log").start()
             try:
                 publish_good(server.repository)
                 server.wait_for("linear", 1)
@@ -56,7 +57,7 @@ def main() -> int:
     return 0 if all(figure["good"] for figure in figures.values()) else 1
 
 
-def measure_swaps(server: TritonServer, options: argparse.Namespace) -> dict[str, Any]:
+def measure_swaps(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Renames at random moments, each waited for; the load goes on until enough requests were answered."""
     rng = random.Random(options.seed)  # noqa: S311 - no secret
     took = []
@@ -80,7 +81,7 @@ def measure_swaps(server: TritonServer, options: argparse.Namespace) -> dict[str
     }
 
 
-def measure_fast(server: TritonServer, options: argparse.Namespace) -> dict[str, Any]:
+def measure_fast(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """A version every 0.4 s: the newest one must be served at the end."""
     with Load(server.url) as load:
         until = time.monotonic() + options.seconds
@@ -102,7 +103,7 @@ def measure_fast(server: TritonServer, options: argparse.Namespace) -> dict[str,
     }
 
 
-def measure_corrupt(server: TritonServer, options: argparse.Namespace) -> dict[str, Any]:
+def measure_corrupt(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Every third version can't be opened: each good one must answer, and no request fail."""
     took, broken = [], 0
     with Load(server.url) as load:
@@ -128,7 +129,7 @@ def measure_corrupt(server: TritonServer, options: argparse.Namespace) -> dict[s
     }
 
 
-def measure_memory(server: TritonServer, options: argparse.Namespace) -> dict[str, Any]:
+def measure_memory(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """The supervisor's own memory over minutes of swaps.
 
     The peaks of both halves are compared: Python takes and gives back arenas of a megabyte, some at a time.
@@ -158,7 +159,7 @@ def measure_memory(server: TritonServer, options: argparse.Namespace) -> dict[st
     }
 
 
-def measure_stub(server: TritonServer, options: argparse.Namespace) -> dict[str, Any]:
+def measure_stub(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """The memory of the process that runs the model; a leak of one small array a request would be megabytes."""
     words = command_lines()
     stub = next(p for p in group_members(server.triton_pid) if "python_backend_stub " in words.get(p, ""))

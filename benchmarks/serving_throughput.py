@@ -21,11 +21,12 @@ import numpy as np
 import onnxruntime
 import tritonclient.grpc as triton_grpc
 from onnx import TensorProto, helper, numpy_helper
-from serving_load import TritonServer, percentile
+from serving_load import percentile
 
 # After serving_load, which makes the tests' helpers importable.
 from onnx_models import publish_model, save_graph  # isort: skip
 
+from unitrain.serving import Server
 from unitrain.signature import Signature, TensorSpec
 
 DIMS = {"mlp": (8,), "autoencoder": (240, 12)}
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = TritonServer(Path(folder) / "repository", log=Path(folder) / "log").start()
+        server = Server(Path(folder) / "repository", log_file=Path(folder) / "log").start()
         try:
             for row in measure(server, options.seconds, options.rounds):
                 if options.json:
@@ -52,7 +53,7 @@ def main() -> int:
     return 0
 
 
-def measure(server: TritonServer, seconds: float, rounds: int) -> Any:
+def measure(server: Server, seconds: float, rounds: int) -> Any:
     """A row of figures for each model, rows a request and number of clients."""
     for name, dims in DIMS.items():
         _publish(server, name, dims)
@@ -60,7 +61,7 @@ def measure(server: TritonServer, seconds: float, rounds: int) -> Any:
         config = server.repository / f"{name}_single" / "config.pbtxt"
         text = config.read_text()
         begin = text.index("dynamic_batching")
-        seen = len(server.events)
+        seen = len(server.events())
         config.write_text(text[:begin] + text[text.index("}", begin) + 1 :])
         server.wait_for_event("loaded", after=seen)
         session = onnxruntime.InferenceSession(server.repository / name / "1" / "model.onnx", _options())
@@ -129,7 +130,7 @@ def _options() -> onnxruntime.SessionOptions:
     return options
 
 
-def _publish(server: TritonServer, name: str, dims: tuple[int, ...]) -> None:
+def _publish(server: Server, name: str, dims: tuple[int, ...]) -> None:
     signature = Signature((TensorSpec("x", "FP32", dims),), (TensorSpec("y", "FP32", dims),), batched=True)
     fill = _mlp if len(dims) == 1 else _autoencoder
     publish_model(server.repository, name, signature=signature, fill=fill)

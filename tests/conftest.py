@@ -22,4 +22,4 @@ def triton(tmp_path: Path, triton_wheel: Path) -> Iterator[TritonServer]:
     try:
         yield server.start()
     finally:
-        server.stop(hurry=True)
+        server.stop(timeout_s=0)

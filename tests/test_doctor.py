@@ -15,7 +15,7 @@ from unitrain import doctor as diagnosis
 from unitrain.cli import main
 from unitrain.doctor import diagnose
 from unitrain.errors import ServingError
-from unitrain.serving.triton.procfs import command_lines
+from unitrain.serving.triton.system_processes import command_lines
 
 
 def test_this_machine_can_train_and_the_findings_are_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,16 +39,28 @@ def test_triton_is_really_started(triton_wheel: Path) -> None:
 
 def test_a_doctor_that_is_ended_leaves_no_server(triton_wheel: Path, tmp_path: Path) -> None:
     """`timeout 5 python -m unitrain doctor` ends the Triton that it has started."""
-    command = "from unitrain.doctor import look_at_start; look_at_start()"
-    process = subprocess.Popen([sys.executable, "-c", command], env=os.environ | {"TMPDIR": str(tmp_path)})
-    deadline = time.monotonic() + 20
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unitrain", "doctor"], env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+    deadline = time.monotonic() + 120
     while not _mentioning(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _mentioning(tmp_path)
     process.terminate()
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert _mentioning(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("unitrain-*")) == []
+
+
+def test_triton_that_does_not_start_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is the sentence of `serve`, without Triton's log."""
+    (tmp_path / "tritonserver").write_text("#!/bin/sh\necho 'error: no libcuda' >&2; exit 3\n")
+    (tmp_path / "tritonserver").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = diagnosis.look_at_start()
+    assert (found.status, found.name) == ("warn", "serving")
+    assert found.text.startswith("Triton does not start: Triton did not start: error: no libcuda; see ")
+    assert "\n" not in found.text
 
 
 def _mentioning(path: Path) -> list[str]:

@@ -13,8 +13,8 @@ from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "atomic_files", "json_files", "terminal_output", "lightning_alias"],
-    ["signature", "settings", "file_lock", "class_paths"],
+    ["errors", "atomic_files", "json_files", "terminal_output", "lightning_alias", "grpc_channel"],
+    ["signature", "settings", "settings_renames", "file_lock", "class_paths"],
     ["runs"],
     ["projector", "figures"],
     ["repository"],

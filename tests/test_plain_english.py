@@ -47,7 +47,10 @@ WORDS = {
 REFUSED = {
     re.compile(rf"\b(?:{words})\b", re.IGNORECASE | re.MULTILINE): field for words, field in WORDS.items()
 }
-EXEMPT: dict[str, set[str]] = {}
+EXEMPT: dict[str, set[str]] = {
+    # Lightning's option; a number follows the words in the message.
+    "unitrain/settings.py": {"patience", "at least", "at most"},
+}
 """Words that a file needs, by its path: names of other software's options, keys of files that exist."""
 
 

@@ -2,7 +2,17 @@
 
 import pytest
 
-from unitrain.settings import EarlyStopping, Ema, Embeddings, Publish, Summaries
+from unitrain.settings import (
+    EarlyStopping,
+    Ema,
+    Embeddings,
+    Publish,
+    PublishModelConfig,
+    PublishOnnx,
+    PublishServer,
+    PublishTolerance,
+    Summaries,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,17 +29,22 @@ from unitrain.settings import EarlyStopping, Ema, Embeddings, Publish, Summaries
         (Embeddings, {"keep": 0}, r"embeddings\.keep must be at least 1, got 0"),
         (Summaries, {"histograms_every_n_validations": -1}, "must be at least 0, got -1"),
         (Publish, {"keep": 0}, r"publish\.keep must be at least 1, got 0"),
-        (Publish, {"server_wait_s": -1.0}, r"publish\.server_wait_s must be at least 0, got -1\.0"),
-        (Publish, {"external_data_above_bytes": 2**31}, "must be at most 1800000000, .* got 2147483648"),
+        (PublishServer, {"timeout_s": -1.0}, r"publish\.server\.timeout_s must be at least 0, got -1\.0"),
         (
-            Publish,
-            {"tolerances": {"INT8": [0, 0]}},
-            r"publish\.tolerances\.INT8: expected .* FP16, FP32, FP64",
+            PublishModelConfig,
+            {"max_batch_size": 0},
+            r"publish\.model_config\.max_batch_size must be at least 1, got 0",
+        ),
+        (PublishOnnx, {"external_data_above_bytes": 2**31}, "must be at most 1800000000, .* got 2147483648"),
+        (
+            PublishTolerance,
+            {"by_dtype": {"INT8": [0, 0]}},
+            r"publish\.tolerance\.by_dtype\.INT8: expected .* FP16, FP32, FP64",
         ),
         (
-            Publish,
-            {"tolerances": {"FP32": [1e-3]}},
-            r"publish\.tolerances\.FP32: expected \[absolute, relative\]",
+            PublishTolerance,
+            {"by_dtype": {"FP32": [1e-3]}},
+            r"publish\.tolerance\.by_dtype\.FP32: expected \[absolute, relative\]",
         ),
     ],
 )

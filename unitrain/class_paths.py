@@ -1,4 +1,4 @@
-"""Where a person's own code lies, and the classes that settings name in it."""
+"""Project root of a user's code, and import of the classes that settings name."""
 
 import difflib
 import importlib
@@ -15,7 +15,7 @@ _MARKS = ("models", "pyproject.toml")
 
 
 def project_root(start: Path) -> Path:
-    """The nearest folder at or above `start` that has models/ or pyproject.toml, else the working folder.
+    """Return the nearest folder at or above `start` that has models/ or pyproject.toml, else the working folder.
 
     Args:
         start: a settings file or a folder; it need not exist.
@@ -28,9 +28,9 @@ def project_root(start: Path) -> Path:
 
 
 def import_class(class_path: str, root: Path, *, functions: bool = False) -> Any:
-    """The class that `class_path` names, its modules looked for in `root` first.
+    """Import the class that `class_path` names, from `root` before any other folder.
 
-    `root` stays the first entry of the import path, so that what the module imports later is found too.
+    `root` stays the first entry of the import path, so later imports of the module are found.
 
     Args:
         class_path: `package.module.Class`.
@@ -76,7 +76,7 @@ def _is_module(name: str) -> bool:
 
 
 def _factory(function: Any, class_path: str) -> Any:
-    """The function itself, if its return annotation says of which class its results are."""
+    """Return the function if its return annotation is a class."""
     try:
         made = get_type_hints(function).get("return")
     except Exception as error:
@@ -85,7 +85,7 @@ def _factory(function: Any, class_path: str) -> Any:
         ) from error
     if not isinstance(made, type):
         raise SettingsError(
-            f"class path `{class_path}`: a function must say which class it returns; annotate it as "
+            f"class path `{class_path}`: a function must be annotated with the class it returns, as "
             f"`def {function.__name__}(...) -> Model`"
         )
     return function
@@ -99,7 +99,7 @@ def _put_first(root: Path) -> None:
 
 
 def _forget_other_projects(module_name: str, root: Path) -> None:
-    """Drop modules of another project that has a package of the same name (`models`, say)."""
+    """Drop modules of another project that has a package of the same name (such as `models`)."""
     top = module_name.partition(".")[0]
     if not ((root / top).is_dir() or (root / f"{top}.py").is_file()):
         return
@@ -145,7 +145,7 @@ def _import(module_name: str, class_path: str, root: Path) -> ModuleType:
 
 
 def line_in_project(error: Exception, root: Path) -> str:
-    """` at file:line` of the person's own code that an error came from; empty where it came from none."""
+    """Return ` at file:line` in the project, the origin of an error; empty if it has another origin."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}:{error.lineno}"
     where, traceback = "", error.__traceback__

@@ -1,21 +1,17 @@
 """What this machine and this environment have, what is missing, and what to do about it."""
 
-import contextlib
 import json
 import os
 import platform
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from unitrain.errors import ServingError
@@ -185,7 +181,7 @@ def _shm() -> Finding:
 
 
 def _triton() -> Finding:
-    from unitrain.serving.triton.advisories import advisories, reachable_apis
+    from unitrain.serving.triton.advisories import REACHABLE_APIS, advisories
     from unitrain.serving.triton.distribution import find_triton, network_problem
 
     native = shutil.which("tritonserver")
@@ -198,7 +194,7 @@ def _triton() -> Finding:
         found = find_triton()
     except ServingError as error:
         return Finding("triton", "warn", str(error), "training and publishing work without; see the sentence")
-    known = advisories(found.release, reachable_apis(http=False))
+    known = advisories(found.release, REACHABLE_APIS)
     named = ", ".join(advisory.cve for advisory in known)
     open_to = f"; known vulnerabilities that other users of this machine may reach: {named}" if known else ""
     closed = network_problem(None)
@@ -207,78 +203,21 @@ def _triton() -> Finding:
 
 
 def look_at_start() -> Finding:
-    """Whether Triton starts: it is started on an empty repository, and ended."""
+    """Start Triton on an empty repository, and stop it."""
+    from unitrain.serving import Server
+
     begun = time.monotonic()
-    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="unitrain-doctor-") as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "unitrain",
-            "serve",
-            "--json",
-            "--grpc-port",
-            "0",
-            "--metrics-port",
-            "0",
-        ]
-        command += ["--model-repository", f"{folder}/repository", "--log-file", f"{folder}/triton.log"]
-        with (Path(folder) / "errors").open("w+") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-            try:
-                ready = _await_ready(process, begun + START_TIMEOUT_S)
+    with tempfile.TemporaryDirectory(prefix="unitrain-doctor-") as folder:
+        server = Server(f"{folder}/repository", log_file=f"{folder}/triton.log", timeout_s=START_TIMEOUT_S)
+        try:
+            with server:
                 took_s = time.monotonic() - begun
-            finally:
-                _end(process)
-            errors.seek(0)
-            said = " ".join(errors.read().split())[-400:]
-    if ready:
-        return Finding("serving", "ok", f"Triton was ready after {took_s:.1f} s")
-    reason = said or f"not ready within {START_TIMEOUT_S:.0f} s"
-    return Finding(
-        "serving", "warn", f"Triton does not start: {reason}", "python -m unitrain serve shows more"
-    )
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP end this process as an exception does: what was started is ended too."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before: dict[int, Any] = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _await_ready(process: subprocess.Popen[bytes], deadline_s: float) -> bool:
-    if process.stdout is None:
-        return False
-    said = b""
-    while (left_s := deadline_s - time.monotonic()) > 0:
-        readable, _, _ = select.select([process.stdout], [], [], left_s)
-        chunk = os.read(process.stdout.fileno(), 4096) if readable else b""
-        said += chunk
-        if b'"event": "ready"' in said:
-            return True
-        if readable and not chunk:
-            return False
-    return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+        except ServingError as error:
+            reason = str(error).partition("\n")[0].partition(": ")[2]
+            return Finding(
+                "serving", "warn", f"Triton does not start: {reason}", "python -m unitrain serve shows more"
+            )
+    return Finding("serving", "ok", f"Triton was ready after {took_s:.1f} s")
 
 
 def _size(size_bytes: float) -> str:

@@ -21,7 +21,15 @@ from typing import ClassVar
 
 
 class UnitrainError(Exception):
-    """A failure that the person can read and act on; `exit_code` is the process's."""
+    """Base class of unitrain's errors; `exit_code` is the exit code of the command.
+
+    Example:
+        >>> try:
+        ...     load_run("no such run")
+        ... except UnitrainError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        RunError 1
+    """
 
     exit_code: ClassVar[int] = 1
 

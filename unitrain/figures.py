@@ -36,18 +36,18 @@ _MOST_CHANNELS = 8
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is yet to be drawn.
+    """Recipe of a figure, drawn when it is called.
 
     Attributes:
         size_in: width and height in inches, at 100 pixels an inch.
-        draw: puts it into an empty figure.
+        draw: function that draws into an empty figure.
     """
 
     size_in: tuple[float, float]
     draw: Callable[["Figure"], None]
 
     def __call__(self) -> "Figure":
-        """The figure. May be called from any thread: pyplot, which may not, has no part in it."""
+        """Draw the figure. Any thread may call this, since it does not use pyplot."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=self.size_in, layout="constrained")
@@ -56,15 +56,15 @@ class Drawing:
 
 
 def confusion_matrix(predicted: Any, target: Any, names: Sequence[str] | None = None) -> Drawing:
-    """How often each class was taken for which: rows are true, columns predicted, shares of the true class.
+    """Draw the confusion matrix: rows are true classes, columns predicted ones, colours shares of the true class.
 
     Args:
         predicted: classes [row], or scores [row, class] of which the greatest counts.
         target: true classes [row].
-        names: of the classes in order; None: their numbers.
+        names: class names in order; None: class numbers.
 
     Raises:
-        DataError: there is not one prediction a target.
+        DataError: the numbers of predictions and targets differ.
     """
     guess, truth = _array(predicted), _array(target).reshape(-1).astype(np.int64)
     guess = guess.argmax(1) if guess.ndim == _PROBABILITY_AXES and guess.shape[1] > 1 else guess.reshape(-1)
@@ -93,17 +93,17 @@ def confusion_matrix(predicted: Any, target: Any, names: Sequence[str] | None = 
 
 
 def calibration(probabilities: Any, target: Any, *, bins: int = 10) -> Drawing:
-    """How often what was said with some confidence was true, and the expected calibration error.
+    """Draw accuracy over confidence, with the expected calibration error.
 
     Guo et al. 2017, https://arxiv.org/abs/1706.04599.
 
     Args:
-        probabilities: in [0, 1]: [row, class] that add up to 1, or [row] of the class 1.
+        probabilities: values in [0, 1], [row, class] that add up to 1 or [row] for class 1.
         target: true classes [row].
-        bins: of equal width.
+        bins: number of bins of equal width.
 
     Raises:
-        DataError: there is not one prediction a target.
+        DataError: the numbers of predictions and targets differ.
     """
     chances, truth = _array(probabilities).astype(np.float64), _array(target).reshape(-1)
     if chances.ndim == _PROBABILITY_AXES and chances.shape[1] > 1:
@@ -141,8 +141,8 @@ def reconstructions(
 
     Args:
         original: [row, channel, step] or [row, channel, height, width].
-        reconstruction: likewise.
-        names: a sample's name or class, a value a row.
+        reconstruction: the same shape as `original`.
+        names: name or class of each sample.
         most: samples shown, the first ones.
 
     Raises:
@@ -186,13 +186,13 @@ def truth_against_prediction(predicted: Any, target: Any, *, name: str = "", uni
     """Predictions over true values, with the line on which they would be equal, the RMSE and R².
 
     Args:
-        predicted: any shape; values count one by one, 5,000 of them at most.
-        target: likewise.
-        name: of the quantity.
-        unit: of it.
+        predicted: any shape; each value is a point, with a maximum of 5,000 points.
+        target: the same shape as `predicted`.
+        name: name of the quantity.
+        unit: unit of the quantity.
 
     Raises:
-        DataError: there is not one prediction a target.
+        DataError: the numbers of predictions and targets differ.
     """
     guess, truth = _array(predicted).reshape(-1), _array(target).reshape(-1)
     _same_length("truth_against_prediction", guess, truth)
@@ -229,7 +229,7 @@ def segmentation(
         images: [row, channel, height, width].
         predicted: classes [row, height, width], or scores [row, class, height, width].
         target: true classes [row, height, width].
-        names: of classes, for the legend.
+        names: class names by number, for the legend.
         most: images shown, the first ones.
 
     Raises:

@@ -27,7 +27,7 @@ class LightningFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of an alias; None for a module to be loaded as usual."""
+        """Return the spec of an alias; None for a module to be loaded as usual."""
         real = self._real_name(fullname)
         if real is None or fullname.rpartition(".")[2] in _OWN_FILES:
             return None
@@ -52,7 +52,7 @@ class LightningFinder(MetaPathFinder):
 
 
 class _AliasLoader(Loader):
-    """Gives a loaded module a second name in `sys.modules`."""
+    """Give a loaded module a second name in `sys.modules`."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module, self._spec = module, module.__spec__
@@ -71,12 +71,12 @@ def install_alias() -> None:
 
 
 def is_of_other_lightning(kind: type) -> bool:
-    """Whether a class derives from a second copy of Lightning, loaded before unitrain beside the first one."""
+    """Return True if a class derives from a second copy of Lightning that was loaded before unitrain."""
     both = all(map(_is_real, ("lightning.pytorch", "pytorch_lightning")))
     return both and any(base.__module__.startswith("lightning.") for base in kind.__mro__)
 
 
 def _is_real(name: str) -> bool:
-    """Whether a module is loaded under this name, as itself rather than as an alias."""
+    """Return True if a module is loaded under this name and is no alias."""
     module = sys.modules.get(name)
     return module is not None and module.__name__ == name

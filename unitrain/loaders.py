@@ -1,7 +1,7 @@
-"""Loaders that are fast on data in memory, and that can go on in the middle of an epoch.
+"""Loaders with a reproducible order that can resume in the middle of an epoch; fast for data in memory.
 
-torch's DataLoader fetches samples one by one and collates them, and one that shuffles can't be resumed
-to the bit. Here an epoch's order is a function of seed and epoch, and the position is part of a checkpoint.
+torch's DataLoader fetches and collates single samples, and can't resume a shuffled epoch to the bit. Here the order
+is a function of seed and epoch, and the position is stored in checkpoints.
 torchdata's StatefulDataLoader keeps the state of its generators instead, which ties a checkpoint to the
 number of workers.
 """
@@ -41,7 +41,7 @@ GATHERED_BYTES = 1 << 17
 
 
 class MapDataset(Protocol):
-    """A data set whose samples are asked for by their number."""
+    """Data set that is indexed by sample number."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
@@ -49,19 +49,19 @@ class MapDataset(Protocol):
 
 
 class ResumableLoader:
-    """What the loaders have in common: order, position, sharding by process.
+    """Base class of the loaders: order, position, shares of distributed processes.
 
-    Epoch e's order is a permutation drawn from (seed, e) alone, so a run that goes on after a failure sees
-    the batches that it would have seen. Lightning tells the epoch and keeps the position. In a distributed
+    Epoch e's order is a permutation drawn from (seed, e) alone, so a resumed run gets the
+    batches of an uninterrupted run. Lightning sets the epoch and stores the position. In a distributed
     training every process has its share of each epoch, of the same number of batches.
 
     Args:
-        n_samples: of the data.
+        n_samples: number of samples in the data.
         batch_size: samples a batch (a process).
         shuffle: a new order each epoch.
-        repeats: passes over the data that make one epoch, each in an order of its own.
-        drop_last: leave out a last batch that is not full.
-        seed: of the order; default: `seed_everything`'s.
+        repeats: number of times that an epoch repeats the data, each in another order.
+        drop_last: skip an incomplete last batch.
+        seed: seed for the order; None: the value of `seed_everything`.
 
     Raises:
         HookError: no samples, or a batch_size or repeats below 1.
@@ -111,7 +111,7 @@ class ResumableLoader:
         return per_process // self.batch_size if self.drop_last else -(-per_process // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        # The body of a generator begins at the first batch: after Lightning has told epoch and position.
+        # The body of a generator begins at the first batch: after Lightning has set epoch and position.
         start, self._start = self._start, 0
         for index, batch in enumerate(self._batches(start), start=start + 1):
             self._position = index
@@ -122,7 +122,7 @@ class ResumableLoader:
         return {"epoch": self.epoch, "position": max(0, self._position - self.ahead)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a position; at an epoch's end the next iteration begins a new one."""
+        """Resume at a position; at an epoch's end the next iteration begins a new one."""
         self.epoch = state["epoch"]
         self._start = self._position = state["position"] if state["position"] < len(self) else 0
 
@@ -131,7 +131,7 @@ class ResumableLoader:
         raise NotImplementedError
 
     def _order(self) -> Tensor | None:
-        """This process's samples in this epoch's order, int64; None for all of them as they lie."""
+        """This process's samples in this epoch's order, int64; None for all of them in stored order."""
         rank, world = _world()
         if self.shuffle:
             generator = seeded_generator(self.seed, self.epoch)
@@ -150,7 +150,12 @@ class ResumableLoader:
 
 
 class ArrayLoader(ResumableLoader):
-    """Batches of arrays that are in memory.
+    """Load batches from arrays in memory.
+
+    Example:
+        >>> loader = ArrayLoader({"x": np.arange(5.0)}, batch_size=2)
+        >>> [batch["x"].tolist() for batch in loader]
+        [[0.0, 1.0], [2.0, 3.0], [4.0]]
 
     Args:
         data: arrays or tensors of one length, [sample, ...]: a mapping or a tuple of them, or one; the
@@ -158,12 +163,12 @@ class ArrayLoader(ResumableLoader):
             where there is neither shuffle nor transform: don't change those in place.
         batch_size: samples a batch.
         shuffle: a new order each epoch.
-        repeats: passes over the data that make one epoch; more than one is for small data with a
+        repeats: number of times that an epoch repeats the data; above 1 for small data with a
             `transform` that augments it.
         transform: `transform(batch, generator)` returns the batch as it is handed on; all its randomness
             must come from the generator, which is seeded by (seed, epoch, batch).
-        drop_last: leave out a last batch that is not full.
-        seed: of order and transform; default: `seed_everything`'s.
+        drop_last: skip an incomplete last batch.
+        seed: seed for order and transform; None: the value of `seed_everything`.
 
     Raises:
         HookError: no data, or arrays of different lengths.
@@ -236,7 +241,12 @@ class ArrayLoader(ResumableLoader):
 
 
 class DatasetLoader(ResumableLoader):
-    """Batches of a map-style data set, fetched sample by sample, by worker processes if wanted.
+    """Load batches from a map-style data set sample by sample, by worker processes if requested.
+
+    Example:
+        >>> loader = DatasetLoader([1.0, 2.0, 3.0], batch_size=2)
+        >>> [batch.tolist() for batch in loader]
+        [[1.0, 2.0], [3.0]]
 
     Before each batch is fetched, torch's, numpy's and Python's random numbers are seeded by (seed, epoch,
     batch), and so are generators that the data set keeps in its attributes: augmentation is the same
@@ -248,8 +258,8 @@ class DatasetLoader(ResumableLoader):
         batch_size: samples a batch.
         shuffle: a new order each epoch.
         num_workers: processes that fetch; 0: this one.
-        drop_last: leave out a last batch that is not full.
-        seed: of order and samples; default: `seed_everything`'s.
+        drop_last: skip an incomplete last batch.
+        seed: seed for order and samples; None: the value of `seed_everything`.
         options: further ones of torch.utils.data.DataLoader: collate_fn, pin_memory, prefetch_factor, ...
 
     Raises:
@@ -305,7 +315,7 @@ class _Todo:
 
 
 class _SeededDataset:
-    """A data set asked for whole batches, whose randomness is a function of what was planned for them."""
+    """Data set of batches, whose randomness is a function of the planned keys."""
 
     def __init__(self, dataset: MapDataset, *, in_worker: bool) -> None:
         self._dataset = dataset
@@ -371,7 +381,7 @@ class OwnGenerators:
 
 
 def own_generators(owner: Any, apart: tuple[type, ...] = ()) -> list[Generator]:
-    """The generators in an object's attributes, in a fixed order; torch's, numpy's and Python's global ones left out."""
+    """The generators in an object's attributes, in a fixed order; without the global ones of torch, numpy and Python."""
     found: list[Generator] = []
     seen: set[int] = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}  # noqa: SLF001
     waiting: list[tuple[Any, int]] = [(owner, 0)]
@@ -411,7 +421,7 @@ def reseed(generator: Generator, seed: int) -> None:
 
 
 def salt_of(generators: list[Generator]) -> int:
-    """A number that tells apart generators by what they were seeded with."""
+    """Return a number that distinguishes generators by their seeds."""
     return zlib.crc32(b"".join(map(_began_with, generators)))
 
 
@@ -420,7 +430,7 @@ def _began_with(generator: Generator) -> bytes:
         return str(generator.initial_seed()).encode()
     if isinstance(generator, np.random.Generator):
         entropy = getattr(generator.bit_generator.seed_seq, "entropy", None)
-        # The system's own entropy, 128 bits, is another one in each process: nothing to tell apart by.
+        # The system's own entropy, 128 bits, is another one in each process: no distinction is possible.
         return str(entropy if isinstance(entropy, int) and entropy < 1 << 64 else None).encode()
     if isinstance(generator, random.Random):
         return str(generator.getstate()).encode()
@@ -441,7 +451,7 @@ def mixed_seed(keys: Sequence[int]) -> int:
 def _seed_all(*keys: int) -> None:
     seed = mixed_seed(keys)
     torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that people's data sets draw from
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that users' data sets draw from
     random.seed(seed)
 
 

@@ -1,7 +1,7 @@
 """Base class of a model: a LightningModule with hooks that have useful defaults.
 
-Any LightningModule works unchanged; the functions here tell what of its batches is input, what is
-target, and how its outputs are named. `UnitrainModule` adds the hooks and writes the steps.
+Any LightningModule works unchanged; the functions here find the inputs and targets of its
+batches and name its outputs. `UnitrainModule` adds the hooks and writes the steps.
 """
 
 import dataclasses
@@ -42,6 +42,21 @@ class UnitrainModule(LightningModule):
         loss(inputs, outputs, batch)                 # training and validation
         postprocess(outputs)                         # the last thing in the served graph only
 
+    Example:
+        >>> import torch
+        >>> class Line(UnitrainModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(1, 1)
+        ...
+        ...     def forward(self, x):
+        ...         return {"y": self.layer(x)}
+        ...
+        ...     def loss(self, inputs, outputs, batch):
+        ...         return torch.nn.functional.mse_loss(outputs["y"], batch["target"])
+        >>> list(Line().predict_step({"x": torch.ones(2, 1), "target": torch.ones(2, 1)}, 0))
+        ['y']
+
     Attributes:
         dynamic_axes: further axes of any length beside the batch, by input and axis (0 is the batch):
             `{"signals": {2: "steps"}}`.
@@ -71,7 +86,7 @@ class UnitrainModule(LightningModule):
         return None
 
     def metric_args(self, inputs: Tensors, outputs: Tensors, batch: Any) -> tuple[Any, ...]:
-        """What `metrics()` is fed; default: the first output and the first target."""
+        """Return the arguments of `metrics()`; default: the first output and the first target."""
         targets = batch_targets(self, batch)
         if not targets:
             raise HookError(
@@ -88,11 +103,11 @@ class UnitrainModule(LightningModule):
         return {}
 
     def embeddings(self, inputs: Tensors, outputs: Tensors, batch: Any) -> Tensors:
-        """What the Embedding Projector shows, by name; default: the inputs and every output.
+        """Return the tensors for the Embedding Projector by name; default: the inputs and every output.
 
         Tensors of shape [batch, ...], of any real dtype. A sample's values are one point: all of them, or what
         the settings' `embeddings.reduce` makes of them by name (`mean` over space or time, `centre` of a patch,
-        `first` token). Those of more than `embeddings.max_width` values are left out, and the run says so.
+        `first` token). The run reports and skips those of more than `embeddings.max_width` values.
         """
         return {**inputs, **outputs}
 
@@ -151,7 +166,7 @@ class UnitrainModule(LightningModule):
         return total, inputs, outputs
 
     def _step_is_logged(self) -> bool:
-        """Whether Lightning will write what this step logs: collecting it costs a small model a third of its time."""
+        """Return True if Lightning writes this step's logs: collecting them costs a small model a third of its time."""
         trainer = self.trainer
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001 - what Lightning itself looks at
         every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
@@ -173,7 +188,7 @@ class UnitrainModule(LightningModule):
 def input_names(module: LightningModule, batch: Any = None) -> tuple[str, ...]:
     """The names of a module's inputs, in forward's order.
 
-    `example_input_array` tells them where the module has one; else the keys of a dict batch that are
+    They are those of `example_input_array` if the module has one; else the keys of a dict batch that are
     forward's arguments; else the arguments that forward requires.
 
     Raises:
@@ -265,7 +280,9 @@ def _way_out(name: str, value: Any) -> str:
             "(torch.nn.utils.rnn.pad_sequence for different lengths), or let forward take each as an input of its own"
         )
     kind = type(value).__name__
-    return f"{kind}; convert it to a tensor in the data set or the collate function (texts to numbers, say)"
+    return (
+        f"{kind}; convert it to a tensor in the data set or the collate function (such as texts to numbers)"
+    )
 
 
 def example_inputs(module: LightningModule, names: Sequence[str]) -> dict[str, Any]:
@@ -292,7 +309,7 @@ def _check_against_example(module: LightningModule, found: Tensors) -> None:
 
 
 def batch_targets(module: LightningModule, batch: Any) -> dict[str, Any]:
-    """What of a batch is not input, by name: a dict's other keys, or `target`, `target_1`, ... of a tuple."""
+    """Return a batch's targets by name: a dict's other keys, or `target`, `target_1`, ... of a tuple."""
     names = input_names(module, batch)
     if isinstance(batch, Mapping):
         return {str(key): value for key, value in batch.items() if key not in names}
@@ -306,7 +323,7 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
     """A forward's outputs as one dict of named tensors.
 
     One tensor is `output`; a tuple's are `output_0`, `output_1`, ...; a dict's and a dataclass's have
-    their keys, nested ones joined by an underscore. None is left out.
+    their keys, nested ones joined by an underscore. None is skipped.
 
     Raises:
         HookError: something else than a tensor, or two of one name.
@@ -329,7 +346,7 @@ def flatten_outputs(value: Any, name: str = "") -> Tensors:
             + (
                 "; set use_cache=False in the transformer's configuration"
                 if "Cache" in type(value).__name__
-                else "; return the tensors that are to be served (a distribution's mean and stddev, say)"
+                else "; return the tensors that are to be served (such as a distribution's mean and stddev)"
             )
         )
     flat: Tensors = {}

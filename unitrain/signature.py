@@ -1,4 +1,4 @@
-"""What a model takes and gives: named tensors, and the one table of dtypes."""
+"""Signature of a model: named input and output tensors, and the table of dtypes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ DTYPES: Mapping[str, Dtype] = {
         Dtype("BYTES", "TYPE_STRING", "object", "STRING"),
     )
 }
-"""By Triton's name. BF16 is left out: numpy has no such type."""
+"""By Triton's name. BF16 is omitted, since numpy has no such type."""
 
 
 def dtype_of_array(dtype: Any) -> Dtype:
-    """The table's row for a numpy dtype (or anything np.dtype takes).
+    """Return the table's row for a numpy dtype, or for anything that np.dtype accepts.
 
     Raises:
         KeyError: for a dtype that Triton does not have.
@@ -57,7 +57,7 @@ class TensorSpec:
     """One named tensor of a model.
 
     Attributes:
-        name: as in requests.
+        name: name in requests.
         dtype: Triton's name, a key of `DTYPES`.
         dims: the shape **without** the batch axis where the signature is batched; -1 is any length.
     """
@@ -80,7 +80,7 @@ class Signature:
     """All inputs and outputs of a model.
 
     Attributes:
-        batched: whether every tensor has a leading batch axis that `dims` leave out.
+        batched: True if every tensor has a leading batch axis, which `dims` omit.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -92,7 +92,7 @@ class Signature:
         return f"({', '.join(map(str, self.inputs))}) -> ({', '.join(map(str, self.outputs))}), {rows}"
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict that `from_json` reads back."""
+        """Return a plain dict that `from_json` reads."""
         return {
             "batched": self.batched,
             "inputs": [{"name": t.name, "dtype": t.dtype, "dims": list(t.dims)} for t in self.inputs],
@@ -101,7 +101,7 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Signature":
-        """The signature that `to_json` wrote."""
+        """Create a signature from the dict of `to_json`."""
 
         def specs(rows: Any) -> tuple[TensorSpec, ...]:
             return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["dims"])) for r in rows)

@@ -62,13 +62,13 @@ def test_own_io_comes_from_the_settings(predict, project):
     done = project / "done.txt"
     settings = project / "examples" / "settings.yaml"
     settings.parent.mkdir()
-    settings.write_text(f"client: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
+    settings.write_text(f"client_io: {{class_path: own.Own, init_args: {{path: {done}, rows: 9}}}}\n")
     assert predict("linear", "--config", settings, "--io.rows", 2).code == 0
     assert done.read_text() == "False 2 [0.0, 2.0]"
     settings.write_text("experiment: x\n")
     ran = predict("linear", "--config", settings)
     assert ran.code == 2
-    assert "expected a section `client:" in ran.err
+    assert "expected a section `client_io:" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ LIVE_WITHIN_S = 60.0
 PUBLISHED_WITHIN_S = 30.0
 ABSOLUTE, RELATIVE = 2e-4, 2e-3
 INTEGER_SHARE = 1e-3
-"""Integers that a rounding may tip either way: the default of `publish.integer_share`."""
+"""Integers that a rounding may tip either way: the default of `publish.tolerance.integer_share`."""
 HALF_ABSOLUTE, HALF_RELATIVE = 2e-2, 2e-2
 
 Kind = Literal["equal", "refused", "WRONG", "crashed", "refused late"]

@@ -149,7 +149,7 @@ class LimitedBatches(Small):
     pass
 
 
-@case(must="either", settings={"ema": {"decay": 0.5, "warm_up": False}})
+@case(must="either", settings={"ema": {"decay": 0.5, "decay_warmup": False}})
 class WeightsChangeInValidation(Small):
     """Weights set by hand after the validation, which the average does not see."""
 

@@ -21,7 +21,7 @@ def test_named_classes_take_the_options_that_the_settings_give(path: Path) -> No
     """Each class path can be imported, and each init argument and link is one of its arguments."""
     settings = yaml.safe_load(path.read_text())
     assert project_root(path.parent) == ROOT
-    for section in {"model", "data", "client"} & set(settings):
+    for section in {"model", "data", "client_io"} & set(settings):
         kind = import_class(settings[section]["class_path"], ROOT)
         given = settings[section].get("init_args", {})
         linked = [t.rpartition(".")[2] for t in settings.get("links", {}).values() if t.startswith(section)]
@@ -48,7 +48,7 @@ def test_experiment_is_named_as_its_file_and_explained_beside(path: Path) -> Non
 @every_file
 def test_client_runs_where_there_is_no_torch(path: Path) -> None:
     """What asks a server can be imported where torch and Lightning can't."""
-    client = yaml.safe_load(path.read_text()).get("client")
+    client = yaml.safe_load(path.read_text()).get("client_io")
     if client is None:
         return  # the generic client, which has a test of its own
     module = client["class_path"].rpartition(".")[0]

@@ -119,7 +119,7 @@ class DependsOnTwo(MLP):
 
 @pytest.mark.parametrize("max_rows", [2, 8, 15])
 def test_rows_are_compared_with_their_answers_alone_below_sixteen_rows_too(max_rows: int) -> None:
-    """`publish.max_batch_size` may be small."""
+    """`publish.model_config.max_batch_size` may be small."""
     assert "a row's answer depends on the other rows" in mixing(DependsOnTwo(), max_rows, x=UNIFORM)
     assert mixing(DependsOnTwo(), 1, x=UNIFORM) is None, "a server never sends two"
 

@@ -7,7 +7,7 @@ from pytorch_lightning import LightningModule
 
 from unitrain.errors import HookError, SettingsError
 from unitrain.publish.triton_config import class_names_of, served_config
-from unitrain.settings import Publish
+from unitrain.settings import Publish, PublishModelConfig
 from unitrain.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(
@@ -18,7 +18,8 @@ SIGNATURE = Signature(
 
 
 def config_with(**changes: Any) -> Any:
-    return served_config("m", SIGNATURE, Publish(config=changes, max_queue_delay_microseconds=250))[0]
+    settings = PublishModelConfig(overrides=changes, max_queue_delay_microseconds=250)
+    return served_config("m", SIGNATURE, Publish(model_config=settings))[0]
 
 
 def test_fields_of_the_settings_take_the_place_of_ours() -> None:
@@ -59,14 +60,14 @@ def test_fields_of_the_settings_take_the_place_of_ours() -> None:
 )
 def test_a_wrong_field_is_refused_with_the_nearest(changes: dict[str, Any], words: str) -> None:
     """Against Triton's own message; what the graph is can't be changed by a setting."""
-    with pytest.raises(SettingsError, match=rf"publish\.config.*{words}") as caught:
+    with pytest.raises(SettingsError, match=rf"publish\.model_config\.overrides.*{words}") as caught:
         config_with(**changes)
     assert "\n" not in str(caught.value)
 
 
 def test_warm_up_asks_once_with_zeros() -> None:
     """Open lengths are 1, a single value a row has length 1."""
-    config, _ = served_config("m", SIGNATURE, Publish(warm_up=True))
+    config, _ = served_config("m", SIGNATURE, Publish(model_config=PublishModelConfig(model_warmup=True)))
     [request] = config.model_warmup
     assert request.batch_size == 1
     assert {name: list(i.dims) for name, i in request.inputs.items()} == {"x": [1, 3], "flag": [1]}

@@ -282,7 +282,7 @@ def test_without_validation_data_each_cadence_is_published(
     assert result.published
     assert manifests(repository)[-1].step == 3 * STEPS
     told = capfd.readouterr().err
-    assert told.count("there are no validation data, so the weights are published as they are") == 1
+    assert told.count("there are no validation data, so the current weights are published") == 1
 
 
 def test_without_the_metric_each_cadence_is_published(
@@ -293,7 +293,7 @@ def test_without_the_metric_each_cadence_is_published(
     train(settings, [0.1, 0.1], quiet=False, **off | {"model.class_path": "models.scripted.Unmeasured"})
     assert manifests(repository)[-1].step == 2 * STEPS
     told = capfd.readouterr().err
-    assert told.count("no validation has measured val_loss, so the weights are published as they are") == 1
+    assert told.count("no validation has measured val_loss, so the current weights are published") == 1
 
 
 def test_metric_that_is_no_number_is_never_published(

@@ -14,7 +14,7 @@ from unitrain.client import Client
 from unitrain.onnx_export.weights import weights_of
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, figures_of, outcome_text
 from unitrain.repository import Repository, read_config
-from unitrain.settings import Publish
+from unitrain.settings import Publish, PublishModelConfig, PublishOnnx, PublishServer
 
 NAMES = ["cat", "dog", "other animal"]
 
@@ -44,7 +44,12 @@ def test_labels_warm_up_and_weights_beside_the_graph_are_served(triton: TritonSe
     """All at once: the classification extension names classes, the warm-up ran, and the answers are torch's."""
     torch.manual_seed(0)
     module = Classifier().eval()
-    publisher = prepared(triton.repository, module, warm_up=True, external_data_above_bytes=1000)
+    publisher = prepared(
+        triton.repository,
+        module,
+        model_config=PublishModelConfig(model_warmup=True),
+        onnx=PublishOnnx(external_data_above_bytes=1000),
+    )
     publisher.publish(Request(weights_of(module), "raw", 1, 0))
     triton.wait_for("animals", 1)
     config = read_config(publisher.repository.config_path("animals"))
@@ -67,10 +72,10 @@ def test_labels_warm_up_and_weights_beside_the_graph_are_served(triton: TritonSe
 
 
 def test_named_server_is_asked_for_each_version(triton: TritonServer, tmp_path: Path) -> None:
-    """`publish.server`: waited for, and its answers to the golden samples compared with the published ones."""
+    """`publish.server.url`: waited for, and its answers to the golden samples compared with the published ones."""
     outcomes: list[Outcome] = []
     module = Classifier()
-    publisher = prepared(triton.repository, module, server=triton.url)
+    publisher = prepared(triton.repository, module, server=PublishServer(triton.url))
     worker = Worker(publisher, outcomes.append)
     worker.submit(Request(weights_of(module), "raw", 1, 0))
     worker.finish()
@@ -87,7 +92,7 @@ def test_server_that_is_not_there_is_told_and_keeps_no_version_back(tmp_path: Pa
     """The version is published all the same."""
     outcomes: list[Outcome] = []
     module = Classifier()
-    publisher = prepared(tmp_path / "repository", module, server=url, server_wait_s=0.5)
+    publisher = prepared(tmp_path / "repository", module, server=PublishServer(url, timeout_s=0.5))
     worker = Worker(publisher, outcomes.append)
     worker.submit(Request(weights_of(module), "raw", 1, 0))
     worker.finish()

@@ -24,7 +24,7 @@ from unitrain.repository import Repository
 from unitrain.repository.manifest import Metric
 from unitrain.repository.onnx_session import Tolerance, run_onnx
 from unitrain.repository.verify import verify_version
-from unitrain.settings import Publish
+from unitrain.settings import Publish, PublishGolden, PublishOnnx, PublishTolerance
 
 
 class Net(LightningModule):
@@ -99,7 +99,7 @@ def test_the_metric_then_and_now_is_in_the_manifest(tmp_path: Path) -> None:
 def test_weights_that_no_onnx_file_can_hold_lie_beside_the_graph(tmp_path: Path) -> None:
     """Forced by a small limit: proven on the file, hashed, and the same answers."""
     module = Net()
-    made = publisher(tmp_path, module, external_data_above_bytes=1000)
+    made = publisher(tmp_path, module, onnx=PublishOnnx(external_data_above_bytes=1000))
     manifest = made.publish(request(module))
     version_dir = made.repository.version_dir("net", 1)
     assert set(manifest.files) == {"model.onnx.data"}
@@ -118,8 +118,8 @@ def test_weights_that_no_onnx_file_can_hold_lie_beside_the_graph(tmp_path: Path)
 def test_refused_large_version_leaves_nothing(tmp_path: Path) -> None:
     """Its gates run on the staged files: a refusal there takes no number."""
     module = Net()
-    made = publisher(tmp_path, module, external_data_above_bytes=1000)
-    strict = replace(made, settings=replace(made.settings, absolute_tolerance=0.0, relative_tolerance=0.0))
+    made = publisher(tmp_path, module, onnx=PublishOnnx(external_data_above_bytes=1000))
+    strict = replace(made, settings=replace(made.settings, tolerance=PublishTolerance(0.0, 0.0)))
     strict.template.sample["x"] = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     with pytest.raises(PublishRefused) as caught:
         strict.publish(request(module))
@@ -133,7 +133,7 @@ def test_golden_samples_are_capped_in_bytes(tmp_path: Path) -> None:
     module = Net()
     rows = {}
     for limit in (10_000, 50, 10):
-        made = publisher(tmp_path, module, golden=4, golden_max_bytes=limit)
+        made = publisher(tmp_path, module, golden=PublishGolden(samples=4, max_bytes=limit))
         manifest = made.publish(request(module))
         path = made.repository.version_dir("net", manifest.version) / "golden.npz"
         rows[limit] = len(np.load(path)["inputs/x"]) if manifest.golden_sha256 else None
@@ -229,7 +229,7 @@ def test_export_process_that_nobody_closed_ends_with_its_owner() -> None:
 def test_published_tolerances_are_those_that_a_version_is_verified_by(tmp_path: Path) -> None:
     """What was accepted is no damage later; what is worse is."""
     module = Net()
-    manifest = publisher(tmp_path, module, absolute_tolerance=0.5).publish(request(module))
+    manifest = publisher(tmp_path, module, tolerance=PublishTolerance(absolute=0.5)).publish(request(module))
     assert manifest.tolerance is not None
     assert manifest.tolerance["absolute"] == 0.5
     version_dir = tmp_path / "repository" / "net" / "1"

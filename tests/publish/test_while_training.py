@@ -105,5 +105,5 @@ def test_an_edited_configuration_is_kept_and_a_conflict_refused_before_the_first
     assert read_config(path).max_batch_size == 8
     runs = len(list((project / "experiments" / "points").iterdir()))
     with pytest.raises(SettingsError, match=r"edited by hand.*8 there, 16 by the settings"):
-        unitrain.fit(settings, one | {"publish.max_batch_size": 16}, quiet=True)
+        unitrain.fit(settings, one | {"publish.model_config.max_batch_size": 16}, quiet=True)
     assert len(list((project / "experiments" / "points").iterdir())) == runs

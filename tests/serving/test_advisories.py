@@ -11,8 +11,9 @@ from unitrain.serving.triton.advisories import (
     ADVISORIES,
     AS_OF,
     FLOOR,
+    HTTP,
+    REACHABLE_APIS,
     advisories,
-    reachable_apis,
     release_of,
     release_of_version,
     text_of,
@@ -60,9 +61,9 @@ def test_the_floor_has_no_known_vulnerability_and_the_one_before_has() -> None:
 def test_only_what_others_reach_is_named(monkeypatch: pytest.MonkeyPatch, triton_wheel: Path) -> None:
     """HTTP, model control and shared memory of the wheel's Triton are out of reach; doctor names the rest."""
     assert release_of_version("2.51.0") == install.WHEEL_RELEASE
-    named = {advisory.cve for advisory in advisories(install.WHEEL_RELEASE, reachable_apis(http=False))}
+    named = {advisory.cve for advisory in advisories(install.WHEEL_RELEASE, REACHABLE_APIS)}
     assert named == {"CVE-2026-47625", "CVE-2026-47627", "CVE-2026-16497"}
-    with_http = {advisory.cve for advisory in advisories(install.WHEEL_RELEASE, reachable_apis(http=True))}
+    with_http = {advisory.cve for advisory in advisories(install.WHEEL_RELEASE, REACHABLE_APIS | {HTTP})}
     assert {"CVE-2025-23310", "CVE-2025-23311"} < with_http - named
     [found] = diagnosis.diagnose(["triton"], start_triton=False)
     assert set(re.findall(r"CVE-\d+-\d+", found.text)) == named

@@ -96,7 +96,7 @@ def test_strings_go_in_and_come_out(triton: TritonServer) -> None:
     with pytest.raises(InferenceServerException, match="utf-8"):
         _infer(triton.url, "shouting", text=np.array([[b"\xff\xfe"]], dtype=object), number=number[:1])
     assert _infer(triton.url, "shouting", text=words, number=number)["shout"][0, 0] == b"one!"
-    assert not [event for event in triton.events if event["event"] in ("unhealthy", "restarting")]
+    assert not [event for event in triton.events() if event["event"] in ("unhealthy", "restarting")]
 
 
 def test_scalars_zero_sizes_and_models_without_a_batch_axis(triton: TritonServer) -> None:
@@ -176,7 +176,7 @@ def test_session_options_have_the_native_names(triton: TritonServer) -> None:
     text = config.read_text()
     assert "intra_op_thread_count" in text
     triton.wait_for("good", 1)
-    seen = len(triton.events)
+    seen = len(triton.events())
     extra = '\nparameters { key: "session.intra_op.allow_spinning" value { string_value: "0" } }'
     config.write_text(text + extra + '\nparameters { key: "execution_mode" value { string_value: "1" } }\n')
     triton.wait_for_event("loaded", after=seen)

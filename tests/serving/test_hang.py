@@ -21,7 +21,7 @@ from triton_server import TritonServer
 from tritonclient.utils import InferenceServerException
 
 from unitrain.serving.hang_detection import Progress, hung_processes
-from unitrain.serving.triton.procfs import cpu_s, start_of
+from unitrain.serving.triton.system_processes import cpu_s, start_of
 from unitrain.signature import Signature, TensorSpec
 
 WITHIN_S = 30.0
@@ -33,7 +33,7 @@ def test_a_stopped_triton_is_restarted(triton: TritonServer) -> None:
     """It accepts connections and answers nothing; nothing of it is left, and the models are served again."""
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
-    group, seen, began = triton.triton_pid, len(triton.events), time.monotonic()
+    group, seen, began = triton.triton_pid, len(triton.events()), time.monotonic()
     os.kill(group, signal.SIGSTOP)
     restarting = triton.wait_for_event("restarting", 2 * WITHIN_S, after=seen)
     assert "has not answered" in restarting["reason"]
@@ -52,7 +52,7 @@ def test_a_stopped_process_of_a_model_is_ended_and_the_model_reloaded(triton: Tr
     stub = next(
         pid for pid in stubs(triton.triton_pid) if b"/linear/" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
-    seen, began, group = len(triton.events), time.monotonic(), triton.triton_pid
+    seen, began, group = len(triton.events()), time.monotonic(), triton.triton_pid
     os.kill(stub, signal.SIGSTOP)
     unhealthy = triton.wait_for_event("unhealthy", 2 * WITHIN_S, after=seen)
     assert unhealthy["model"] == "linear"
@@ -65,7 +65,7 @@ def test_a_stopped_process_of_a_model_is_ended_and_the_model_reloaded(triton: Tr
         time.sleep(0.1)
     assert len(stubs(group)) == 2
     assert ask(triton.url, np.ones((1, 3)), model="other")[1] == 1
-    assert {event["model"] for event in triton.events[seen:]} == {"linear"}
+    assert {event["model"] for event in triton.events()[seen:]} == {"linear"}
 
 
 def test_a_process_that_is_stopped_while_it_computes_is_ended(triton: TritonServer) -> None:
@@ -79,7 +79,7 @@ def test_a_process_that_is_stopped_while_it_computes_is_ended(triton: TritonServ
         before_s = cpu_s(stub)
         while cpu_s(stub) < before_s + 0.3:
             time.sleep(0.05)
-        seen, began = len(triton.events), time.monotonic()
+        seen, began = len(triton.events()), time.monotonic()
         os.kill(stub, signal.SIGSTOP)
         triton.wait_for_event("unhealthy", 2 * WITHIN_S, after=seen)
         triton.wait_for_event("loaded", WITHIN_S, after=seen)
@@ -203,7 +203,7 @@ def test_a_model_that_computes_or_waits_for_long_is_left_alone(triton_wheel: Pat
         server.wait_for("spin", 1)
         server.wait_for("wait", 1)
         loops = _loops_of(server.repository / "spin" / "1" / "model.onnx", LONG_S)
-        seen, began = len(server.events), time.monotonic()
+        seen, began = len(server.events()), time.monotonic()
         values = {"spin": loops, "wait": int(LONG_S)}
         with ThreadPoolExecutor() as pool:
             asked = {
@@ -213,6 +213,6 @@ def test_a_model_that_computes_or_waits_for_long_is_left_alone(triton_wheel: Pat
                 assert answer.result(240) == values[model]
         assert time.monotonic() - began > LONG_S / 2
         time.sleep(12)  # a probe that waits is over
-        assert [event for event in server.events[seen:] if event["event"] != "loaded"] == []
+        assert [event for event in server.events()[seen:] if event["event"] != "loaded"] == []
     finally:
-        server.stop(hurry=True)
+        server.stop(timeout_s=0)

@@ -21,7 +21,7 @@ from unitrain.serving import server_registry as runtime
 from unitrain.serving.status import server_status
 from unitrain.serving.triton.distribution import find_triton
 from unitrain.serving.triton.process import LOOPBACK, choose_ports
-from unitrain.serving.triton.procfs import command_lines
+from unitrain.serving.triton.system_processes import command_lines
 
 
 def _serve(*options: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def test_a_killed_stub_is_noticed_and_its_model_served_again(triton: TritonServe
     triton.wait_for("linear", 1)
     triton_pid = triton.triton_pid
     (stub,) = stubs(triton_pid)
-    seen = len(triton.events)
+    seen = len(triton.events())
     os.kill(stub, signal.SIGKILL)
     triton.wait_for_event("unhealthy", after=seen)
     triton.wait_for_event("loaded", after=seen)
@@ -48,7 +48,7 @@ def test_a_killed_triton_is_started_again_and_serves_what_it_served(triton: Trit
     publish_model(triton.repository, scale=2)
     publish_model(triton.repository, scale=3)
     triton.wait_for("linear", 2)
-    seen = len(triton.events)
+    seen = len(triton.events())
     os.kill(triton.triton_pid, signal.SIGKILL)
     triton.wait_for_event("restarting", after=seen)
     triton.wait_for_event("loaded", after=seen)
@@ -75,10 +75,10 @@ def test_a_signal_ends_it_with_streams_open_and_leaves_nothing(
     with triton_grpc.InferenceServerClient(triton.url) as client:
         client.start_stream(callback=_pass)
         began = time.monotonic()
-        assert triton.stop(number) == 0
+        assert triton.stop_by(number) == 0
         assert time.monotonic() - began < 5 + 5
         client.stop_stream(cancel_requests=True)
-    assert triton.events[-1]["event"] == "stopped"
+    assert triton.events()[-1]["event"] == "stopped"
     assert group_members(group) == []
     assert shared_memory_of(triton.pid) == []
     assert runtime.find_server(triton.url) is None
@@ -191,7 +191,7 @@ def test_flags_that_would_open_the_server_are_refused(flag: str, tmp_path: Path)
 
 def test_only_loopback_is_listened_on(triton: TritonServer) -> None:
     """A socket bound to every address would answer at another one too; neither gRPC nor metrics does."""
-    for url in (triton.url, triton.metrics):
+    for url in (triton.url, triton.events()[1]["metrics"]):
         port = int(url.rpartition(":")[2])
         socket.create_connection((LOOPBACK, port), timeout=5).close()
         with pytest.raises(ConnectionRefusedError):
@@ -310,16 +310,11 @@ def test_a_flag_that_triton_does_not_know_is_told_and_leaves_nothing(
     assert len(ended.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("way", ["plain", "--poll"])
-def test_the_same_repository_is_served_by_plain_polling(way: str, triton_wheel: Path, tmp_path: Path) -> None:
+def test_the_same_repository_is_served_by_plain_polling(triton_wheel: Path, tmp_path: Path) -> None:
     """No watcher is needed: Triton itself finds and swaps the versions."""
     repository = tmp_path / "repository"
     publish_model(repository, scale=2)
-    if way == "--poll":
-        server = TritonServer(repository, log=tmp_path / "log", options=("--poll",)).start()
-        url, stop = server.url, server.stop
-    else:
-        url, stop = _plain_triton(repository, tmp_path / "log")
+    url, stop = _plain_triton(repository, tmp_path / "log")
     try:
         assert answers(url, within_s=20)
         with Load(url) as load:
@@ -329,8 +324,6 @@ def test_the_same_repository_is_served_by_plain_polling(way: str, triton_wheel: 
                 time.sleep(0.1)
         assert load.errors == []
         assert set(load.answered) == {1, 2}
-        if way == "--poll":
-            server.wait_for("linear", 2)  # what Triton has loaded by itself is told
     finally:
         stop()
 

@@ -75,9 +75,10 @@ def test_a_broken_version_is_told_once_and_does_not_block_a_later_good_one(trito
     assert "Protobuf" in failed["reason"]
     assert ask(triton.url, np.ones((1, 3)))[1] == 1
     publish_model(triton.repository, scale=4)
-    assert triton.wait_for("linear", 3)["versions"] == [1, 3]
+    triton.wait_for("linear", 3)
+    assert triton.wait_for_event("loaded", accept=lambda e: 3 in e["versions"])["versions"] == [1, 3]
     time.sleep(1)
-    assert len([event for event in triton.events if event["event"] == "failed"]) == 1
+    assert len([event for event in triton.events() if event["event"] == "failed"]) == 1
 
 
 def test_a_broken_version_is_tried_again_when_its_files_change(triton: TritonServer) -> None:
@@ -93,7 +94,7 @@ def test_a_version_overwritten_by_an_older_file_is_loaded_anew(triton: TritonSer
     """Triton compares times; what was copied with an old one is served all the same."""
     publish_model(triton.repository, scale=2)
     triton.wait_for("linear", 1)
-    seen = len(triton.events)
+    seen = len(triton.events())
     other = linear_model(triton.repository.parent / "other.onnx", 7)
     os.utime(other, (1_000_000_000, 1_000_000_000))
     other.replace(triton.repository / "linear" / "1" / "model.onnx")
@@ -125,14 +126,14 @@ def test_an_unreadable_configuration_changes_nothing_until_it_is_mended(triton: 
     config.write_text(text)
     publish_model(triton.repository, scale=3)
     triton.wait_for("linear", 2)
-    assert len([event for event in triton.events if event["event"] == "failed"]) == 1
+    assert len([event for event in triton.events() if event["event"] == "failed"]) == 1
 
 
 def test_a_changed_configuration_is_loaded_and_a_vanished_model_unloaded(triton: TritonServer) -> None:
     """config.pbtxt and the folder itself are watched too."""
     publish_model(triton.repository)
     triton.wait_for("linear", 1)
-    seen = len(triton.events)
+    seen = len(triton.events())
     config = Repository(triton.repository).config_path("linear")
     config.write_text(config.read_text().replace("max_batch_size: 64", "max_batch_size: 2"))
     triton.wait_for_event("loaded", after=seen)
@@ -178,7 +179,7 @@ def test_what_is_copied_by_hand_edited_in_place_or_away_for_a_moment_costs_no_an
         time.sleep(1.2)  # it is asked a question
     assert load.errors == []
     assert set(load.answered) == {1, 2}
-    assert not {"unloaded", "restarting", "unhealthy"} & {event["event"] for event in triton.events}
+    assert not {"unloaded", "restarting", "unhealthy"} & {event["event"] for event in triton.events()}
 
 
 def test_a_folder_that_has_nothing_to_serve_is_told_and_other_names_of_files_are_taken(
@@ -199,7 +200,7 @@ def test_a_folder_that_has_nothing_to_serve_is_told_and_other_names_of_files_are
     expected = {
         "unversioned": "put model.onnx into a folder with the version's number, such as unversioned/1",
         "unconfigured": "it has no config.pbtxt",
-        "absent": "version_policy asks for version 7, and there is 1",
+        "absent": "version_policy selects version 7, and there is 1",
     }
     for name, words in expected.items():
         failed = triton.wait_for_event("failed", accept=lambda event, name=name: event["model"] == name)

@@ -62,19 +62,19 @@ def test_a_backend_that_is_allowed_by_name_is_served(triton_wheel: Path, tmp_pat
         failed = server.wait_for_event("failed", timeout_s=40)
         assert (failed["version"], "set aside" in failed["reason"]) == (version, True)
         server.wait_for_event(
-            "loaded", accept=lambda e: e["versions"] == [1], after=server.events.index(failed)
+            "loaded", accept=lambda e: e["versions"] == [1], after=server.events().index(failed)
         )
         assert ask(server.url, np.ones((1, 3)), model="code")[1] == 1
-        assert not [event for event in server.events if event["event"] == "restarting"]
+        assert not [event for event in server.events() if event["event"] == "restarting"]
         _python_model(tmp_path, "alone", tmp_path / "ran", dies=True)
         (tmp_path / "alone").rename(server.repository / "alone")
         restarted = server.wait_for_event("restarting", timeout_s=60)
         assert "alone does not answer" in restarted["reason"], "there is no other version to take its place"
         server.wait_for_event(
-            "failed", accept=lambda e: e["model"] == "alone", after=server.events.index(restarted)
+            "failed", accept=lambda e: e["model"] == "alone", after=server.events().index(restarted)
         )
         server.wait_for_event(
-            "loaded", accept=lambda e: e["model"] == "code", after=server.events.index(restarted)
+            "loaded", accept=lambda e: e["model"] == "code", after=server.events().index(restarted)
         )
         assert ask(server.url, np.ones((1, 3)), model="code")[1] == 1
     finally:
@@ -129,8 +129,8 @@ def test_what_could_run_code_end_triton_or_reach_out_is_refused(triton: TritonSe
         assert words in failed["reason"]
     triton.wait_for("linear", 1)
     assert not (tmp_path / "ran").exists()
-    assert {event["event"] for event in triton.events} == {"triton", "ready", "loaded", "failed"}
-    assert [event["model"] for event in triton.events if event["event"] == "loaded"] == ["linear"]
+    assert {event["event"] for event in triton.events()} == {"triton", "ready", "loaded", "failed"}
+    assert [event["model"] for event in triton.events() if event["event"] == "loaded"] == ["linear"]
 
 
 def test_links_out_of_the_repository_are_not_followed(triton: TritonServer, tmp_path: Path) -> None:
@@ -145,8 +145,9 @@ def test_links_out_of_the_repository_are_not_followed(triton: TritonServer, tmp_
     publish_model(tmp_path / "other", "whole")
     os.symlink(tmp_path / "other" / "whole", triton.repository / "whole")  # noqa: PTH211 - as a person does it
     publish_model(triton.repository, scale=3)
-    assert triton.wait_for("linear", 3)["versions"] == [1, 3]
-    assert not [event for event in triton.events if event.get("model") == "whole"]
+    triton.wait_for("linear", 3)
+    assert triton.wait_for_event("loaded", accept=lambda e: 3 in e["versions"])["versions"] == [1, 3]
+    assert not [event for event in triton.events() if event.get("model") == "whole"]
 
 
 def test_a_link_inside_of_the_repository_is_followed(triton: TritonServer, tmp_path: Path) -> None:
@@ -169,4 +170,4 @@ def test_only_names_that_are_plain_are_looked_at(triton: TritonServer, tmp_path:
         shutil.copytree(tmp_path / "linear" / "1", folder / "1")
     publish_model(triton.repository, "seen")
     triton.wait_for("seen", 1)
-    assert {event.get("model") for event in triton.events} <= {"seen", "x", "y", None}
+    assert {event.get("model") for event in triton.events()} <= {"seen", "x", "y", None}

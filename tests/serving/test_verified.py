@@ -21,7 +21,7 @@ from unitrain.atomic_files import sha256_of
 from unitrain.cli import main
 from unitrain.client import Client
 from unitrain.errors import RepositoryError
-from unitrain.serving.security import check_numbers
+from unitrain.serving.model_security import check_numbers
 from unitrain.serving.server_registry import runtime_dir
 from unitrain.serving.status import server_status
 from unitrain.serving.triton.distribution import find_triton
@@ -93,7 +93,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "manifest": (_flip_manifest, "its digest is not that of its content"),
     "cut": (_cut_manifest, "can't be read as a manifest"),
     "digest": (_drop_digest, "its digest is missing"),
-    "old": (_other_weights_old_format, "answered otherwise than published"),
+    "old": (_other_weights_old_format, "give other answers than when they were published"),
 }
 
 
@@ -127,7 +127,7 @@ def test_what_its_manifest_contradicts_is_set_aside_and_the_last_good_version_se
         answer, answered_by = ask(triton.url, ROWS, model=name)
         assert answered_by == 1
         np.testing.assert_array_equal(answer, 2 * ROWS)
-    assert not [event for event in triton.events if event["event"] == "loaded" and 2 in event["versions"]]
+    assert not [event for event in triton.events() if event["event"] == "loaded" and 2 in event["versions"]]
 
 
 def test_no_request_is_answered_by_a_damaged_version_and_the_next_good_one_is_served(
@@ -150,11 +150,11 @@ def test_a_repaired_manifest_has_its_version_loaded(triton: TritonServer) -> Non
     publish_model(triton.repository, golden=GOLDEN)
     triton.wait_for("linear", 1)
     path = triton.repository / "linear" / "1" / "manifest.json"
-    text, seen = path.read_text(), len(triton.events)
+    text, seen = path.read_text(), len(triton.events())
     path.write_text(text.replace('"step": 10', '"step": 12'))
     assert triton.wait_for_event("failed", after=seen)["version"] == 1
     assert ask(triton.url, ROWS)[1] == 1  # what was loaded serves on
-    seen = len(triton.events)
+    seen = len(triton.events())
     path.write_text(text)
     triton.wait_for_event("loaded", after=seen)
 
@@ -165,7 +165,7 @@ def test_everything_is_checked_again_when_triton_is_restarted(triton: TritonServ
         publish_model(triton.repository, scale=scale, golden=GOLDEN)
     triton.wait_for("linear", 2)
     _flip_unseen(triton.repository / "linear" / "2")
-    seen = len(triton.events)
+    seen = len(triton.events())
     os.kill(triton.triton_pid, signal.SIGKILL)
     assert triton.wait_for_event("failed", 60, after=seen)["version"] == 2
     triton.wait_for_event("loaded", 60, lambda e: e["versions"] == [1], after=seen)
@@ -178,13 +178,13 @@ def test_a_version_damaged_since_is_not_revived(triton: TritonServer) -> None:
         publish_model(triton.repository, scale=scale, golden=GOLDEN)
     triton.wait_for("linear", 2)
     _flip_unseen(triton.repository / "linear" / "2")
-    seen = len(triton.events)
+    seen = len(triton.events())
     for pid in stubs(triton.triton_pid):
         os.kill(pid, signal.SIGKILL)
     assert triton.wait_for_event("failed", 60, after=seen)["version"] == 2
     triton.wait_for_event("loaded", 60, lambda e: e["versions"] == [1], after=seen)
     np.testing.assert_array_equal(ask(triton.url, ROWS)[0], 2 * ROWS)
-    assert not [event for event in triton.events if event["event"] == "restarting"]
+    assert not [event for event in triton.events() if event["event"] == "restarting"]
 
 
 def test_versions_of_every_kind_are_served_as_published(triton: TritonServer) -> None:
@@ -229,7 +229,7 @@ def test_versions_of_every_kind_are_served_as_published(triton: TritonServer) ->
 
     publish_model(root, "beside", fill=damaged)
     assert "model.onnx.data was changed" in triton.wait_for_event("failed")["reason"]
-    seen = len(triton.events)
+    seen = len(triton.events())
 
     def unproven(path: Path) -> None:
         linear_model(path, 3)
@@ -272,7 +272,7 @@ def native(tmp_path: Path, triton_wheel: Path, monkeypatch: pytest.MonkeyPatch) 
     try:
         yield server.start()
     finally:
-        server.stop(hurry=True)
+        server.stop(timeout_s=0)
 
 
 def test_with_a_native_backend_a_version_is_tried_under_another_name_first(native: TritonServer) -> None:
@@ -292,7 +292,7 @@ def test_with_a_native_backend_a_version_is_tried_under_another_name_first(nativ
         native.wait_for("linear", 1)
         with Load(native.url) as load:
             for damage in (_flip_weight, _other_weights_old_format, _flip_manifest):
-                seen = len(native.events)
+                seen = len(native.events())
                 _publish_damaged(native.repository, "linear", damage)
                 native.wait_for_event("failed", after=seen)
             publish_model(native.repository, scale=6, golden=GOLDEN, max_batch_size=64)
@@ -303,7 +303,7 @@ def test_with_a_native_backend_a_version_is_tried_under_another_name_first(nativ
     assert load.errors == []
     assert set(load.answered) <= {1, 5}
     assert seen_models == {"linear"}
-    reasons = [event["reason"] for event in native.events if event["event"] == "failed"]
+    reasons = [event["reason"] for event in native.events() if event["event"] == "failed"]
     words = Signature((TensorSpec("x", "BYTES", ()),), (TensorSpec("y", "BYTES", ()),), batched=True)
     publish_model(
         native.repository, "texts", signature=words, fill=_same, golden={"x": np.array(["a", "größe"])}
@@ -324,7 +324,7 @@ def test_with_a_native_backend_a_version_is_tried_under_another_name_first(nativ
         "can't be verified" in native.wait_for_event("failed", accept=lambda e: e["model"] == "odd")["reason"]
     )
     assert "model.onnx was changed" in reasons[0]
-    assert "answered otherwise than published" in reasons[1]
+    assert "give other answers than when they were published" in reasons[1]
     assert "its digest is not that" in reasons[2]
     assert "unitrain_candidate_" in native.log.read_text()
     status = server_status(native.url)

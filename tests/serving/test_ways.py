@@ -207,7 +207,7 @@ def test_only_a_triton_with_the_fixes_may_face_a_network(
 
 def test_the_choice_and_its_reason_are_told_first(triton: TritonServer) -> None:
     """Before Triton is ready."""
-    first = triton.events[0]
+    first = triton.events()[0]
     assert (first["event"], first["way"]) == ("triton", "wheel")
     assert first["reason"] == "no `tritonserver` on PATH, and the wheel is in the cache"
 
@@ -242,34 +242,45 @@ def test_print_without_any_triton_tells_how_to_install_one(tmp_path: Path) -> No
     assert "# wheel: not installed: python -m unitrain serve --install" in told.stdout
 
 
-def test_a_native_triton_serves_http_where_it_is_asked_for(
-    triton_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On loopback, by polling; nobody at all administers it, whatever header is sent."""
-    native = native_tritonserver(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{native.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.07")
-    options = ("--http-port", "0", "--grace", "0")
-    refused = _serve(*options)
-    assert (refused.returncode, "needs --poll" in refused.stderr) == (2, True)
+@pytest.mark.parametrize("option", [("--poll",), ("--http-port", "8000")])
+def test_options_of_earlier_releases_name_what_replaces_them(option: tuple[str, ...]) -> None:
+    """`serve --print` has the plain command that polls, and serves HTTP."""
+    ended = _serve(*option)
+    assert ended.returncode == 2
+    assert option[0] in ended.stderr
+    assert "`python -m unitrain serve --print" in ended.stderr
+
+
+def test_printed_command_closes_administration_over_http(triton_wheel: Path, tmp_path: Path) -> None:
+    """It serves HTTP to clients; nobody at all administers it, whatever header is sent."""
     publish_model(tmp_path / "repository")
-    server = TritonServer(tmp_path / "repository", log=tmp_path / "log", options=(*options, "--poll")).start()
-    try:
-        server.wait_for("linear", 1)
-        http = next(event["http"] for event in server.events if event["event"] == "ready")
-        with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
-            assert answer.status == 200
-        assert _raw_http(http, b"GET /v2/health/ready", b"").startswith(b"HTTP/1.1 200")
-        for header in (b"", *(b"%b: %b\r\n" % (name, value) for name in _NAMES for value in _VALUES)):
-            for path in (
-                b"POST /v2/repository/index",
-                b"GET /v2/logging",
-                b"GET /v2/systemsharedmemory/status",
-            ):
-                assert not _raw_http(http, path, header).startswith(b"HTTP/1.1 200")
-        assert server_status(server.url).versions[0].state == "READY"
-    finally:
-        server.stop()
+    native = native_tritonserver(tmp_path / "bin")
+    ports = ("--grpc-port", "18844", "--metrics-port", "18845", "--http-port", "18846")
+    printed = _serve(
+        "--print", "--json", *ports, "--model-repository", str(tmp_path / "repository"), path=native.parent
+    )
+    ways = {way["name"]: way for way in json.loads(printed.stdout)}
+    assert ways["native"]["chosen"]
+    assert "--http-port=18846" in ways["docker"]["command"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(["sh", "-c", f"exec {ways['native']['command']}"], stdout=log, stderr=log)
+        try:
+            assert answers("127.0.0.1:18844", within_s=60)
+            http = "127.0.0.1:18846"
+            with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
+                assert answer.status == 200
+            assert _raw_http(http, b"GET /v2/health/ready", b"").startswith(b"HTTP/1.1 200")
+            for header in (b"", *(b"%b: %b\r\n" % (name, value) for name in _NAMES for value in _VALUES)):
+                for path in (
+                    b"POST /v2/repository/index",
+                    b"GET /v2/logging",
+                    b"GET /v2/systemsharedmemory/status",
+                ):
+                    assert not _raw_http(http, path, header).startswith(b"HTTP/1.1 200")
+            assert server_status("127.0.0.1:18844").versions[0].state == "READY"
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 _NAMES = (b"CLOSED TO EVERYONE", b"closed to everyone", b"CLOSED-TO-EVERYONE")
@@ -287,16 +298,15 @@ def _raw_http(url: str, line: bytes, header: bytes) -> bytes:
     return b""
 
 
-def test_http_stays_off_where_the_release_is_old_or_unknown(tmp_path: Path) -> None:
-    """Its HTTP server can be overflowed by anybody who reaches it."""
+def test_flags_of_releases_that_do_not_know_them_are_omitted(tmp_path: Path) -> None:
+    """Client shared memory is switched on by a flag from 26.05 on; HTTP is a Unix socket in each."""
     _recorder(tmp_path, "tritonserver", exit_code=1)
-    ports = ("--grpc-port", "0", "--metrics-port", "0", "--http-port", "0", "--json")
+    ports = ("--grpc-port", "0", "--metrics-port", "0", "--json")
     for release in ("", "25.06"):
-        ended = _serve(
+        _serve(
             *ports, "--model-repository", str(tmp_path / "repository"), path=tmp_path,
             NVIDIA_TRITON_SERVER_VERSION=release,
         )  # fmt: skip
-        assert '"event": "no_http"' in ended.stdout
     words = (tmp_path / "tritonserver.log").read_text()
     assert "--http-address=unix:" in words
     assert "--http-port" not in words

@@ -10,7 +10,7 @@ import unitrain
 from unitrain.cli import main
 from unitrain.training.parsing.settings_check import check
 
-NO_CLIENT = ["--client", "null"]  # the project has none
+NO_CLIENT = ["--client_io", "null"]  # the project has none
 BAD = """
 experiment: points
 monitr: {metric: val_loss}
@@ -23,8 +23,8 @@ trainer:
   accelerator: abacus
   callbacks: [{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {filenam: x}}]
 publish: {every_n_validations: 0, kep: 3, model: a/b}
-ema: {decay: 1.5, warm: true}
-client: {class_path: problem.client.Anything}
+ema: {decay: 1.5, decay_warm: true}
+client_io: {class_path: problem.client.Anything}
 optimizer: {class_path: torch.optim.Adm}
 """
 FAULTS = [
@@ -40,11 +40,11 @@ FAULTS = [
     "trainer.callbacks.init_args: ModelCheckpoint has no argument `filenam`; did you mean `filename`?",
     "publish.every_n_validations must be at least 1, got 0",
     "there is no setting `publish.kep`; did you mean `publish.keep`?",
-    "publish.golden: expected int, got many",
+    "publish.golden.samples: expected int, got many",
     "publish.model: a model's name has",
     "ema.decay must be in [0, 1), got 1.5",
-    "there is no setting `ema.warm`; did you mean `ema.warm_up`?",
-    "client: class path `problem.client.Anything`: there is no module `problem.client`",
+    "there is no setting `ema.decay_warm`; did you mean `ema.decay_warmup`?",
+    "client_io: class path `problem.client.Anything`: there is no module `problem.client`",
     "optimizer: there is no class Adm in torch.optim; did you mean `torch.optim.Adam`?",
 ]
 
@@ -67,7 +67,7 @@ def test_all_faults_are_in_one_report(
     """Of the file and of the flags, one sentence each, none twice; exit code 2 and no dry run."""
     settings.write_text(BAD)
     before = files(project)
-    assert main(["check", "--config", str(settings), "--publish.golden", "many", "--json"]) == 2
+    assert main(["check", "--config", str(settings), "--publish.golden.samples", "many", "--json"]) == 2
     report = json.loads(capsys.readouterr().out)
     assert [words for words in FAULTS if not any(words in fault for fault in report["faults"])] == []
     assert len(report["faults"]) == len(FAULTS)
@@ -134,7 +134,7 @@ def test_fault_of_the_persons_code_is_told_with_its_line(settings: Path, project
 
 def test_served_model_with_another_signature_is_found(settings: Path, project: Path) -> None:
     """Clients of the one that is served would break; a run's own settings file is in order."""
-    run = unitrain.fit(settings, {"trainer.max_epochs": 1, "embeddings": None, "client": None}, quiet=True)
+    run = unitrain.fit(settings, {"trainer.max_epochs": 1, "embeddings": None, "client_io": None}, quiet=True)
     before = files(project)
     assert check(run.run_dir / "settings.yaml").good
     settings.write_text(settings.read_text().replace("links:", "# links:"))

@@ -84,7 +84,7 @@ def test_average_is_what_its_definition_says(tmp_path: Any, warm_up: bool, every
     torch.manual_seed(0)
     module, steps = Net(), Steps()
     start = module.net[0].weight.detach().clone()
-    ema = EMA(0.9, warm_up=warm_up, every_n_steps=every)
+    ema = EMA(0.9, decay_warmup=warm_up, every_n_steps=every)
     trainer(tmp_path, steps, ema).fit(module, loader(), loader())
     expected = reference(start, steps.weights, 0.9, warm_up=warm_up, every=every)
     torch.testing.assert_close(module.net[0].weight.double(), expected, rtol=1e-5, atol=1e-6)
@@ -264,7 +264,7 @@ def test_average_follows_a_layer_that_an_epoch_puts_in(tmp_path: Any) -> None:
 
     torch.manual_seed(0)
     module, last = Grows(), Last()
-    trainer(tmp_path, last, EMA(0.9, warm_up=False)).fit(module, loader(), loader())
+    trainer(tmp_path, last, EMA(0.9, decay_warmup=False)).fit(module, loader(), loader())
     expected = reference(module.first_weight, last.weights, 0.9, warm_up=False)
     torch.testing.assert_close(module.last.weight.double(), expected, rtol=1e-5, atol=1e-6)
 

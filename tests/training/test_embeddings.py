@@ -16,7 +16,7 @@ import unitrain
 from unitrain import UnitrainModule
 from unitrain.projector import StableSample, draw_thumbnails, thumbnail_index
 from unitrain.settings import Embeddings
-from unitrain.training.callbacks.embedding_points import Collector, Points, merged_points, reduced_points
+from unitrain.training.callbacks.embedding_points import PointCollector, Points, merged_points, reduced_points
 from unitrain.training.validation_batches import undisturbed
 
 QUICK = {"publish": None, "summaries": None, "trainer.max_epochs": 2, "embeddings.every_n_validations": 1}
@@ -43,7 +43,7 @@ def collected(batches: list[dict[str, torch.Tensor]], **settings: object) -> Poi
         def forward(self, x):
             return {"double": 2 * x}
 
-    collector = Collector(Embeddings(**settings), said.append)
+    collector = PointCollector(Embeddings(**settings), said.append)
     said.clear()
     for _ in range(2):  # the second pass takes what the first one settled
         collector.begin()
@@ -147,7 +147,7 @@ def test_a_tensor_that_is_too_wide_is_left_out_and_told() -> None:
         def forward(self, x):
             return {"half": x[:, :2]}
 
-    collector = Collector(Embeddings(max_width=3), said.append)
+    collector = PointCollector(Embeddings(max_width=3), said.append)
     for _ in range(2):
         collector.begin()
         for batch in wide:
@@ -260,7 +260,7 @@ def test_memory_is_used_again_once_a_snapshot_is_written() -> None:
         def forward(self, x):
             return {"double": 2 * x}
 
-    collector = Collector(Embeddings(), said.append)
+    collector = PointCollector(Embeddings(), said.append)
 
     def taken(value: float):
         collector.begin()
@@ -312,7 +312,7 @@ def test_one_validation_sample_is_a_snapshot_of_one_point() -> None:
     """And a validation without any is none, without a word."""
     points = collected([{"x": torch.ones(1, 3)}])
     assert points.tensors["double"].tolist() == [[2, 2, 2]]
-    assert Collector(Embeddings(), said.append).take() is None
+    assert PointCollector(Embeddings(), said.append).take() is None
     assert said == []
 
 

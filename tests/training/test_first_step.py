@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 import unitrain
 from unitrain.errors import HookError, UnitrainError, UsageError
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.parsing.settings_check import check
 
 TINY = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "summaries": None, "ema": None}
@@ -91,7 +91,7 @@ def test_only_the_first_steps_are_looked_at(shapes: Path, monkeypatch: pytest.Mo
     unitrain.fit(shapes, TINY | {"trainer.max_epochs": 2}, callbacks=[Modes()], quiet=True)
     assert len(begun) == 2
     assert torch._C._len_torch_function_stack() == depth
-    assert LossShapes().state_dict() == {}
+    assert LossShapeCheck().state_dict() == {}
 
 
 def test_nan_in_a_batch_is_reported_as_such(shapes: Path) -> None:

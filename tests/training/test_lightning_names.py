@@ -201,7 +201,9 @@ def test_a_function_may_be_a_class_path(docs_style: Path) -> None:
     assert main(["fit", "--config", str(docs_style), *flags, "--trainer.max_epochs", "1", "--quiet"]) == 0
     (run,) = (docs_style.parent.parent / "experiments" / "problem").iterdir()
     assert read_settings(run / "settings.yaml")["model"]["init_args"] == {"width": 3}
-    with pytest.raises(SettingsError, match=r"`models\.docs_style\.bare`: a function must say which class"):
+    with pytest.raises(
+        SettingsError, match=r"`models\.docs_style\.bare`: a function must be annotated with the class"
+    ):
         unitrain.fit(docs_style, {"model.class_path": "models.docs_style.bare"}, quiet=True)
 
 

@@ -11,7 +11,7 @@ from unitrain.cli import main
 from unitrain.errors import UsageError
 from unitrain.training.parsing.settings_check import check
 
-TINY = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "client": None}
+TINY = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "client_io": None}
 
 
 def csv(folder: Path) -> dict[str, object]:
@@ -78,10 +78,10 @@ def test_axes_are_freed_by_settings(settings: Path, project: Path) -> None:
     content = yaml.safe_load(settings.read_text())
     content["model"] = {"class_path": "models.small.Mean"}
     content.pop("links", None)
-    content["client"] = None
+    content["client_io"] = None
     settings.write_text(yaml.safe_dump(content))
-    publish = {"publish.dynamic_axes": {"x": {1: "steps"}}}
-    report = check(settings, ["--publish.dynamic_axes", "{x: {1: steps}}"])
+    publish = {"publish.onnx.dynamic_axes": {"x": {1: "steps"}}}
+    report = check(settings, ["--publish.onnx.dynamic_axes", "{x: {1: steps}}"])
     assert report.good, report
     (step,) = [step for step in report.steps if step.name == "publish"]
     assert "x: FP32[?]" in step.text
@@ -94,13 +94,19 @@ def test_axes_are_freed_by_settings(settings: Path, project: Path) -> None:
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
-        ({"y": {1: "steps"}}, "publish.dynamic_axes: there is no input y; the inputs are x"),
+        ({"y": {1: "steps"}}, "publish.onnx.dynamic_axes: there is no input y; the inputs are x"),
         (
             {"x": {2: "steps"}},
-            "publish.dynamic_axes.x: there is no axis 2 in an input of shape [16, 1]; its axes are 1",
+            "publish.onnx.dynamic_axes.x: there is no axis 2 in an input of shape [16, 1]; its axes are 1",
         ),
-        ({"x": {0: "rows"}}, "publish.dynamic_axes.x: expected axes from 1 on (0 is the batch) with a name"),
-        ({"x": {1: "a b"}}, "publish.dynamic_axes.x: expected axes from 1 on (0 is the batch) with a name"),
+        (
+            {"x": {0: "rows"}},
+            "publish.onnx.dynamic_axes.x: expected axes from 1 on (0 is the batch) with a name",
+        ),
+        (
+            {"x": {1: "a b"}},
+            "publish.onnx.dynamic_axes.x: expected axes from 1 on (0 is the batch) with a name",
+        ),
     ],
 )
 def test_wrong_axes_are_refused_with_the_valid_ones(
@@ -108,9 +114,9 @@ def test_wrong_axes_are_refused_with_the_valid_ones(
 ) -> None:
     """Before the first epoch, and by check."""
     with pytest.raises(UsageError) as caught:
-        unitrain.fit(settings, {"publish.dynamic_axes": axes}, quiet=True)
+        unitrain.fit(settings, {"publish.onnx.dynamic_axes": axes}, quiet=True)
     assert words in str(caught.value)
     assert not list(project.glob("experiments/*/*"))
-    report = check(settings, ["--client", "null", "--publish.dynamic_axes", json.dumps(axes)])
+    report = check(settings, ["--client_io", "null", "--publish.onnx.dynamic_axes", json.dumps(axes)])
     told = [*report.faults, *(step.text for step in report.steps if not step.passed)]
     assert [words in text for text in told] == [True]

@@ -263,7 +263,7 @@ def test_settings_that_change_on_resuming_hold_or_are_said_not_to(
     resumed = unitrain.resume(run.run_dir, changes)
     assert json.loads((run.run_dir / "run.json").read_text())["epoch"] == 4
     assert resumed.reason == "val_loss no longer improved (early stopping)"
-    assert "the optimizer goes on as it was saved" in capsys.readouterr().err
+    assert "the optimizer continues with its saved state" in capsys.readouterr().err
 
 
 def test_new_run_begins_with_anothers_weights(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,7 +379,7 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_best(settings: Path,
         "        bad = self.training and self.trainer.current_epoch == 2\n"
         "        return super().loss(inputs, outputs, batch)['mse'] * (float('nan') if bad else 1.0)\n"
     )
-    with pytest.raises(UnitrainError, match=r"the loss of Diverges is NaN or infinite at epoch 2") as caught:
+    with pytest.raises(UnitrainError, match=r"the loss of Diverges is NaN or infinite at epoch 3") as caught:
         unitrain.fit(settings, {"model.class_path": "models.small.Diverges"}, quiet=True)
     assert caught.value.exit_code == 1
     [run] = (project / "experiments/points").iterdir()
@@ -396,7 +396,7 @@ def test_a_loss_optimized_by_hand_that_is_no_number_stops_the_run(settings: Path
     """Such a step returns nothing: the loss is seen where it is differentiated."""
     settings.write_text(settings.read_text().replace("links:", "# links:"))
     model = {"model.class_path": "models.small.ByHand", "model.init_args.nan_at": 1}
-    with pytest.raises(UnitrainError, match=r"the loss of ByHand is NaN or infinite at epoch 1"):
+    with pytest.raises(UnitrainError, match=r"the loss of ByHand is NaN or infinite at epoch 2"):
         unitrain.fit(settings, OFF | model, quiet=True)
 
 

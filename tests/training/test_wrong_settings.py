@@ -33,7 +33,7 @@ WRONG = {
     "name with a slash": ({"publish.model": "a/b"}, "name"),
     "name of dots": ({"publish.model": ".."}, "name"),
     "experiment with a slash": ({"experiment": "../up"}, "experiment"),
-    "unknown key of the client": ({"client": {"class": "a.B"}}, "there is no setting `client.class`"),
+    "unknown key of client_io": ({"client_io": {"class": "a.B"}}, "there is no setting `client_io.class`"),
     "none of the choices": (
         {"monitor.mode": "mim"},
         "monitor.mode: expected min or max, got mim; did you mean `min`?",

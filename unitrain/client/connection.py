@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from unitrain.client.metadata import MAX_MESSAGE_BYTES, ModelInfo, model_info
 from unitrain.errors import ClientError, RequestError, UsageError
+from unitrain.grpc_channel import error_text, open_channel
 from unitrain.repository.layout import CANDIDATE_PREFIX
 
 _ASK_TIMEOUT_S = 10.0
@@ -32,19 +33,12 @@ class Connection:
     """
 
     def __init__(self, url: str) -> None:
-        import grpc
         from tritonclient.grpc import service_pb2_grpc
 
         self.url = check_url(url)
-        options: list[tuple[str, int]] = [
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            # A new connection must not inherit the back-off of one that has just failed.
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if is_local(self.url):
-            options.append(("grpc.enable_http_proxy", 0))
-        self._channel = grpc.insecure_channel(self.url, options=options)
+        self._channel = open_channel(
+            self.url, max_message_bytes=MAX_MESSAGE_BYTES, proxy=not is_local(self.url)
+        )
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -200,16 +194,15 @@ def check_url(url: str) -> str:
 
 def request_error(error: Any, url: str) -> ClientError:
     """Our error for a gRPC one."""
-    import grpc
-
-    code, details = error.code(), " ".join(str(error.details()).split())[:MAX_TEXT]
-    if code is grpc.StatusCode.UNAVAILABLE:
+    status, words = error_text(error)
+    words = words[:MAX_TEXT]
+    if status == "UNAVAILABLE":
         return ClientError(
-            f"{url}: no server answers ({details}); start one with `python -m unitrain serve` or name it with --url"
+            f"{url}: no server answers ({words}); start one with `python -m unitrain serve` or name it with --url"
         )
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if status == "DEADLINE_EXCEEDED":
         return RequestError(f"{url}: the server did not answer in time", kind="deadline")
-    return RequestError(f"{url}: {details} ({code.name})")
+    return RequestError(f"{url}: {words} ({status})")
 
 
 def is_local(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""`validate` and `test`: the figures of a run's checkpoint."""
+"""`validate` and `test`: metrics of a run's checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from unitrain.commands._parser import ArgumentParser, add_checkpoint, add_experi
 from unitrain.errors import UsageError
 
 _TEXTS = {
-    "validate": "The figures of a run's checkpoint on the validation data, as they were in fit.",
-    "test": "The figures of a run's checkpoint on the test data.",
+    "validate": "Print the metrics of a run's checkpoint on the validation data, as they were in fit.",
+    "test": "Print the metrics of a run's checkpoint on the test data.",
 }
 
 
 def validate(argv: Sequence[str]) -> int:
-    """Run `validate`; its exit code."""
+    """Run `validate`, and return its exit code."""
     return _main("validate", argv)
 
 
 def test(argv: Sequence[str]) -> int:
-    """Run `test`; its exit code."""
+    """Run `test`, and return its exit code."""
     return _main("test", argv)
 
 
@@ -27,7 +27,7 @@ def _parser(stage: str) -> ArgumentParser:
     parser = ArgumentParser(
         stage,
         _TEXTS[stage],
-        epilog="--trainer.*, --data.* and --model.* take the place of the run's settings: --trainer.accelerator cpu",
+        epilog="--trainer.*, --data.* and --model.* replace the run's settings: --trainer.accelerator cpu",
     )
     add_checkpoint(parser)
     add_experiments_dir(parser, default=None)

@@ -1,4 +1,4 @@
-"""`export`: publish a run's checkpoint by hand, through the same gates."""
+"""`export`: publish a run's checkpoint through the gates that every version passes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,11 @@ def _parser() -> ArgumentParser:
         "--model-repository",
         type=Path,
         metavar="DIR",
-        help="where to; default: as the run's settings have it",
+        help="model repository; default: the one in the run's settings",
     )
-    parser.add_argument("--model", metavar="NAME", help="the served model's name; default: likewise")
+    parser.add_argument(
+        "--model", metavar="NAME", help="name of the served model; default: the one in the run's settings"
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     return parser
 

@@ -1,7 +1,6 @@
 """`fit`: train, and publish versions of the model during training."""
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,17 +38,15 @@ class _FitParser(ArgumentParser):
     def format_help(self) -> str:
         import jsonargparse
 
-        from unitrain import settings
+        from unitrain.settings import SECTIONS
 
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         described = jsonargparse.ArgumentParser(prog=self.prog, usage=argparse.SUPPRESS, add_help=False)
         group = described.add_argument_group("settings of model, data and Trainer")
         for name, (value, text) in LIGHTNING.items():
             group.add_argument(f"--{name}", metavar=value, help=text, default=argparse.SUPPRESS)
-        for kind in vars(settings).values():
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                words = "".join(f"_{c.lower()}" if c.isupper() else c for c in kind.__name__)
-                described.add_class_arguments(kind, words.lstrip("_"))
+        for name, kind in SECTIONS.items():
+            described.add_class_arguments(kind, name)
         return f"{super().format_help()}\n{described.format_help().lstrip()}"
 
 

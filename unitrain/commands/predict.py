@@ -209,6 +209,8 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
         return options.io, {}, project_root(Path.cwd())
     import yaml
 
+    from unitrain.settings_renames import deprecation_line, rename_settings
+
     path = options.config
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -216,16 +218,21 @@ def _named_class(options: argparse.Namespace) -> tuple[str, dict[str, Any], Path
         raise SettingsError(f"{path}: can't be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
-    section = settings.get("client") if isinstance(settings, dict) else None
+    found: dict[str, str] = {}
+    if isinstance(settings, dict):
+        settings, found = rename_settings(settings)
+    if found.get("client"):
+        _note(deprecation_line(str(path), {"client": found["client"]}))
+    section = settings.get("client_io") if isinstance(settings, dict) else None
     if options.io is None and not (isinstance(section, dict) and isinstance(section.get("class_path"), str)):
         raise SettingsError(
-            f"{path}: expected a section `client: {{class_path: …, init_args: {{…}}}}`, got {section!r}"
+            f"{path}: expected a section `client_io: {{class_path: …, init_args: {{…}}}}`, got {section!r}"
         )
     section = section if isinstance(section, dict) else {}
     same = options.io in (None, section.get("class_path"))
     arguments = (section.get("init_args") or {}) if same else {}
     if not isinstance(arguments, dict):
-        raise SettingsError(f"{path}: client.init_args must be a mapping, got {arguments!r}")
+        raise SettingsError(f"{path}: client_io.init_args must be a mapping, got {arguments!r}")
     return options.io or section["class_path"], arguments, project_root(path.parent)
 
 

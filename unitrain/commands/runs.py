@@ -1,4 +1,4 @@
-"""`runs`: the runs of all experiments, one in full, or two side by side."""
+"""`runs`: list the runs of all experiments, show one, or compare two."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def _parser() -> ArgumentParser:
         "words",
         nargs="*",
         metavar="show RUN | compare A B",
-        help="RUN, A, B: a folder, a run's name or its beginning, or `last`; nothing: list all",
+        help="RUN, A, B: folder of a run, its name or the beginning of its name, or `last`; default: list all runs",
         default=[],
     )
     add_experiments_dir(parser)
@@ -135,7 +135,7 @@ def _row(run: Any) -> list[str]:
 
 
 def _as_json(run: Any) -> dict[str, Any]:
-    told: dict[str, Any] = run.record | {
+    content: dict[str, Any] = run.record | {
         "path": str(run.path),
         "experiment": run.experiment,
         "name": run.name,
@@ -144,4 +144,4 @@ def _as_json(run: Any) -> dict[str, Any]:
         "error": run.reason if run.status == "unreadable" else None,
         "duration_s": run.duration_s,
     }
-    return told
+    return content

@@ -39,7 +39,7 @@ def _parser() -> ArgumentParser:
         type=_port,
         default=None,
         metavar="PORT",
-        help="serve HTTP to clients, with --poll only, and not by the wheel's Triton; 0: a free one, printed",
+        help="with --print only: port of HTTP in the commands (not for the wheel's Triton)",
     )
     parser.add_argument(
         "--metrics-port", type=_port, default=8002, metavar="PORT", help="0: a free one, printed"
@@ -81,12 +81,15 @@ def _parser() -> ArgumentParser:
         metavar="FILE",
         help="Triton's own log; default: in the cache, one a port",
     )
+    parser.add_argument("--poll", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, for programs")
     parser.add_argument(
-        "--poll",
-        action="store_true",
-        help="have Triton poll the repository itself: slower, and a broken version blocks newer ones",
+        "--parent-pid",
+        type=int,
+        default=None,
+        metavar="PID",
+        help="stop when this parent process ends, for programs that start `serve`",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     return parser
 
 
@@ -107,11 +110,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from unitrain.serving.admin_client import tls_of
     from unitrain.serving.supervisor import Supervisor
-    from unitrain.serving.triton.distribution import IMAGE, check_image, find_triton, network_problem
+    from unitrain.serving.triton.distribution import IMAGE, check_image, find_triton
     from unitrain.serving.triton.process import check_flags
 
     image = options.image or IMAGE
     check_image(image)
+    _check_removed(options)
     check_flags(options.flags)
     tls_of(options.flags)
     if options.show:
@@ -119,46 +123,48 @@ def main(argv: Sequence[str]) -> int:
     _check_host(options.host, options.container)
     distribution = find_triton(options.container, image)
     launch = _launch(options, distribution)
-    reporter.tell(
+    reporter.report(
         "triton",
         f"Triton: {distribution}, because {distribution.reason}",
         way=distribution.way,
         program=str(distribution.program),
         reason=distribution.reason,
+        log=str(launch.log_path),
     )
-    if options.http_port is not None and launch.http_port is None:
-        reporter.tell("no_http", f"HTTP stays off: {network_problem(options.container)}")
-    Supervisor(launch, reporter, frozenset(options.allow_backend)).run()
+    Supervisor(launch, reporter, frozenset(options.allow_backend), parent_pid=options.parent_pid).run()
     return 0
 
 
+def _check_removed(options: argparse.Namespace) -> None:
+    """Refuse options of earlier releases, and name what replaces them."""
+    if options.poll:
+        raise UsageError(
+            "serve: --poll was removed; to have Triton poll the repository itself, run the plain command that "
+            "`python -m unitrain serve --print` prints"
+        )
+    if options.http_port is not None and not options.show:
+        raise UsageError(
+            "serve: --http-port is for --print only: Triton has one HTTP endpoint, which loads the models, out of "
+            "reach of other users; use gRPC, or run a plain command of "
+            f"`python -m unitrain serve --print --http-port {options.http_port}`"
+        )
+
+
 def _launch(options: argparse.Namespace, distribution: Any) -> Any:
-    from unitrain.serving.triton.distribution import network_problem
     from unitrain.serving.triton.process import Launch, choose_ports
 
     repository = _repository(options.model_repository)
-    http_port = None if network_problem(options.container) else options.http_port
-    if http_port is not None and not options.poll:
-        raise UsageError(
-            "serve: --http-port needs --poll: Triton has one HTTP endpoint, which otherwise loads the models, out of "
-            "reach of other users; add --poll, or leave --http-port out and use gRPC"
-        )
-    asked = {
-        "--grpc-port": options.grpc_port,
-        "--metrics-port": options.metrics_port,
-        "--http-port": http_port,
-    }
-    ports = choose_ports(asked, options.host)
+    ports = choose_ports(
+        {"--grpc-port": options.grpc_port, "--metrics-port": options.metrics_port}, options.host
+    )
     return Launch(
         distribution=distribution,
         repository=repository,
         host=options.host,
         grpc_port=ports["--grpc-port"] or 0,
         metrics_port=ports["--metrics-port"] or 0,
-        http_port=ports["--http-port"],
         log_path=_log_path(options.log_file, ports["--grpc-port"] or 0),
         grace_s=options.grace,
-        poll=options.poll,
         flags=tuple(options.flags),
     )
 
@@ -191,10 +197,10 @@ def _install(reporter: Any) -> None:
     host.check_host()
     already = install.is_installed()
     if not already:
-        reporter.tell("installing", f"fetching {install.WHEEL} {install.WHEEL_VERSION} (55 MB)")
+        reporter.report("installing", f"fetching {install.WHEEL} {install.WHEEL_VERSION} (55 MB)")
     folder = install.install()
     what = "is already there" if already else "is installed"
-    reporter.tell("installed", f"Triton {what}: {folder}", path=str(folder))
+    reporter.report("installed", f"Triton {what}: {folder}", path=str(folder))
 
 
 def _check_host(name: str, container: Literal["docker", "apptainer"] | None) -> None:

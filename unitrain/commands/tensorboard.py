@@ -1,4 +1,4 @@
-"""`tensorboard`: TensorBoard over the experiments, on this machine only."""
+"""`tensorboard`: open TensorBoard on the experiments, on this machine only."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _EndedBySignal(BaseException):
-    """Ctrl-C or SIGTERM: the ordinary end of this command."""
+    """Ctrl-C or SIGTERM: the regular way to end this command."""
 
 
 def _parser() -> ArgumentParser:
@@ -38,23 +38,25 @@ def _parser() -> ArgumentParser:
         "runs",
         nargs="*",
         metavar="RUN",
-        help="a run's or an experiment's folder, a run's name or its beginning, or `last`; nothing: all",
+        help="folder of a run or an experiment, name of a run or its beginning, or `last`; default: all runs",
         default=[],
     )
     parser.add_argument(
-        "--experiments_dir",
+        "--experiments-dir",
         type=Path,
         default=_EXPERIMENTS_DIR,
         metavar="DIR",
         help="folder of the experiments",
     )
-    parser.add_argument("--port", type=int, default=6006, help="a free one where it is 0 or taken")
+    parser.add_argument(
+        "--port", type=int, default=6006, help="port of the page; 0, or a port in use: a free one"
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command until it is ended, and return its exit code."""
+    """Run the command until a signal ends it, and return its exit code."""
     options = parse(_parser(), argv)
     if not 0 <= options.port <= _LARGEST_PORT:
         raise UsageError(f"tensorboard: --port expects 0 to {_LARGEST_PORT}, got {options.port}")
@@ -69,9 +71,9 @@ def main(argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _log_dir(runs: Sequence[str], experiments_dir: Path) -> Iterator[Path]:
-    """The one folder that TensorBoard is given.
+    """Yield the folder that TensorBoard reads.
 
-    Several are gathered as links in a temporary one: with `--logdir_spec` the Projector stays away.
+    Several runs are links in a temporary folder, since `--logdir_spec` turns the Projector off.
     """
     chosen = [_folder(text, experiments_dir) for text in runs]
     if not chosen:
@@ -95,7 +97,7 @@ def _log_dir(runs: Sequence[str], experiments_dir: Path) -> Iterator[Path]:
 
 
 def _shipped_runs() -> Path | None:
-    """The folder of a run that comes with an example of the project in the working folder."""
+    """Return the folder of a run that an example in the working folder has; None without one."""
     return next(iter(sorted(Path("examples").glob("*/pretrained_run"))), None)
 
 
@@ -109,7 +111,7 @@ def _folder(text: str, experiments_dir: Path) -> Path:
 
 
 def _free_port(port: int) -> int:
-    """The port itself, or 0 where it is taken."""
+    """Return the port, or 0 if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -122,7 +124,7 @@ def _free_port(port: int) -> int:
 
 def _run(log_dir: Path, port: int, *, browser: bool) -> None:
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir), "--host", _HOST]
-    # A group of its own: Ctrl-C reaches it through us, once.
+    # In a separate process group Ctrl-C reaches it once, through this process.
     process = subprocess.Popen(
         [*command, "--port", str(port)],
         stdin=subprocess.DEVNULL,
@@ -138,7 +140,11 @@ def _run(log_dir: Path, port: int, *, browser: bool) -> None:
 
 
 def _follow(process: "subprocess.Popen[str]", *, browser: bool) -> None:
-    """Read what TensorBoard says until it ends, which by itself it does only by failing."""
+    """Read TensorBoard's output until it exits, which it does by itself only after an error.
+
+    Raises:
+        UnitrainError: TensorBoard has exited.
+    """
     last_lines: deque[str] = deque(maxlen=5)
     for line in process.stderr or ():
         last_lines.append(line.strip())
@@ -160,7 +166,7 @@ def _has_display() -> bool:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """End the server and what it started, its data loader among them."""
+    """End the server and its child processes, for example its data loader."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -172,7 +178,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 @contextlib.contextmanager
 def _signals_end() -> Iterator[None]:
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
-        # Once: a second signal must not cut the clearing up short.
+        # A second signal must not interrupt the clean-up.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise _EndedBySignal

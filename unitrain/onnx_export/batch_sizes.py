@@ -110,7 +110,7 @@ def compare_batches(  # noqa: C901, PLR0912 - one size after the other, and what
             return BatchReport(
                 worst, largest,
                 f"with {rows} rows {difference.failure}; look for randomness in forward, or widen "
-                "publish.absolute_tolerance, publish.relative_tolerance or publish.tolerances",
+                "publish.tolerance (absolute, relative or by_dtype)",
             )  # fmt: skip
         for name, figures in difference.by_output.items():
             seen = worst.setdefault(name, dict.fromkeys(figures, 0.0))

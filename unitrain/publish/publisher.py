@@ -123,10 +123,10 @@ class Publisher:
         template = build_template(
             module,
             rows,
-            opset=settings.opset,
+            opset=settings.onnx.opset,
             tolerance=tolerance_of(settings),
-            max_rows=settings.max_batch_size,
-            dynamic_axes=settings.dynamic_axes,
+            max_rows=settings.model_config.max_batch_size,
+            dynamic_axes=settings.onnx.dynamic_axes,
         )
         config, labels = served_config(model, template.signature, settings, class_names_of(module))
         try:
@@ -192,15 +192,15 @@ class Publisher:
         return written[-1]
 
     def check_served(self, manifest: Manifest) -> Check | None:
-        """Whether `publish.server` answers a version's golden samples as published; None where none is named."""
-        if self.settings.server is None:
+        """Whether `publish.server.url` answers a version's golden samples as published; None where none is named."""
+        if self.settings.server.url is None:
             return None
         return check_served(
             self.repository.version_dir(manifest.model, manifest.version),
             manifest.model,
             manifest.version,
-            self.settings.server,
-            wait_s=self.settings.server_wait_s,
+            self.settings.server.url,
+            wait_s=self.settings.server.timeout_s,
         )
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ class Publisher:
             session, figures = self._prove(graph, record, folder, request.reference)
             self.template = replace(self.template, graph=graph)
         golden = golden_archive(
-            session, self.template.sample, self.settings.golden, self.settings.golden_max_bytes
+            session, self.template.sample, self.settings.golden.samples, self.settings.golden.max_bytes
         )
         beside = {path.name: sha256_of(path) for path in folder.iterdir() if path.name != MODEL_NAME}
         if golden is not None:
@@ -255,7 +255,7 @@ class Publisher:
     ) -> tuple[GraphSession, dict[str, dict[str, float]]]:
         """Write a graph, and let it pass the gates as it lies there; open, and how far it is from torch."""
         path, sample = folder / MODEL_NAME, self.template.sample
-        external = graph.nbytes > self.settings.external_data_above_bytes
+        external = graph.nbytes > self.settings.onnx.external_data_above_bytes
         graph.write(path, metadata=record.to_metadata(), external=external)
         gates.valid_onnx(path)
         session = gates.loadable(path)
@@ -265,7 +265,7 @@ class Publisher:
             sample,
             tolerance=tolerance_of(self.settings),
             batched=self.template.signature.batched,
-            max_rows=self.settings.max_batch_size,
+            max_rows=self.settings.model_config.max_batch_size,
         )
         if reference is not None:
             gates.live_parity(session, sample, reference, tolerance=tolerance_of(self.settings))
@@ -292,7 +292,7 @@ class Publisher:
             signature=self.template.signature,
             sha256="",
             tolerance=asdict(tolerance_of(self.settings)),
-            opset=self.settings.opset,
+            opset=self.settings.onnx.opset,
             ir_version=graph.structure.ir_version,
             versions=self._versions,
             **vars(self.lineage),
@@ -300,14 +300,14 @@ class Publisher:
 
     def prune(self) -> None:
         """Remove the versions that the settings no longer keep."""
-        self.repository.prune(self.model, self.settings.keep, num_versions=self.settings.num_versions)
+        self.repository.prune(
+            self.model, self.settings.keep, num_versions=self.settings.model_config.num_versions
+        )
 
 
 def tolerance_of(settings: Publish) -> Tolerance:
     """The settings' tolerances, as the comparison takes them."""
-    return Tolerance(
-        settings.absolute_tolerance, settings.relative_tolerance, settings.tolerances, settings.integer_share
-    )
+    return Tolerance(**vars(settings.tolerance))
 
 
 def golden_archive(

@@ -28,7 +28,7 @@ def class_names_of(module: LightningModule) -> ClassNames:
 
 
 def check_dynamic_axes(settings: Publish, sample: Mapping[str, Tensor]) -> None:
-    """Compare `publish.dynamic_axes` with the inputs that there are.
+    """Compare `publish.onnx.dynamic_axes` with the inputs that there are.
 
     Args:
         settings: the section.
@@ -37,17 +37,17 @@ def check_dynamic_axes(settings: Publish, sample: Mapping[str, Tensor]) -> None:
     Raises:
         SettingsError: there is no such input, or no such axis.
     """
-    for name, axes in settings.dynamic_axes.items():
+    for name, axes in settings.onnx.dynamic_axes.items():
         if name not in sample:
             raise SettingsError(
-                f"publish.dynamic_axes: there is no input {name}; the inputs are {', '.join(sample)}"
+                f"publish.onnx.dynamic_axes: there is no input {name}; the inputs are {', '.join(sample)}"
             )
         shape = list(sample[name].shape)
         for axis in axes:
             if axis >= len(shape):
                 valid = ", ".join(map(str, range(1, len(shape)))) or "none beside the batch"
                 raise SettingsError(
-                    f"publish.dynamic_axes.{name}: there is no axis {axis} in an input of shape {shape}; its axes are {valid}"
+                    f"publish.onnx.dynamic_axes.{name}: there is no axis {axis} in an input of shape {shape}; its axes are {valid}"
                 )
 
 
@@ -57,16 +57,16 @@ def served_config(
     """The message of config.pbtxt, and the label files that it names, as text by file name.
 
     Raises:
-        SettingsError: `publish.config` has a field that Triton's message lacks, or changes what the graph is.
+        SettingsError: `publish.model_config.overrides` has a field that Triton's message lacks, or changes what the graph is.
         HookError: the class names fit no output.
     """
     config = model_config(
         model,
         signature,
-        max_batch_size=settings.max_batch_size,
-        num_versions=settings.num_versions,
-        max_queue_delay_microseconds=settings.max_queue_delay_microseconds,
-        warm_up=settings.warm_up,
+        max_batch_size=settings.model_config.max_batch_size,
+        num_versions=settings.model_config.num_versions,
+        max_queue_delay_microseconds=settings.model_config.max_queue_delay_microseconds,
+        warm_up=settings.model_config.model_warmup,
     )
     labels = {}
     for output, names in _by_output(class_names, signature).items():
@@ -76,14 +76,16 @@ def served_config(
             if tensor.name == output:
                 tensor.label_filename = file_name
     try:
-        config = changed_config(config, settings.config)
+        config = changed_config(config, settings.model_config.overrides)
     except ValueError as error:
-        raise SettingsError(f"publish.config: {error}") from error
+        raise SettingsError(f"publish.model_config.overrides: {error}") from error
     if config.name != model:
-        raise SettingsError(f"publish.config.name: the name is {model}; change it by publish.model")
+        raise SettingsError(
+            f"publish.model_config.overrides.name: the name is {model}; change it by publish.model"
+        )
     if signature_of(config) != signature:
         raise SettingsError(
-            f"publish.config: with it the inputs and outputs are {signature_of(config)}, but the graph has "
+            f"publish.model_config.overrides: with it the inputs and outputs are {signature_of(config)}, but the graph has "
             f"{signature}; leave name, data type and shape as they are"
         )
     return config, labels

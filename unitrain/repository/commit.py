@@ -65,7 +65,7 @@ def config_change(config_path: Path, written_path: Path, wanted: ModelConfig) ->
     if config_differences(ours, wanted):
         raise RepositoryError(
             f"{config_path} was edited by hand, and the settings that it came from have changed too ({change}); "
-            "bring the two together: put the edits under publish.config, or undo one of them"
+            "bring the two together: put the edits under publish.model_config.overrides, or undo one of them"
         )
     return change
 

@@ -225,7 +225,7 @@ def _check_size(entries: list[zipfile.ZipInfo], where: str) -> None:
     if total > MOST_GOLDEN_BYTES:
         raise Contradiction(
             f"{where} has {total:,} bytes uncompressed, more than {MOST_GOLDEN_BYTES:,}; publish fewer "
-            "golden samples (publish.golden)"
+            "golden samples (publish.golden.samples)"
         )
 
 

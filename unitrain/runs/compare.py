@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unitrain.errors import RunError
-from unitrain.json_files import read_regular
 from unitrain.runs.listing import RunSummary, read_summary
+from unitrain.runs.saved_run import read_run_settings
 
 NOT_SET = "(not set)"
-_MAX_SETTINGS_BYTES = 2**24
-_MAX_SETTINGS = 100_000
-"""Aliases of YAML can make a small file a huge one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
         RunError: the settings of one can't be read.
     """
     first, second = read_summary(first_dir), read_summary(second_dir)
-    ours, theirs = _settings(first_dir), _settings(second_dir)
+    ours, theirs = (dict(_flat(read_run_settings(folder))) for folder in (first_dir, second_dir))
     keys = sorted(ours.keys() | theirs.keys())
     metrics = [_metrics(run) for run in (first, second)]
     return Comparison(
@@ -61,33 +57,6 @@ def _metrics(run: RunSummary) -> dict[str, float]:
     if run.best:
         metrics[f"best {run.best.get('metric')}"] = run.best.get("value")
     return metrics
-
-
-def _settings(run_dir: Path) -> dict[str, Any]:
-    import yaml
-
-    path = run_dir / "settings.yaml"
-    try:
-        text = read_regular(path, _MAX_SETTINGS_BYTES).decode("utf-8")
-        settings = yaml.safe_load(text) or {}
-        _check_size(settings)
-        return dict(_flat(settings))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path} can't be read: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise RunError(f"{path} can't be read: it is nested too deeply") from error
-
-
-def _check_size(settings: Any) -> None:
-    """Refuse settings that aliases make huge, or endless."""
-    count, waiting = 0, [settings]
-    while waiting:
-        count += 1
-        if count > _MAX_SETTINGS:
-            raise ValueError(f"it has more than {_MAX_SETTINGS:,} values")
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from unitrain.serving.admin_client import Admin
-from unitrain.serving.triton.procfs import cpu_s, is_stopped
+from unitrain.serving.triton.system_processes import cpu_s, is_stopped
 
 CHECK_EVERY_S = 2.0
 CHECK_TIMEOUT_S = 4.0

@@ -1,131 +1,207 @@
-"""A real inference that tells whether a served version answers.
+"""Health checks of one model: probe each served version, reload the model, set aside a version that keeps crashing."""
 
-Triton reports a model as ready after the process that runs it was killed; only a request shows it.
-"""
-
-import contextlib
-import math
-import struct
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from unitrain.repository.integrity import read_golden
-from unitrain.signature import DTYPES
+from unitrain.errors import RepositoryError
+from unitrain.repository import Repository
+from unitrain.serving.admin_client import Admin, Refused
+from unitrain.serving.events import Reporter
+from unitrain.serving.hang_detection import Progress, hung_processes, kill_processes
+from unitrain.serving.model_manager import ModelManager
+from unitrain.serving.model_security import runs_code
+from unitrain.serving.probe_requests import probe_request
+from unitrain.serving.triton.system_processes import start_of
 
-_MOST_BYTES = 256 << 20
-"""A larger question, each second, would be a load of its own."""
-_LARGEST_ITEM = 8
-_TRITON_TYPE = {row.config: row for row in DTYPES.values()}
+PROBE_INTERVAL_S = 1.0
+PROBE_TIMEOUT_S = 10.0
+_PROBE_DUTY = 20
+"""A probe is repeated after this many times the time that it took, or later."""
+_MAX_RELOADS = 3
+_MAX_CRASHES = 3
+"""A version that crashes this often, each time before its first answer, is set aside for another."""
+_CRASHED_STUB = "is not healthy"
+"""Triton's words about a model whose process has ended."""
+
+Processes = dict[tuple[str, str], list[int]]
+"""Process ids by (model, version); empty if they are unknown."""
 
 
-def is_askable(config: Any) -> bool:
-    """Whether a single request is a fair question: it begins no sequence that nobody ends."""
-    return not (config.HasField("sequence_batching") or config.model_transaction_policy.decoupled)
+class RestartNeeded(Exception):  # noqa: N818 - a request to the supervisor
+    """Reloading did not bring a model back; Triton must be restarted."""
 
 
-def probe_request(config: Any, version: int, version_dir: Path) -> Any | None:
-    """A request of one row for a version, or None where a single request is no fair question.
+@dataclass
+class _Probe:
+    """Probes of one served version, and their results since it was loaded.
+
+    Attributes:
+        request: message to send; None if the version can't be probed.
+        pids: processes that run the version.
+        due_s: time of the next probe on the monotonic clock.
+        answered: whether the version has answered a probe.
+        failures: number of probes in a row that were refused.
+        timeouts: number of probes in a row without an answer.
+    """
+
+    request: Any | None
+    pids: tuple[int, ...]
+    due_s: float = 0.0
+    answered: bool = False
+    failures: int = 0
+    timeouts: int = 0
+
+
+class ModelHealth:
+    """Health of the served versions of one model.
 
     Args:
-        config: Triton's ModelConfig message.
-        version: which version it asks.
-        version_dir: its folder; the first golden sample is sent, zeros and empty strings where there is none.
+        manager: loaded versions of the model.
+        repository: model repository, for golden samples.
+        reporter: log of events.
+        processes: function that returns the processes of all models.
     """
-    if not is_askable(config) or _bytes_of_zeros(config) > _MOST_BYTES:
-        return None
-    # What lies there may be anybody's, or half copied.
-    with contextlib.suppress(Exception):
-        golden = read_golden(version_dir)
-        if golden is not None:
-            rows = config.max_batch_size > 0
-            return _request(config, version, {n: a[:1] if rows else a for n, a in golden[0].items()})
-    with contextlib.suppress(ValueError):
-        return _request(config, version, {})
-    return None
 
+    def __init__(
+        self,
+        manager: ModelManager,
+        repository: Repository,
+        reporter: Reporter,
+        processes: Callable[[], Processes] = dict,
+    ) -> None:
+        self._manager = manager
+        self._repository = repository
+        self._reporter = reporter
+        self._processes = processes
+        self._probes: dict[int, _Probe] = {}
+        self._loads = 0
+        self._crashes: dict[Any, int] = {}
+        self._reloads = 0
 
-def golden_requests(config: Any, version: int, inputs: dict[str, Any]) -> list[Any]:
-    """Requests for all rows of golden inputs, none larger than the model takes.
+    def forget(self) -> None:
+        """Forget the reloads: Triton has been restarted."""
+        self._reloads = 0
 
-    Raises:
-        ValueError: they do not fit the configuration.
-        KeyError: an input is missing.
-    """
-    if config.max_batch_size <= 0:
-        return [_request(config, version, inputs)]
-    rows = len(next(iter(inputs.values())))
-    return [
-        _request(config, version, {n: a[start : start + config.max_batch_size] for n, a in inputs.items()})
-        for start in range(0, rows, config.max_batch_size)
-    ]
+    def check(self, admin: Admin) -> None:
+        """Probe each version that is due, and reload the model if one does not answer.
 
+        Raises:
+            RestartNeeded: reloading has not helped.
+            ServerGone: there is no server.
+        """
+        if self._loads != self._manager.loads:
+            self._start_probes()
+        for version in self._manager.versions:
+            probe = self._probes[version]
+            if probe.pids and all(start_of(pid) is None for pid in probe.pids):
+                reason: str | None = "its process has ended"
+            elif probe.request is None or time.monotonic() < probe.due_s:
+                continue
+            else:
+                reason = self._failure(admin, probe)
+            if reason is not None:
+                if self._keeps_crashing(version, probe):
+                    self._set_aside(admin, version, reason)
+                else:
+                    self._reload(admin, version, reason)
+                return
+            self._reloads = 0
+            if probe.answered:
+                self._crashes.pop(self._manager.files_of(version), None)
 
-def outputs_of(response: Any) -> dict[str, Any]:
-    """The outputs of a ModelInferResponse by name.
+    def _start_probes(self) -> None:
+        """Begin again for the versions that were loaded."""
+        self._loads = self._manager.loads
+        running = self._processes()
+        name, config = self._manager.name, self._manager.config
+        self._probes = {
+            version: _Probe(
+                probe_request(config, version, self._repository.version_dir(name, version)),
+                tuple(running.get((name, str(version)), ())),
+            )
+            for version in self._manager.versions
+        }
 
-    Raises:
-        ValueError: the message contradicts itself.
-    """
-    import numpy as np
-
-    outputs = {}
-    for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        if tensor.datatype == "BYTES":
-            array = np.array(_texts(raw), dtype=object)
+    def _failure(self, admin: Admin, probe: _Probe) -> str | None:
+        """Return why a version is unhealthy, or None if it is healthy."""
+        began = time.monotonic()
+        reason = None
+        progress = Progress()
+        progress.begin(probe.pids)
+        try:
+            admin.infer(probe.request, PROBE_TIMEOUT_S)
+        except Refused as error:
+            # A graph may refuse zeros: only a version that answered before is unhealthy. A busy server is healthy.
+            if _CRASHED_STUB in str(error):
+                reason = str(error)
+            elif error.status == "DEADLINE_EXCEEDED":
+                reason = self._kill_hung(probe, progress)
+            elif probe.answered:
+                probe.failures += 1
+                reason = str(error) if probe.failures > 1 else None
         else:
-            array = np.frombuffer(raw, DTYPES[tensor.datatype].numpy)
-        outputs[tensor.name] = array.reshape(tuple(tensor.shape))
-    return outputs
+            probe.answered, probe.failures, probe.timeouts = True, 0, 0
+        took_s = time.monotonic() - began
+        probe.due_s = time.monotonic() + max(PROBE_INTERVAL_S, _PROBE_DUTY * took_s)
+        return reason
 
+    def _kill_hung(self, probe: _Probe, progress: Progress) -> str | None:
+        """Kill the processes of a version that hang, and return the reason; None if it is only busy."""
+        probe.timeouts += 1
+        # A backend that the user allowed may wait for something without computing.
+        idle = progress if not runs_code(self._manager.config) and probe.timeouts > 1 else None
+        version = "" if probe.request is None else probe.request.model_version
+        hung = hung_processes(self._running(version), idle)
+        if not hung:
+            return None
+        kill_processes(hung)
+        return f"process {', '.join(map(str, hung))} hangs and was killed"
 
-def _request(config: Any, version: int, arrays: dict[str, Any]) -> Any:
-    """A request with these inputs; without any, of zeros and empty strings in one row."""
-    from tritonclient.grpc import model_config_pb2, service_pb2
+    def _running(self, version: str) -> list[int]:
+        """Return the processes that run a version now."""
+        return self._processes().get((self._manager.name, version), [])
 
-    request = service_pb2.ModelInferRequest(model_name=config.name, model_version=str(version))
-    for tensor in config.input:
-        dtype = _TRITON_TYPE.get(model_config_pb2.DataType.Name(tensor.data_type))
-        if dtype is None:
-            raise ValueError(f"{tensor.name} has a type that numpy does not have")
-        batch = config.max_batch_size > 0
-        if arrays:
-            array = arrays[tensor.name]
-            if tensor.HasField("reshape"):
-                array = array.reshape([*array.shape[:batch], *tensor.dims])
-            shape, content = list(array.shape), _content(array, dtype.triton)
-        else:
-            shape = [1] * batch + [max(length, 1) for length in tensor.dims]
-            content = _zeros(shape, dtype)
-        request.inputs.add(name=tensor.name, datatype=dtype.triton, shape=shape)
-        request.raw_input_contents.append(content)
-    return request
+    def _keeps_crashing(self, version: int, probe: _Probe) -> bool:
+        """Count a crash; return whether the version has crashed too often without any answer.
 
+        If no other version can take its place, Triton is restarted first, once: a restart stops the other models.
+        """
+        if probe.answered:
+            return False
+        files = self._manager.files_of(version)
+        self._crashes[files] = self._crashes.get(files, 0) + 1
+        limit = _MAX_CRASHES if self._manager.has_other_version(version) else _MAX_RELOADS + 2
+        return self._crashes[files] >= limit
 
-def _bytes_of_zeros(config: Any) -> int:
-    return _LARGEST_ITEM * sum(
-        int(math.prod(max(length, 1) for length in tensor.dims)) for tensor in config.input
-    )
+    def _set_aside(self, admin: Admin, version: int, reason: str) -> None:
+        """Serve the other versions without one that crashes at each request."""
+        crashes = self._crashes.pop(self._manager.files_of(version), 0)
+        self._reloads = 0
+        text = f"it crashed {crashes} times before its first answer and is set aside: {reason}"
+        self._manager.exclude({version: text}, admin)
 
+    def _reload(self, admin: Admin, version: int, reason: str) -> None:
+        """Reload the model.
 
-def _zeros(shape: list[int], dtype: Any) -> bytes:
-    import numpy as np
-
-    if dtype.triton == "BYTES":
-        return bytes(4 * int(np.prod(shape)))  # each an empty string: its length, 0, in four bytes
-    return bytes(int(np.prod(shape)) * np.dtype(dtype.numpy).itemsize)
-
-
-def _texts(raw: bytes) -> list[bytes]:
-    texts, place = [], 0
-    while place < len(raw):
-        (length,) = struct.unpack_from("<I", raw, place)
-        texts.append(raw[place + 4 : place + 4 + length])
-        place += 4 + length
-    return texts
-
-
-def _content(array: Any, triton_type: str) -> bytes:
-    if triton_type != "BYTES":
-        return bytes(array.astype(DTYPES[triton_type].numpy, copy=False).tobytes())
-    texts = (v if isinstance(v, bytes) else str(v).encode() for v in array.ravel())
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        Raises:
+            RestartNeeded: it was reloaded too often, or can't be reloaded.
+        """
+        name = self._manager.name
+        self._reporter.report(
+            "unhealthy",
+            f"{name} version {version} does not answer and is reloaded: {reason}",
+            model=name,
+            version=version,
+            reason=reason,
+        )
+        self._reloads += 1
+        if self._reloads > _MAX_RELOADS:
+            raise RestartNeeded(f"{name} does not answer after {_MAX_RELOADS} reloads")
+        # Triton waits for a stopped process forever, and keeps its memory.
+        kill_processes(hung_processes(self._running(str(version)), None))
+        try:
+            self._manager.reload(admin)
+        except (Refused, RepositoryError) as error:
+            raise RestartNeeded(f"{name} can't be reloaded: {error}") from error

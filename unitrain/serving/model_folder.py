@@ -1,4 +1,4 @@
-"""One model's folder: its configuration, which versions lie there whole, and what may be given to Triton."""
+"""Folder of one model: its configuration, its complete versions, and what may be served."""
 
 import contextlib
 import os
@@ -10,19 +10,19 @@ from typing import Any
 
 from unitrain.errors import RepositoryError
 from unitrain.repository import Repository, layout, read_config
-from unitrain.serving.security import check_config, check_files, check_numbers, runs_code
+from unitrain.serving.model_security import check_config, check_files, check_numbers, runs_code
 
 Stamp = tuple[tuple[str, int, int, int], ...]
-"""Of each file: its path, modification time, size and inode. Equal stamps: nothing changed."""
+"""Path, modification time, size and inode of each file; equal stamps mean that nothing has changed."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model as it lies on the disk.
+    """Stamps of the files of one model.
 
     Attributes:
-        config: of config.pbtxt; empty where there is none.
-        versions: of each folder whose name is a version's number, whatever it holds.
+        config: stamp of config.pbtxt; empty if it is missing.
+        versions: stamps by version, of each folder whose name is a version number.
     """
 
     config: Stamp
@@ -30,10 +30,10 @@ class ModelFiles:
 
 
 def scan(repository: Repository) -> dict[str, ModelFiles]:
-    """Every folder of a repository that has a model's name, by it.
+    """Return the files of every model of a repository, by name.
 
     Raises:
-        RepositoryError: the root can't be read, or is not there.
+        RepositoryError: the root is missing or can't be read.
     """
     try:
         with os.scandir(repository.root) as entries:
@@ -46,11 +46,11 @@ def scan(repository: Repository) -> dict[str, ModelFiles]:
 
 
 def scan_model(repository: Repository, model: str) -> ModelFiles:
-    """One model, as much of it as is there.
+    """Return the files of one model.
 
     Raises:
         RepositoryError: its folder can't be read.
-        OSError: one of its files can't be looked at.
+        OSError: the state of one of its files can't be read.
     """
     numbers = map(layout.folder_number, layout.entries(repository.model_dir(model)))
     return ModelFiles(
@@ -62,7 +62,7 @@ def scan_model(repository: Repository, model: str) -> ModelFiles:
 def _stamp(paths: Iterable[Path | str]) -> Stamp:
     rows = []
     for path in paths:
-        # Links too, wherever they lead: to nothing, or in a circle.
+        # Links are included, also those to nothing or in a circle.
         with contextlib.suppress(FileNotFoundError):  # it has just vanished, as temporary files do
             try:
                 status = os.stat(path)  # noqa: PTH116 - half the paths are strings
@@ -82,7 +82,13 @@ def _stamp_tree(folder: Path) -> Stamp:
 
 
 class ModelFolder:
-    """What the keeper reads of a model; everything here raises `RepositoryError` where it may not be served."""
+    """Checked reading of a model's folder.
+
+    Args:
+        name: name of the model.
+        repository: model repository.
+        allowed_backends: backends that the user allowed in addition to `onnxruntime`.
+    """
 
     def __init__(self, name: str, repository: Repository, allowed_backends: frozenset[str]) -> None:
         self._name = name
@@ -90,13 +96,13 @@ class ModelFolder:
         self._allowed_backends = allowed_backends
 
     def config(self, files: ModelFiles) -> Any:
-        """Triton's ModelConfig message.
+        """Return Triton's ModelConfig message.
 
         Raises:
             RepositoryError: it can't be read, could run code or leave the folder, or has a number that is too large.
         """
         model_dir = self._repository.model_dir(self._name)
-        check_files(self._repository.root, model_dir, beside=map(str, files.versions), code=True)
+        check_files(self._repository.root, model_dir, ignored=map(str, files.versions), code=True)
         config = read_config(self._repository.config_path(self._name))
         check_config(config, self._allowed_backends)
         check_numbers(config)
@@ -105,13 +111,13 @@ class ModelFolder:
         return config
 
     def check(self, config: Any, files: ModelFiles) -> None:
-        """Return where the folder itself, without its versions, may be given to Triton.
+        """Refuse a folder that Triton must not read; its versions are not checked.
 
         Raises:
-            RepositoryError: it may not, and why.
+            RepositoryError: the message has the reason.
         """
-        folder, beside = self._repository.model_dir(self._name), map(str, files.versions)
-        check_files(self._repository.root, folder, beside=beside, code=runs_code(config))
+        folder, ignored = self._repository.model_dir(self._name), map(str, files.versions)
+        check_files(self._repository.root, folder, ignored=ignored, code=runs_code(config))
         for entry in layout.entries(folder):
             if layout.ends_triton(entry.name):
                 raise RepositoryError(
@@ -120,16 +126,16 @@ class ModelFolder:
                 )
 
     def check_version(self, config: Any, version: int) -> None:
-        """Return where a version's folder may be given to Triton.
+        """Refuse a version that Triton must not read.
 
         Raises:
-            RepositoryError: it may not, and why.
+            RepositoryError: the message has the reason.
         """
         folder = self._repository.version_dir(self._name, version)
         check_files(self._repository.root, folder, code=runs_code(config))
 
-    def whole(self, config: Any, files: ModelFiles) -> dict[int, Stamp]:
-        """The versions that hold what their backend loads; others may be being written."""
+    def complete_versions(self, config: Any, files: ModelFiles) -> dict[int, Stamp]:
+        """Return the versions that have the file which their backend loads; others may still be written."""
         name = self._file_name(config)
         return {
             version: stamp
@@ -139,37 +145,39 @@ class ModelFolder:
         }
 
     def why_nothing(self, config: Any, files: ModelFiles) -> str:
-        """Why no version of it is to be served."""
-        whole = sorted(self.whole(config, files))
-        if whole:
-            asked, there = (", ".join(map(str, n)) for n in (config.version_policy.specific.versions, whole))
-            return f"version_policy asks for version {asked}, and there is {there}"
+        """Return why no version is served."""
+        complete = sorted(self.complete_versions(config, files))
+        if complete:
+            selected = ", ".join(map(str, config.version_policy.specific.versions))
+            return f"version_policy selects version {selected}, and there is {', '.join(map(str, complete))}"
         return (
             f"there is no version of it; put {self._file_name(config) or 'its files'} into a folder with the "
             f"version's number, such as {self._name}/1"
         )
 
     def _file_name(self, config: Any) -> str:
-        """What a version must hold; empty where only its backend knows."""
+        """Return the file that a version must have; empty if only its backend knows."""
         return "" if runs_code(config) else config.default_model_filename or layout.MODEL_NAME
 
 
 def _check_axes(config: Any) -> None:
-    """Refuse a tensor without any axis, in clearer words than Triton's."""
+    """Refuse a tensor without any axis, with a clearer message than Triton's."""
     for kind, tensors in (("input", config.input), ("output", config.output)):
         for tensor in tensors:
             if config.max_batch_size <= 0 and tensor.HasField("reshape") and not tensor.reshape.shape:
                 raise RepositoryError(
                     f"config.pbtxt has the {kind} {tensor.name} without any axis, such as a loss, which Triton can't "
-                    "serve; leave it out of what forward takes and returns"
+                    "serve; remove it from the arguments and results of forward"
                 )
 
 
 def override(config: Any, versions: Iterable[int], generation: int) -> dict[str, Any]:
-    """The configuration that loads just these versions: one that is broken must not hold up the rest.
+    """Return the configuration that loads only these versions: a broken version must not block the others.
 
     Args:
-        generation: where it is another than before, Triton loads anew what it takes for known.
+        config: Triton's ModelConfig message.
+        versions: numbers of the versions.
+        generation: count that makes Triton load versions again which it believes to be loaded.
     """
     from google.protobuf import json_format
 

@@ -1,4 +1,4 @@
-"""Records of the servers that run here, and their administration sockets, in folders that only this user opens."""
+"""Registry of this user's running servers: their records and administration sockets, in private folders."""
 
 import contextlib
 import json
@@ -8,42 +8,42 @@ import re
 import shutil
 import stat
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from unitrain.atomic_files import write_json
 from unitrain.errors import ServingError
-from unitrain.serving.triton.procfs import command_lines, start_of, started_at
+from unitrain.serving.triton.system_processes import command_lines, start_of, started_at
 
-_SHM_DIR = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
+_SHM_DIR = Path("/dev/shm")  # noqa: S108 - the folder of POSIX shared memory
 _TMP_DIR = Path("/tmp")  # noqa: S108 - Triton makes its folders there, whatever TMPDIR says
-LONGEST_SOCKET_PATH = 107
-"""Bytes of a Unix socket's path that the kernel takes."""
+MAX_SOCKET_PATH = 107
+"""Maximum length of a Unix socket's path in bytes."""
 ADMIN_NAME = "admin"
 """File name of the administration socket in `server_dir`."""
-_LONG_LEFT_S = 3600.0
-"""A server of another container may share the folder, but not the numbers of processes; it is given time."""
+_MIN_AGE_S = 3600.0
+"""Age of files that may be removed without a record. A server of another container may share the folder, but not the
+process ids."""
 _TRITON = re.compile(r"^\S*tritonserver( |$)")
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """A running server.
+    """Record of a running server.
 
     Attributes:
-        pid: of the supervising `serve`; `started` is its start in kernel ticks, which tells it from a
-            later process with the same number.
+        pid: process id of the supervising `serve`.
+        started: start of that process in kernel ticks; a later process with the same id has another.
         url: `host:port` of gRPC.
-        repository: the model repository's path.
-        shm_prefix: what the names of its shared-memory regions begin with.
-        triton_pid: of tritonserver, and of its process group; 0 where that is not on this machine.
+        repository: path of the model repository.
+        shm_prefix: prefix of the names of its shared-memory regions.
+        triton_pid: id of the tritonserver process and of its process group; 0 if it runs in a container.
         metrics: `host:port` of the Prometheus metrics.
-        log: Triton's own log.
-        admin: path of the Unix socket for administration; empty where there is none.
-        release: NVIDIA's release, such as `24.10`; empty where it is unknown.
-        http: `host:port` of HTTP for clients; empty where it is off.
-        flags: the person's own for tritonserver.
-        errors: what went wrong last, by model and version: `time`, `event`, `reason`; "" is Triton itself.
+        log: path of Triton's log.
+        admin: path of the Unix socket for administration; empty if there is none.
+        release: NVIDIA's release, such as `24.10`; empty if it is unknown.
+        flags: further flags for tritonserver, from the user.
+        errors: last errors by model and version: `time`, `event`, `reason`; "" is Triton itself.
     """
 
     pid: int
@@ -56,46 +56,49 @@ class ServerRecord:
     log: str = ""
     admin: str = ""
     release: str = ""
-    http: str = ""
     flags: list[str] = field(default_factory=list)
     errors: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def is_alive(self) -> bool:
-        """Whether that process still runs."""
+        """Return whether the server's process still runs."""
         return start_of(self.pid) == self.started
 
     def write(self) -> None:
-        """Write it where `find_server` looks.
+        """Write the record where `find_server` reads it.
 
         Raises:
-            ServingError: the runtime folder is not ours alone, or can't be written.
+            ServingError: the runtime folder is not private, or can't be written.
         """
         try:
-            write_json(runtime_dir() / _name(self.url), asdict(self), mode=0o600)
+            write_json(runtime_dir() / _file_name(self.url), asdict(self), mode=0o600)
         except OSError as error:
             raise ServingError(f"the server's record can't be written: {error}") from error
 
     def remove(self) -> None:
-        """Remove the file, the folder and the shared memory that its server left."""
+        """Remove the record, the folder and the shared memory of its server."""
         with contextlib.suppress(OSError):
             for region in _SHM_DIR.glob(f"{self.shm_prefix}*"):
                 region.unlink(missing_ok=True)
             for folder in filter(_is_own, _folders()):
                 shutil.rmtree(folder / _server_name(self.shm_prefix), ignore_errors=True)
-                path = folder / _name(self.url)
+                path = folder / _file_name(self.url)
                 found = _read(path)
                 if found is not None and (found.pid, found.started) == (self.pid, self.started):
                     path.unlink(missing_ok=True)
 
 
+_FIELDS = frozenset(field.name for field in fields(ServerRecord))
+"""Known fields; a record of another release may have more."""
+
+
 def find_server(url: str) -> ServerRecord | None:
-    """The running server that this user's `serve` has at `url`, or None."""
-    found = [_read(folder / _name(url)) for folder in filter(_is_own, _folders())]
+    """Return the running server that this user's `serve` has at `url`, or None."""
+    found = [_read(folder / _file_name(url)) for folder in filter(_is_own, _folders())]
     return next((record for record in found if record is not None and record.is_alive()), None)
 
 
 def sweep() -> None:
-    """Remove what servers that were killed left: records, shared memory and Triton's temporary folders."""
+    """Remove files of servers that were killed: records, shared memory and Triton's temporary folders."""
     for record in records():
         if not record.is_alive():
             record.remove()
@@ -105,11 +108,11 @@ def sweep() -> None:
 
 
 def _sweep_unrecorded(folder: Path) -> None:
-    """Remove shared memory, or folders, of servers that are over and whose records have gone too."""
+    """Remove shared memory, or folders, of ended servers that have no record."""
     with contextlib.suppress(OSError):
         for path in folder.glob("unitrain_*_*"):
             pid, found = path.name.split("_")[1], path.lstat()
-            left = found.st_uid == os.getuid() and time.time() - found.st_mtime > _LONG_LEFT_S
+            left = found.st_uid == os.getuid() and time.time() - found.st_mtime > _MIN_AGE_S
             if left and pid.isdecimal() and start_of(int(pid)) is None:
                 if stat.S_ISDIR(found.st_mode):
                     shutil.rmtree(path, ignore_errors=True)
@@ -118,16 +121,16 @@ def _sweep_unrecorded(folder: Path) -> None:
 
 
 def records() -> list[ServerRecord]:
-    """All records of this user, those of servers that are over too."""
+    """Return all records of this user, also those of servers that have ended."""
     found = [_read(path) for folder in filter(_is_own, _folders()) for path in folder.glob("*.json")]
     return [record for record in found if record is not None]
 
 
 def sweep_temporary() -> None:
-    """Remove the empty folders that Tritons which are over left in /tmp.
+    """Remove the empty folders that ended Tritons left in /tmp.
 
-    A Triton makes one when it loads its first model, and only a clean end removes it: what is older than
-    every Triton that runs belongs to none of them.
+    A Triton creates one when it loads its first model, and removes it only if it ends regularly. A folder that is
+    older than every running Triton belongs to none of them.
     """
     with contextlib.suppress(OSError):
         running = [pid for pid, words in command_lines().items() if _TRITON.search(words)]
@@ -140,10 +143,10 @@ def sweep_temporary() -> None:
 
 
 def runtime_dir() -> Path:
-    """The folder of the records, made where it is not there, readable by this user alone.
+    """Return the private folder of the records, which is created if it is missing.
 
     Raises:
-        ServingError: it can't be made, or is somebody else's.
+        ServingError: it can't be created, or is not private.
     """
     return _made(_folders()[0])
 
@@ -161,28 +164,28 @@ def _made(folder: Path) -> Path:
 
 
 def server_dir(shm_prefix: str) -> Path:
-    """Path of a server's own folder, for its administration socket; short enough for a Unix socket in it.
+    """Return the path of a server's folder for its administration socket, short enough for a Unix socket in it.
 
     Raises:
         ServingError: as `runtime_dir`.
     """
     name = _server_name(shm_prefix)
     for parent in _folders():
-        if len(os.fsencode(parent / name / ADMIN_NAME)) <= LONGEST_SOCKET_PATH:
+        if len(os.fsencode(parent / name / ADMIN_NAME)) <= MAX_SOCKET_PATH:
             return _made(parent) / name
     return _made(_folders()[-1]) / name
 
 
 def _folders() -> list[Path]:
-    """Where records may lie: the session's folder first; a `serve` of cron or systemd has no session."""
+    """Return the folders of records: the session's folder first; a `serve` of cron or systemd has no session."""
     of_user = f"/run/user/{os.getuid()}"
     parents = [Path(parent) for parent in (os.environ.get("XDG_RUNTIME_DIR"), of_user) if parent]
     found = [parent / "unitrain" for parent in parents if parent.is_dir()]
-    return list(dict.fromkeys([*found, Path(f"/tmp/unitrain-{os.getuid()}")]))  # noqa: S108 - looked at by _is_own
+    return list(dict.fromkeys([*found, Path(f"/tmp/unitrain-{os.getuid()}")]))  # noqa: S108 - checked by _is_own
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether it is a folder that only this user can write or read."""
+    """Return whether it is a folder that only this user can write or read."""
     try:
         found = folder.lstat()
     except OSError:
@@ -194,15 +197,16 @@ def _server_name(shm_prefix: str) -> str:
     return shm_prefix.strip("_")
 
 
-def _name(url: str) -> str:
+def _file_name(url: str) -> str:
     host, _, port = url.rpartition(":")
     return f"{'127.0.0.1' if host == 'localhost' else host}_{port}.json"
 
 
 def _read(path: Path) -> ServerRecord | None:
     try:
-        return ServerRecord(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(path.read_text())
+        return ServerRecord(**{key: value for key, value in content.items() if key in _FIELDS})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -14,13 +14,13 @@ from unitrain.serving.admin_client import Admin, ServerGone, tls_of
 from unitrain.serving.server_registry import find_server
 from unitrain.serving.triton.advisories import (
     EVERY_API,
+    REACHABLE_APIS,
     advisories,
-    reachable_apis,
     release_of,
     release_of_version,
     text_of,
 )
-from unitrain.serving.triton.procfs import group_members, memory_bytes, model_processes, started_at
+from unitrain.serving.triton.system_processes import group_members, memory_bytes, model_processes, started_at
 
 _NANOSECONDS = 1e9
 
@@ -139,10 +139,7 @@ def server_status(url: str, repository: Path | None = None) -> ServerStatus:
         versions=sorted(versions, key=lambda v: (v.model, len(v.version), v.version)),
         release=text_of(release) if release else None,
         advisories=tuple(
-            advisory.cve
-            for advisory in advisories(
-                release, reachable_apis(http=bool(record.http)) if record else EVERY_API
-            )
+            advisory.cve for advisory in advisories(release, REACHABLE_APIS if record else EVERY_API)
         ),
     )
 

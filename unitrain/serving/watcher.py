@@ -1,4 +1,4 @@
-"""The watcher: sees what changes in a repository and has it served."""
+"""Watcher of a model repository: find what has changed on disk and have it served."""
 
 import threading
 import time
@@ -10,21 +10,54 @@ from unitrain.repository import Repository
 from unitrain.serving.admin_client import Admin, ServerGone
 from unitrain.serving.candidate import Candidates
 from unitrain.serving.events import Reporter
+from unitrain.serving.health import ModelHealth, Processes
 from unitrain.serving.model_folder import ModelFiles, scan
-from unitrain.serving.model_manager import ModelKeeper, Processes, RestartNeeded
+from unitrain.serving.model_manager import ModelManager
 
-LOOK_EVERY_S = 0.05
-_LOOK_SHARE = 20
-"""A look at the disk is repeated no sooner than this many times what it took."""
-_AT_ONCE = 8
-"""Models that are loaded at the same time."""
+SCAN_INTERVAL_S = 0.05
+_SCAN_DUTY = 20
+"""A scan of the disk is repeated after this many times the time that it took, or later."""
+_MAX_SCAN_INTERVAL_S = 1.0
+_PARALLEL_MODELS = 8
+"""Number of models that are loaded or probed at the same time."""
+
+
+class _Model:
+    """One model with its two sides."""
+
+    def __init__(self, manager: ModelManager, health: ModelHealth) -> None:
+        self.manager = manager
+        self.health = health
+
+    def forget(self) -> None:
+        """Start again with a new Triton."""
+        self.manager.forget()
+        self.health.forget()
+
+    def update(self, files: ModelFiles | None, admin: Admin, *, settled: bool) -> None:
+        """Load what has changed if it is written completely, then check the health of what is served."""
+        try:
+            if settled:
+                self.manager.reconcile(files, admin)
+            self.health.check(admin)
+        except ServerGone:  # the next Triton loads everything again
+            return
 
 
 class Watcher:
     """Keeps the models of a repository served; it outlives the Triton processes that serve them.
 
-    Each model is attended to by itself, one call at a time: one that takes a minute to load, or does not
-    answer, holds up no other.
+    Each model is updated by its own calls, one at a time. A model that takes a minute to load, or does not
+    answer, delays no other.
+
+    Args:
+        repository: model repository.
+        reporter: log of events.
+        allowed_backends: backends that the user allowed in addition to `onnxruntime`.
+        explain: function that returns the reason for a failure to load, from the model's name and Triton's
+            answer.
+        processes: function that returns the processes of all models.
+        candidates: verification before a version is loaded; None: none.
     """
 
     def __init__(
@@ -43,31 +76,31 @@ class Watcher:
         self._explain = explain
         self._processes = processes
         self._candidates = candidates
-        self._keepers: dict[str, ModelKeeper] = {}
+        self._models: dict[str, _Model] = {}
         self._unreadable = ""
 
     def run(self, admin: Admin, stop: threading.Event) -> None:
-        """Watch until `stop` is set; a server that is gone is waited for.
+        """Watch until `stop` is set.
 
         Raises:
-            RestartNeeded: a model does not answer and can't be brought back.
+            RestartNeeded: a model does not answer, and reloading has not helped.
         """
-        for keeper in self._keepers.values():
-            keeper.forget_served()
+        for model in self._models.values():
+            model.forget()
         calls: dict[str, Future[None]] = {}
         before: dict[str, ModelFiles] = {}
-        with ThreadPoolExecutor(_AT_ONCE, "keeper") as pool:
+        with ThreadPoolExecutor(_PARALLEL_MODELS, "model") as pool:
             try:
                 while not stop.is_set():
                     began = time.monotonic()
-                    now = self._look()
-                    took = time.monotonic() - began
+                    now = self._scan()
+                    took_s = time.monotonic() - began
                     if now is not None:
                         self._submit(now, before, calls, pool, admin)
                         before = now
-                    stop.wait(max(LOOK_EVERY_S, min(_LOOK_SHARE * took, 1.0)))
+                    stop.wait(max(SCAN_INTERVAL_S, min(_SCAN_DUTY * took_s, _MAX_SCAN_INTERVAL_S)))
             finally:
-                admin.close()  # what is under way ends, and the pool with it
+                admin.close()  # calls in flight end, and the pool with them
 
     def _submit(
         self,
@@ -77,48 +110,39 @@ class Watcher:
         pool: ThreadPoolExecutor,
         admin: Admin,
     ) -> None:
-        # What differs between two looks is still being written.
-        still = {name: files for name, files in now.items() if before.get(name) == files}
-        for name in sorted(set(self._keepers) | set(still)):
+        # Files that differ between two scans are still being written.
+        unchanged = {name: files for name, files in now.items() if before.get(name) == files}
+        for name in sorted(set(self._models) | set(unchanged)):
             call = calls.get(name)
             if call is not None and not call.done():
                 continue
             if call is not None:
                 call.result()
-            keeper = self._keepers.get(name)
-            if keeper is None:
-                keeper = ModelKeeper(
-                    name,
-                    self._repository,
-                    self._reporter,
-                    allowed_backends=self._allowed_backends,
-                    explain=self._explain,
-                    processes=self._processes,
-                    candidates=self._candidates,
-                )
-                self._keepers[name] = keeper
-            written = name in still or (name not in now and name not in before)
-            calls[name] = pool.submit(_attend, keeper, still.get(name), admin, written=written)
+            if name not in self._models:
+                self._models[name] = self._new_model(name)
+            settled = name in unchanged or (name not in now and name not in before)
+            calls[name] = pool.submit(self._models[name].update, unchanged.get(name), admin, settled=settled)
 
-    def _look(self) -> dict[str, ModelFiles] | None:
+    def _new_model(self, name: str) -> _Model:
+        manager = ModelManager(
+            name,
+            self._repository,
+            self._reporter,
+            allowed_backends=self._allowed_backends,
+            explain=self._explain,
+            candidates=self._candidates,
+        )
+        return _Model(manager, ModelHealth(manager, self._repository, self._reporter, self._processes))
+
+    def _scan(self) -> dict[str, ModelFiles] | None:
         try:
             found = scan(self._repository)
         except RepositoryError as error:
             if str(error) != self._unreadable:
-                self._reporter.tell("unreadable", f"{error}; what is loaded serves on", reason=str(error))
+                self._reporter.report(
+                    "unreadable", f"{error}; loaded models are still served", reason=str(error)
+                )
             self._unreadable = str(error)
             return None
         self._unreadable = ""
         return found
-
-
-def _attend(keeper: ModelKeeper, files: ModelFiles | None, admin: Admin, *, written: bool) -> None:
-    try:
-        if written:
-            keeper.reconcile(files, admin)
-        keeper.probe(admin)
-    except ServerGone:  # the next Triton is told anew
-        return
-
-
-__all__ = ["RestartNeeded", "Watcher"]

@@ -1,8 +1,8 @@
-"""Fingerprint of the validation data: two runs that validate on the same samples have the same one.
+"""Fingerprint of the validation data, equal for two runs that validate on the same samples.
 
-Every sample of every validation loader is hashed as it passes, in the first two validations: the second shows
-whether the loaders repeat themselves. Hashing takes 0.6 ms a megabyte and 20 µs a batch on one core, on the
-thread that trains.
+Every sample of every validation loader is hashed in the first two validations. The second one shows whether the
+loaders repeat the same samples. Hashing takes 0.6 ms per megabyte and 20 µs per batch on one core, in the
+training thread.
 """
 
 import dataclasses
@@ -22,27 +22,34 @@ from unitrain.runs import RunFolder
 from unitrain.training.console import Console
 
 CONFIRMED_AFTER = 2
-"""Validations that are hashed; from then on the loaders are known to repeat themselves."""
+"""Validations that are hashed; after them the loaders are known to repeat the same samples."""
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _CHANGES = "the validation data differ from one validation to the next (shuffled, or augmented at random)"
 
 
 class UnhashableBatchError(TypeError):
-    """A batch holds an object that has no bytes of its own."""
+    """A batch holds an object that can't be hashed."""
 
 
 class SampleHash:
     """Hash of the samples of one loader in their order, whatever the batch size.
 
     A batch is a tensor or an array, or any nesting of mappings, tuples, lists and dataclasses of them; lists of
-    plain values count as arrays. All arrays of a batch must have one first axis in common, of which each index is
-    a sample; values without an axis hold for all samples of their batch. A batch without a common first axis is
-    hashed as one sample.
+    plain values count as arrays. All arrays of a batch must have the same length, the number of samples. Values
+    without an axis belong to all samples of their batch. A batch with arrays of several lengths is hashed as one
+    sample.
 
     Attributes:
         samples: number of samples so far.
-        whole_batches: whether the samples of a batch could not be told apart.
+        whole_batches: True if a batch was hashed as one sample.
+
+    >>> one, two = SampleHash(), SampleHash()
+    >>> one.add(torch.arange(6))
+    >>> two.add(torch.arange(4)), two.add(torch.arange(4, 6))
+    (None, None)
+    >>> one.hexdigest() == two.hexdigest()
+    True
     """
 
     def __init__(self) -> None:
@@ -54,7 +61,7 @@ class SampleHash:
         """Hash the samples of a batch.
 
         Raises:
-            UnhashableBatchError: the batch holds an object that has no bytes of its own.
+            UnhashableBatchError: the batch holds an object that can't be hashed.
         """
         fields = {name: _array_of(value) for name, value in _fields(batch, "")}
         lengths = {len(array) for array in fields.values() if isinstance(array, np.ndarray) and array.ndim}
@@ -70,7 +77,7 @@ class SampleHash:
         self.samples += 1 if count is None else count
 
     def hexdigest(self) -> str:
-        """SHA-256 of all samples so far."""
+        """Return the SHA-256 of all samples so far."""
         whole = hashlib.sha256(f"{self.samples} samples".encode())
         for name in sorted(self._fields):
             whole.update(f"|{len(name)}:{name}".encode() + self._fields[name].digest())
@@ -78,15 +85,15 @@ class SampleHash:
 
 
 class DataFingerprint(Callback):
-    """Hashes the validation data as they pass, and keeps their fingerprint in the run's record.
+    """Hash the validation data, and write their fingerprint into the run's record.
 
-    The sanity check counts as no validation, but shows loaders that don't repeat themselves before the first one
-    has ended. The processes of a distributed training hash a share each; their number is part of the fingerprint,
-    as it is of what the metric was measured on.
+    The sanity check does not count as a validation, but reveals loaders that change their samples before the
+    first validation has ended. In a distributed training each process hashes its share. The number of processes
+    is part of the fingerprint, since the metric depends on it as well.
 
     Args:
-        run: its record gets `data_fingerprint`, and `no_fingerprint` with the cause of a missing one.
-        console: told of loaders whose samples can't be told apart.
+        run: run folder; its record gets `data_fingerprint`, or `no_fingerprint` with the reason.
+        console: prints a line if batches are hashed as one sample.
     """
 
     def __init__(self, run: RunFolder, console: Console) -> None:
@@ -102,12 +109,12 @@ class DataFingerprint(Callback):
 
     @property
     def value(self) -> str | None:
-        """The fingerprint; None before the end of the first validation, or if the data have none."""
+        """Fingerprint; None before the end of the first validation, or if the data have none."""
         return None if self._reason else self._fingerprint
 
     @property
     def reason(self) -> str | None:
-        """The cause of a missing fingerprint, in words."""
+        """Reason for a missing fingerprint; None if there is one."""
         return self._reason or (None if self._fingerprint else "no validation was completed")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,13 +128,13 @@ class DataFingerprint(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hash a batch before the module has it, which may change it in place."""
+        """Hash a batch before the module, which may change it in place."""
         if not self._is_due or self._fault:
             return
         loader = self._loaders.setdefault(dataloader_idx, SampleHash())
         try:
             loader.add(batch)
-        except Exception as error:  # noqa: BLE001 - whatever a batch holds, the training goes on
+        except Exception as error:  # noqa: BLE001 - no content of a batch may end the training
             self._fault = f"the validation data can't be hashed: {error}"
             return
         if not trainer.sanity_checking and self._hashed == 0:
@@ -149,13 +156,13 @@ class DataFingerprint(Callback):
         return {"hashed": self._hashed, "fingerprint": self._fingerprint, "reason": self._reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue, with one validation more to compare: the data may have changed since."""
+        """Restore the fingerprint, and compare it with one more validation: the data may have changed."""
         self._resumed = True
         self._hashed = state_dict["hashed"]
         self._fingerprint, self._reason = state_dict["fingerprint"], state_dict["reason"]
 
     def _conclude(self, trainer: Trainer) -> None:
-        """Settle the fingerprint at the end of a validation, together with the other processes."""
+        """Compute the fingerprint at the end of a validation, together with the other processes."""
         own = (
             self._fault,
             [(i, loader.hexdigest()) for i, loader in sorted(self._loaders.items())],
@@ -170,10 +177,10 @@ class DataFingerprint(Callback):
             self._reason = faults[0]
         elif self._fingerprint not in (None, found):
             self._reason = _CHANGES
-        elif self._fingerprint is None and any(whole for _, _, whole in shares):
+        elif self._fingerprint is None and any(one_sample for _, _, one_sample in shares):
             self._console.say(
-                "validation data: the samples of a batch can't be told apart (no common first axis), so whole batches are "
-                "hashed; with another batch size the same data count as others"
+                "validation data: the arrays of a batch have no common first axis, so each batch is hashed as one sample; "
+                "with another batch size the same data have another fingerprint"
             )
         self._fingerprint = self._fingerprint or found
         self._loaders, self._expected = {}, {}
@@ -190,7 +197,7 @@ class DataFingerprint(Callback):
 
 
 class _FieldHash:
-    """Running hash of one field of the samples; what precedes a change of header is folded into it."""
+    """Running hash of one field of the samples; a change of header starts a new hash of the one so far."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -201,7 +208,9 @@ class _FieldHash:
         """Hash the samples from number `first` on.
 
         Args:
-            header: dtype and shape of a sample; of a field without samples, its value.
+            header: dtype and shape of a sample; the value of a field without samples.
+            first: number of the first sample.
+            count: number of samples.
             data: bytes of the samples, one after the other.
         """
         if header != self._header or first != self._end:
@@ -214,7 +223,7 @@ class _FieldHash:
 
 
 def _fields(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The tensors, arrays, lists of plain values and plain values in a batch, each with its place."""
+    """Yield the tensors, arrays, lists of plain values and plain values of a batch, each with its path."""
     if isinstance(value, (Tensor, np.ndarray, np.generic, *_PLAIN)):
         yield path, value
     elif isinstance(value, Mapping):
@@ -235,7 +244,7 @@ def _fields(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _array_of(value: Any) -> Any:
-    """A tensor as a numpy array, of bytes where numpy lacks its type; text arrays as lists; all else as it is."""
+    """Return a tensor as a numpy array (bytes if numpy lacks its type), text arrays as lists, other values unchanged."""
     if isinstance(value, Tensor):
         tensor = value.detach()
         if tensor.layout != torch.strided:
@@ -259,7 +268,7 @@ def _array_of(value: Any) -> Any:
 
 
 def _header_and_data(value: Any, count: int | None) -> tuple[str, Any]:
-    """A field's header and bytes; `count` is the number of samples, None for a batch that is one sample."""
+    """Return a field's header and bytes; `count` is the number of samples, None for a batch that is one sample."""
     if isinstance(value, np.ndarray) and value.ndim:
         shape = value.shape[1:] if count is not None else value.shape
         flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b""
@@ -274,7 +283,7 @@ def _header_and_data(value: Any, count: int | None) -> tuple[str, Any]:
 
 
 def _gathered(own: Any, world_size: int) -> list[Any]:
-    """Each process's share, by rank, in every process."""
+    """Gather the shares of all processes by rank, in every process."""
     if world_size == 1 or not torch.distributed.is_initialized():
         return [own]
     shares: list[Any] = [None] * world_size

@@ -11,7 +11,7 @@ from pytorch_lightning import Trainer
 
 from unitrain.errors import HookError
 from unitrain.runs import find_run
-from unitrain.training.callbacks.step_seeding import VALIDATE, Clock, ValidationSeeding
+from unitrain.training.callbacks.step_seeding import VALIDATE, StepSeeder, ValidationSeeding
 from unitrain.training.checkpoint import CheckpointName, Kind, checkpoint_path, load_weights
 from unitrain.training.console import Console, quiet_lightning
 from unitrain.training.restore import RestoredRun, restore_run
@@ -123,10 +123,10 @@ def _restore_progress(trainer: Trainer, content: Mapping[str, Any], seed: int | 
     whole = done["epoch_progress"] | {"current": progress}
     fit_loop.load_state_dict(done | {"epoch_progress": whole})
     if seed is not None:
-        clock = Clock(int(seed))
-        clock.round = (VALIDATE, trainer.current_epoch, trainer.global_step)
-        replay_loaders(trainer, clock)
-        trainer.callbacks.append(ValidationSeeding(clock))  # type: ignore[attr-defined]
+        seeder = StepSeeder(int(seed))
+        seeder.epoch_key = (VALIDATE, trainer.current_epoch, trainer.global_step)
+        replay_loaders(trainer, seeder)
+        trainer.callbacks.append(ValidationSeeding(seeder))  # type: ignore[attr-defined]
 
 
 def _warn_of_differences(parts: RestoredRun, console: Console) -> None:

@@ -73,7 +73,7 @@ def export_run(
         repository=Repository(root),
         model=model or settings.model or run.experiment,
         # An explicit export publishes even a worse version.
-        settings=replace(settings, policy="every", require_improvement=None),
+        settings=replace(settings, policy="every"),
         lineage=lineage_of(
             run, run.settings_path.read_bytes().decode(), sources_changed=bool(restored.changed_sources)
         ),
@@ -113,14 +113,14 @@ def _check_state(module: LightningModule, made: Request, loaded: LoadedWeights) 
     captured = states[0].get("captured") if states else None
     if made.state is None or not captured or captured["state"] is None:
         return
-    # At another step the epoch is another, too.
+    # At another step the epoch differs as well.
     comparable = captured["step"] == loaded.step or not made.state.trainer_reads
     if comparable and state_digest(made) != captured["state"]:
         read = [f"{part}.{name}".lstrip(".") for part, names in made.state.reads.items() for name in names]
         shown = ", ".join(sorted(set(read) - {"dynamic_axes"})[:5])
         raise HookError(
             f"{type(module).__name__}: the training changed state that is not in the checkpoint and that forward reads "
-            f"(one of {shown}), so the version would answer otherwise than the trained model; keep such state in a "
+            f"(one of {shown}), so the version would answer differently from the trained model; keep such state in a "
             "buffer (register_buffer), or save and restore it in on_save_checkpoint and on_load_checkpoint"
         )
 
@@ -136,10 +136,10 @@ def _warn_if_worse(manifest: Manifest, console: Console) -> None:
 
 
 def _metric(restored: RestoredRun, loaded: LoadedWeights, checkpoint: CheckpointName) -> Metric | None:
-    """The monitored metric of these very weights, where the run's record has it."""
+    """Return the monitored metric of these weights; None if the run's record lacks it."""
     monitor = restored.settings.section("monitor")
     if loaded.kind == "raw" and restored.settings.section("ema"):
-        return None  # what was validated is the average
+        return None  # the average was validated
     record: dict[str, Any] = restored.run.record()
     best = record.get("best") or {}
     if monitor is None:

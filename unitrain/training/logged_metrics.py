@@ -1,4 +1,4 @@
-"""The metric names that a module's source code can log, for a metric that has not been logged yet."""
+"""Metric names that a module's source code can log, found by parsing it."""
 
 import ast
 import inspect
@@ -19,17 +19,17 @@ _LIBRARIES = {
 }
 _NAMING = (ast.Constant, ast.JoinedStr)
 _SUFFIX = re.compile(r"(?:_step|_epoch)?(?:/dataloader_idx_\d+)?$")
-"""What Lightning appends to a name."""
+"""Suffixes that Lightning appends to a name."""
 
 
 @dataclass(frozen=True)
 class LoggedNames:
-    """Texts in the source of a module and of its callbacks, any of which may be a metric's name.
+    """Names of metrics that the source of a module and of its callbacks may log.
 
     Attributes:
-        texts: the string literals.
-        patterns: the f-strings, as regular expressions.
-        complete: whether every call of `log` and `log_dict` in it names its metrics by literals or f-strings.
+        texts: string literals.
+        patterns: f-strings, as regular expressions.
+        complete: True if every call of `log` and `log_dict` names its metrics by literals or f-strings.
     """
 
     texts: frozenset[str]
@@ -37,8 +37,8 @@ class LoggedNames:
     complete: bool
 
     @classmethod
-    def of(cls, module: Any, callbacks: Iterable[Any] = ()) -> "LoggedNames":
-        """The names in the source of these objects' classes, those of libraries left out."""
+    def from_source(cls, module: Any, callbacks: Iterable[Any] = ()) -> "LoggedNames":
+        """Return the names in the source of the objects' classes, without classes of libraries."""
         texts: set[str] = set()
         patterns: list[re.Pattern[str]] = []
         complete = True
@@ -55,15 +55,15 @@ class LoggedNames:
         return cls(frozenset(texts), tuple(patterns), complete)
 
     def may_hold(self, metric: str, logged: Iterable[str] = ()) -> bool:
-        """Whether the source can log a metric that is not among those logged.
+        """Return True if the source can log a metric that is not among those logged.
 
         Args:
-            metric: its name.
-            logged: names logged so far; what has logged one of these is taken to have had its turn.
+            metric: name of the metric.
+            logged: names logged so far; their literals and f-strings are ignored.
         """
         logged = set(logged)
         if metric.removesuffix("_epoch") + "_step" in logged - {metric}:
-            return True  # an epoch's mean is there when the epoch has ended, which is after its validation
+            return True  # an epoch's mean is logged after the epoch's validation
         seen = {_SUFFIX.sub("", name) for name in logged}
         bare = _SUFFIX.sub("", metric)
         if {metric, bare} & (self.texts - seen):
@@ -72,7 +72,10 @@ class LoggedNames:
 
 
 def _nodes(kind: type) -> Iterator[ast.AST | None]:
-    """The syntax of a class, its bases and its module's functions, without overridden methods; None: there is none."""
+    """Yield the syntax nodes of a class, its bases and its module's functions without overridden methods.
+
+    None stands for a class without source.
+    """
     overridden: set[str] = set()
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in _LIBRARIES:
@@ -83,7 +86,7 @@ def _nodes(kind: type) -> Iterator[ast.AST | None]:
             yield None
             continue
         found = next((s for s in statements if isinstance(s, ast.ClassDef) and s.name == base.__name__), None)
-        if found is None:  # a class made in a function
+        if found is None:  # a class within a function
             yield None
             continue
         methods = {s.name: s for s in found.body if isinstance(s, ast.FunctionDef)}
@@ -103,7 +106,7 @@ def _pattern(text: ast.JoinedStr) -> re.Pattern[str]:
 
 
 def _is_literal(call: ast.Call, method: str) -> bool:
-    """Whether a call is none that logs, or names what it logs by literals."""
+    """Return True if a call logs nothing, or names its metrics by literals."""
     if method not in ("log", "log_dict"):
         return True
     first = (
@@ -117,6 +120,6 @@ def _is_literal(call: ast.Call, method: str) -> bool:
 
 
 def _is_of_self(call: ast.Call) -> bool:
-    """Whether `log` is not a function of mathematics or of a logger: `torch.log(x)`, `math.log(x)`."""
+    """Return True if `log` is a method of a module, and no logarithm or logger: `torch.log(x)`, `math.log(x)`."""
     return not (isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
                 and call.func.value.id in ("torch", "math", "np", "numpy", "logging", "logger"))  # fmt: skip

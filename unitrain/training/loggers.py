@@ -1,4 +1,4 @@
-"""The loggers and the profiler of a training: the user's own, with TensorBoard beside them."""
+"""Loggers and profiler of a training: the user's, and TensorBoard in addition."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +18,15 @@ PROFILERS: dict[str, type[SimpleProfiler | AdvancedProfiler | PyTorchProfiler]] 
 
 
 def loggers_of(given: Any, run_dir: Path, console: Console, purge_step: int | None) -> list[Logger] | bool:
-    """The loggers of a training: TensorBoard first, then those of `trainer.logger`.
+    """Return the loggers of a training: TensorBoard first, then those of `trainer.logger`.
 
-    TensorBoard is left out only by `logger: false`, or where the user brings a TensorBoardLogger.
+    TensorBoard is omitted for `logger: false`, or if the user has a TensorBoardLogger.
 
     Args:
-        given: `trainer.logger`.
-        run_dir: the run's folder, into which TensorBoard's events go.
-        console: told which loggers there are, unless they are the default.
-        purge_step: step from which on a resumed run's events are written again; None: there are none.
+        given: value of `trainer.logger`.
+        run_dir: the run's folder, for TensorBoard's events.
+        console: prints the loggers, unless they are the default.
+        purge_step: first step that a resumed run logs again; None for a new run.
     """
     if given is False:
         return False
@@ -45,15 +45,15 @@ def loggers_of(given: Any, run_dir: Path, console: Console, purge_step: int | No
         run_dir.parent,
         name="",
         version=run_dir.name,
-        default_hp_metric=False,  # the summaries tell what the run's settings came to
-        # What the interrupted process logged after its checkpoint will be logged again.
+        default_hp_metric=False,  # the summaries have the run's settings and best metric
+        # Values that the interrupted process logged after its checkpoint are logged again.
         purge_step=purge_step,
     )
     return [ours, *theirs]
 
 
 def profiler_into(given: Any, run_dir: Path) -> Any:
-    """The trainer's profiler, which writes its report into the run's folder unless it has a place of its own."""
+    """Return the trainer's profiler; its report goes to the run's folder unless it has a path already."""
     profiler = PROFILERS[given.lower()]() if isinstance(given, str) and given.lower() in PROFILERS else given
     if isinstance(profiler, Profiler) and profiler.dirpath is None and profiler.filename is None:
         profiler.dirpath, profiler.filename = run_dir / "profile", "report"
@@ -61,7 +61,7 @@ def profiler_into(given: Any, run_dir: Path) -> Any:
 
 
 def say_profile(profiler: Any, console: Console) -> None:
-    """Say where a profiler's report lies, if it has written one."""
+    """Print the path of a profiler's report, if there is one."""
     folder = Path(getattr(profiler, "dirpath", None) or "/nowhere")
     found = sorted(folder.glob("*.txt")) if getattr(profiler, "filename", None) else []
     if found:
@@ -69,7 +69,7 @@ def say_profile(profiler: Any, console: Console) -> None:
 
 
 def check_trainer(arguments: dict[str, Any]) -> None:
-    """Refuse what Lightning's Trainer takes and no training of unitrain can be.
+    """Refuse arguments of Lightning's Trainer that unitrain can't support.
 
     Raises:
         SettingsError: `trainer.barebones` is on.

@@ -132,12 +132,6 @@ class TrainingRun:
             experiment=RunFolder.open(point.run_dir).experiment if point else None,
         )
         parsed.check_training()
-        publish = parsed.section("publish")
-        if publish and publish.require_improvement is not None and not point:
-            self.console.warn(
-                "publish.require_improvement is deprecated: true is publish.policy: best, which is the default, and false "
-                "has no effect; write publish.policy: best or every"
-            )
         return parsed
 
     def _checkpoint_to_start_from(self, experiments_dir: Path) -> Path | None:
@@ -200,7 +194,7 @@ class TrainingRun:
         loop = install_loops(
             trainer, int(parsed.seed) if parsed.step_seeding else None, stops_again=not ended
         )
-        trainer.callbacks.insert(0, ValidationSeeding(loop.clock))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, ValidationSeeding(loop.seeder))  # type: ignore[attr-defined]
         return _Training(parsed, folder, stack.record, stack.publishing, trainer)
 
     def _train(self, training: _Training) -> RunResult:
@@ -253,9 +247,9 @@ class TrainingRun:
         self._close(training.folder, status, reason)
         say_profile(training.trainer.profiler, self.console)  # type: ignore[attr-defined]
         self.console.say(f"{status}: {reason}; {training.folder.path}")
-        last_word = training.publishing.last_word() if training.publishing and not process_rank() else None
-        if last_word is not None:
-            self.console.say(last_word)
+        closing_line = training.publishing.summary() if training.publishing and not process_rank() else None
+        if closing_line is not None:
+            self.console.say(closing_line)
 
     @contextlib.contextmanager
     def _writers_reported(self) -> Iterator[None]:
@@ -360,4 +354,4 @@ def _end_reason(trainer: Trainer) -> tuple[str, str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
             return "finished", "trainer.max_time was reached"
-    return "stopped", "a callback asked for it (trainer.should_stop)"
+    return "stopped", "a callback stopped it (trainer.should_stop)"

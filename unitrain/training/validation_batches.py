@@ -1,4 +1,4 @@
-"""Validation batches for those who need some beside the validation itself."""
+"""Validation batches outside of the validation: first batch, sample inputs, outputs, non-finite values."""
 
 import contextlib
 import random
@@ -28,28 +28,32 @@ __all__ = ["first_batch", "isolate_rng", "nonfinite_values", "sample_inputs", "v
 
 
 def validation_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
-    """Batches of the first validation loader (of the training one, where there is none), on the device.
+    """Yield the batches of the first validation loader on the device; of the training loader without a validation.
 
-    The caller holds `isolate_rng`: a loader draws from the global generator when it is iterated.
+    Call it within `isolate_rng`: a loader draws from the global generator when it is iterated.
     """
     for batch in _loader(trainer, pl_module):
         yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
 
 
 def first_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
-    """The first validation batch, on the device; the random numbers of the training stay as they were."""
+    """Return the first validation batch on the device, without changing the training's random numbers.
+
+    Raises:
+        HookError: the loader yields no batch.
+    """
     with isolate_rng():
         batch = next(validation_batches(trainer, pl_module), None)
     if batch is None:
-        raise HookError("the validation loader gives no batch; check the data module's val_dataloader")
+        raise HookError("the validation loader yields no batch; check the data module's val_dataloader")
     return batch
 
 
 def first_batch_of(module: LightningModule, datamodule: LightningDataModule | None) -> Any:
-    """The first validation batch of a module outside of any training, once its data is there.
+    """Prepare the data, and return the first validation batch of a module outside of a training.
 
     Raises:
-        HookError: there is none.
+        HookError: the loader yields no batch.
     """
     if datamodule is not None:
         datamodule.prepare_data()
@@ -57,12 +61,12 @@ def first_batch_of(module: LightningModule, datamodule: LightningDataModule | No
     with isolate_rng():
         batch = next(iter(_loader_of(module, datamodule)), None)
     if batch is None:
-        raise HookError("the validation loader gives no batch; check the data module's val_dataloader")
+        raise HookError("the validation loader yields no batch; check the data module's val_dataloader")
     return batch
 
 
 def sample_inputs(module: LightningModule, batch: Any) -> Tensors:
-    """Real inputs by name from a batch, or `example_input_array` where the batch does not hold them."""
+    """Return real inputs by name from a batch, or `example_input_array` if the batch lacks them."""
     try:
         found = batch_inputs(module, batch)
     except HookError:
@@ -70,7 +74,7 @@ def sample_inputs(module: LightningModule, batch: Any) -> Tensors:
             raise
         return example_inputs(module, input_names(module))
     examples = example_inputs(module, tuple(found))
-    # A generator's noise and the rows that a batch holds in its place differ in width alone.
+    # A generator's noise differs from the rows of the batch in width alone.
     return examples if any(_is_wider(examples.get(name), value) for name, value in found.items()) else found
 
 
@@ -97,11 +101,11 @@ def _loader_of(module: LightningModule, datamodule: LightningDataModule | None) 
 
 
 def nonfinite_values(batch: Any, trainer: Trainer | None = None) -> str | None:
-    """A sentence's beginning for the first NaN or infinity in a batch's inputs and targets; None if there is none.
+    """Describe the first NaN or infinity in a batch's inputs and targets; None if all values are finite.
 
     Args:
-        batch: as a loader gives it.
-        trainer: whose training data are searched for the rows, if they are in memory.
+        batch: batch of a loader.
+        trainer: trainer with the training data in which the rows are searched, if the data are in memory.
     """
     for name, tensor in _named_tensors(batch, "batch"):
         if not tensor.is_floating_point() or not tensor.numel():
@@ -128,7 +132,7 @@ def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _rows_of(trainer: Trainer | None) -> str:
-    """The rows of the training data that are not finite, where an ArrayLoader has them all in memory."""
+    """Describe the rows of the training data that are not finite, if an ArrayLoader has the data in memory."""
     combined = trainer.fit_loop._combined_loader if trainer is not None else None  # noqa: SLF001 - it has no public name
     for loader in combined.flattened if combined is not None else ():
         if not isinstance(loader, ArrayLoader):
@@ -147,15 +151,15 @@ def _rows_of(trainer: Trainer | None) -> str:
 
 
 def observe(module: LightningModule, batch: Any, returned: Any = None) -> tuple[Tensors, Tensors]:
-    """(inputs as forward takes them, outputs) of a batch, by name.
+    """Return forward's inputs and outputs of a batch, each by name.
 
     Args:
-        module: in evaluation mode, where a forward pass is needed.
-        batch: on the module's device.
-        returned: by `validation_step`; a UnitrainModule's own one returns both.
+        module: module in evaluation mode.
+        batch: batch on the module's device.
+        returned: value that `validation_step` returned; that of a UnitrainModule has both, which saves a forward.
 
     Raises:
-        HookError: a plain module's forward does not take what stands in its batches.
+        HookError: a plain module's forward does not accept the inputs in its batches.
     """
     if isinstance(module, UnitrainModule):
         if isinstance(returned, Mapping) and {"inputs", "outputs"} <= set(returned):
@@ -176,8 +180,8 @@ def observe(module: LightningModule, batch: Any, returned: Any = None) -> tuple[
 
 @contextlib.contextmanager
 def evaluating(module: LightningModule) -> Iterator[None]:
-    """A block without gradients in which every part of the module is in evaluation mode."""
-    # eval() and train() on the whole would flip submodules that the person has frozen.
+    """Put every part of a module into evaluation mode and turn gradients off within a block."""
+    # train() on the module would change submodules that the user has frozen.
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -193,9 +197,9 @@ _SPARE_BITS = np.random.MT19937(0)
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """A block whose random draws leave torch's (also the device's), numpy's and Python's generators as they were.
+    """Restore the random generators of torch (CPU and device), numpy and Python after a block.
 
-    Lightning's `isolate_rng` in a tenth of its time: numpy's state, which is slow to copy, is not copied.
+    It takes a tenth of the time of Lightning's `isolate_rng`, since numpy's state is replaced rather than copied.
     """
     devices = [device] if device.type == "cuda" else []
     python, bits = random.getstate(), get_bit_generator()

@@ -140,7 +140,7 @@ class GoldenIO(ClientIO):
         if golden is None:
             raise DataError(
                 f"{self._version_dir / GOLDEN_NAME}: can't be read: there is no such file; publish with "
-                "publish.golden above 0"
+                "publish.golden.samples above 0"
             )
         inputs, self._expected = golden
         self._samples, self.total = array_rows(inputs, model, where)

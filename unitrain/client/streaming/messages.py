@@ -13,6 +13,7 @@ from unitrain.client.metadata import MAX_PAYLOAD_BYTES, ModelInfo, wire_dims
 from unitrain.client.streaming.batcher import join
 from unitrain.client.streaming.requests import Request, StreamOptions
 from unitrain.errors import ClientError, DataError, RequestError
+from unitrain.grpc_channel import pack_strings, unpack_strings
 from unitrain.signature import DTYPES, TensorSpec
 
 _MOST_HEADS = 1000
@@ -195,7 +196,7 @@ def _to_raw(array: Array) -> memoryview:
     if array.dtype != object:
         # As bytes: not every dtype (float16, bool) is one that memory views know.
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return memoryview(b"".join(len(value).to_bytes(4, "little") + value for value in array.ravel().tolist()))
+    return memoryview(pack_strings(array.ravel().tolist()))
 
 
 def _tag(field: int) -> bytes:
@@ -213,13 +214,7 @@ def _varint(value: int) -> bytes:
 
 
 def _from_length_prefixed(raw: bytes) -> Array:
-    values, position = [], 0
-    while position < len(raw):
-        end = position + 4 + int.from_bytes(raw[position : position + 4], "little")
-        if end > len(raw):
-            raise ValueError("its strings are cut off")
-        values.append(raw[position + 4 : end])
-        position = end
+    values = unpack_strings(raw)
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array

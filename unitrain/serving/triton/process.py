@@ -1,4 +1,4 @@
-"""One Triton process: its flags, its start and its certain end."""
+"""Triton as a process: its flags and ports, its start and end, and the reasons for failures in its log."""
 
 import contextlib
 import json
@@ -17,50 +17,17 @@ from pathlib import Path
 from unitrain.errors import ServingError, UsageError
 from unitrain.serving.server_registry import ADMIN_NAME, records
 from unitrain.serving.triton.distribution import ADMIN_DIR, CANDIDATES_DIR, MODELS_DIR, Distribution
-from unitrain.serving.triton.procfs import group_members, listener_on
-
-_END_BYTES = 256 << 10
-_REFUSED_FLAG = re.compile(r"unrecognized option|ambiguous|requires an argument")
-_ERROR_LINE = re.compile(r"E\d{4} |error: |Failed |docker: |FATAL: ")
-_SAYS_NOTHING = "failed to poll from model repository"
-_POLL_FAILED = re.compile(r"Poll failed for model directory '([^']*)': (.*?)\"?$", re.MULTILINE)
-
-
-def start_failure(log_path: Path) -> str | None:
-    """Triton's words on why it did not start; None where it said nothing."""
-    lines = _end_of(log_path).splitlines()
-    refused = [line for line in lines if _REFUSED_FLAG.search(line)]  # before two screens of usage
-    errors = [line for line in lines if _ERROR_LINE.match(line)]
-    words = (refused[:1] or errors[-1:] or [""])[0]
-    return f"Triton did not start: {' '.join(words.split())}" if words else None
-
-
-def reason_of(log_path: Path, model: str, words: str) -> str:
-    """Why a model was not loaded: the words of Triton's answer, or of its log where the answer has none."""
-    if _SAYS_NOTHING not in words:
-        return words
-    said = [reason for name, reason in _POLL_FAILED.findall(_end_of(log_path)) if name == model]
-    return said[-1] if said else words
-
-
-def _end_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _END_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
+from unitrain.serving.triton.system_processes import group_members, listener_on
 
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - only what may face a network gets it
 _ADMIN_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 _CLOSED = "CLOSED TO EVERYONE"
-"""Name of the header that opens the admin protocols on gRPC. HTTP/2 has no header names with capitals or blanks."""
+"""Name of the header that opens the admin protocols on gRPC. HTTP/2 allows no capitals or blanks in header names."""
 _UNSENDABLE = "\n"
-"""Value of the header that opens the admin protocols on HTTP/1.1, where names are more lenient. A line can't hold it."""
+"""Value of the header that opens the admin protocols on HTTP/1.1, which allows more names. No header can contain it."""
 _ADMIN_THREADS = 16
-"""Of HTTP, where each model that is being loaded holds one."""
+"""Threads of Triton's HTTP server; each load of a model occupies one."""
 _UMASK = 0o077
 _OWN_FLAGS = (
     "--model-repository", "--model-store", "--model-control-mode", "--load-model", "--allow-grpc",
@@ -70,25 +37,34 @@ _OWN_FLAGS = (
     "--metrics-port", "--backend-directory", "--exit-timeout-secs", "--repository-poll-secs",
     "--allow-vertex-ai", "--allow-sagemaker", "--vertex-ai-port", "--sagemaker-port",
 )  # fmt: skip
-_KILLED_WITHIN_S = 3.0
-_SHOWN_WORDS = 120
+_KILL_TIMEOUT_S = 3.0
+_MAX_TEXT = 120
+"""Characters of a command line that a message quotes."""
+_LOG_BYTES = 256 << 10
+"""Size of the log's end that is searched."""
+_REFUSED_FLAG = re.compile(r"unrecognized option|ambiguous|requires an argument")
+_ERROR_LINE = re.compile(r"E\d{4} |error: |Failed |docker: |FATAL: ")
+_UNEXPLAINED = "failed to poll from model repository"
+"""Triton's answer that gives no reason; its log has one."""
+_POLL_FAILED = re.compile(r"Poll failed for model directory '([^']*)': (.*?)\"?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a Triton is started with.
+    """Settings of a Triton's start.
 
     Attributes:
-        host: the address that it listens on.
-        grpc_port, metrics_port: real ports, never 0.
-        http_port: as these, HTTP for clients; Triton then has none for administration. None: no HTTP on TCP.
-        admin_dir: folder of this user's alone for the administration socket; None: there is no such socket.
-        grace_s: seconds for the requests in flight after it was asked to end.
-        shm_prefix: what the names of its shared-memory regions begin with, and a container's name.
-        seen_as: another path under which Triton finds the repository; None: its own.
-        candidates_dir: private second repository, in which versions are tried before they are served.
-        poll: whether Triton polls the repository itself, rather than being told what to load.
-        flags: the person's own, at the end.
+        host: address on which Triton listens.
+        grpc_port, metrics_port: port numbers, never 0.
+        http_port: port of HTTP for clients, for printed commands; Triton then has no administration socket. None:
+            no HTTP on TCP.
+        admin_dir: private folder for the administration socket; None: there is no such socket.
+        grace_s: seconds that requests in flight have after a signal to end.
+        shm_prefix: prefix of the names of its shared-memory regions; also the name of a container.
+        seen_as: another path to the repository, for Triton; None: its own path.
+        candidates_dir: private second repository, in which versions are verified before they are served.
+        poll: whether Triton polls the repository itself, for printed commands.
+        flags: further flags for tritonserver, from the user.
     """
 
     distribution: Distribution
@@ -108,27 +84,27 @@ class Launch:
 
     @property
     def triton_repository(self) -> Path | str:
-        """The repository's path as Triton sees it."""
+        """Path of the repository as Triton sees it."""
         return MODELS_DIR if self.distribution.container else self.seen_as or self.repository
 
     @property
     def near_host(self) -> str:
-        """The address at which it is asked from this machine."""
+        """Address of the server for clients on this machine."""
         return LOOPBACK if self.host == EVERY_ADDRESS else self.host
 
     @property
     def admin_path(self) -> Path | None:
-        """The Unix socket for administration; None where there is none: HTTP is on TCP, or there is no folder."""
+        """Unix socket for administration; None without a folder for it, or with HTTP on TCP."""
         return None if self.admin_dir is None or self.http_port is not None else self.admin_dir / ADMIN_NAME
 
     @property
     def end_command(self) -> list[str]:
-        """What ends it where its processes are not this machine's own; else empty."""
+        """Command that ends a container; empty if Triton runs without one."""
         container = self.distribution.container
         return container.end_command(self._container_name) if container else []
 
     def command(self) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         container = self.distribution.container
         if container is None:
             flags = self._flags(self.seen_as or self.repository, self.host, self.admin_path)
@@ -187,37 +163,37 @@ class Launch:
 
 
 def check_flags(flags: list[str]) -> None:
-    """Return when none of the person's flags for tritonserver is one that keeps the server safe.
+    """Refuse flags for tritonserver that would undo what keeps the server safe.
 
     Raises:
-        UsageError: one is.
+        UsageError: there is one.
     """
     for flag in flags:
         name = flag.partition("=")[0].replace("_", "-")
         # Triton takes abbreviations.
         if name[2:] and any(own.startswith(name) for own in _OWN_FLAGS):
             raise UsageError(
-                f"serve: {flag.partition('=')[0]} after `--` is set by serve itself; leave it out, or start "
+                f"serve: {flag.partition('=')[0]} after `--` is set by serve itself; remove it, or start "
                 "tritonserver yourself"
             )
 
 
-def choose_ports(asked: Mapping[str, int | None], host: str = LOOPBACK) -> dict[str, int | None]:
-    """The ports by flag, a free one in place of 0, and each seen to be free; None stays None.
+def choose_ports(ports: Mapping[str, int | None], host: str = LOOPBACK) -> dict[str, int | None]:
+    """Return the ports by flag, with a free one in place of 0; None stays None.
 
     Raises:
-        ServingError: a port that was asked for is taken; it says by whom, where that can be told.
+        ServingError: a port is in use; the message names the process if it is known.
     """
     with contextlib.ExitStack() as held:
         return {
             flag: None if port is None else _bound_port(held, flag, port, host)
-            for flag, port in asked.items()
+            for flag, port in ports.items()
         }
 
 
 def _bound_port(held: contextlib.ExitStack, flag: str, port: int, host: str) -> int:
     listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    # As servers do: the connections of a server that has just ended do not keep its port.
+    # As servers do: connections of a server that has just ended do not block its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -238,14 +214,17 @@ def _taken_by(port: int) -> str:
     for record in records():
         if pid in (record.pid, record.triton_pid) and record.is_alive():
             return f": by the `serve` on {record.repository}, process {record.pid}"
-    shown = words if len(words) <= _SHOWN_WORDS else words[: _SHOWN_WORDS - 1] + "…"
+    shown = words if len(words) <= _MAX_TEXT else words[: _MAX_TEXT - 1] + "…"
     return f": by process {pid}, {shown}"
 
 
 class TritonProcess:
-    """A started Triton, in a process group of its own, that dies with this process.
+    """A running Triton in its own process group; it ends with this process.
 
     Start it in the main thread: the kernel ends it when the thread that started it ends.
+
+    Args:
+        launch: settings of the start.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -258,9 +237,7 @@ class TritonProcess:
         ]
         if launch.distribution.container is None:
             launcher.append("--private-memory")
-        if (
-            launch.admin_path is not None
-        ):  # of a Triton that was killed, which would keep the next from binding it
+        if launch.admin_path is not None:  # a socket that a killed Triton left can't be bound again
             launch.admin_path.unlink(missing_ok=True)
         if launch.end_command:
             launcher += ["--at-end", json.dumps(launch.end_command)]
@@ -281,21 +258,21 @@ class TritonProcess:
 
     @property
     def pid(self) -> int:
-        """Of tritonserver; its process group has the same number."""
+        """Process id of tritonserver; its process group has the same number."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended, as subprocess tells it; None while it runs."""
+        """Exit code, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def ask_to_end(self) -> None:
-        """Ask it to answer what is in flight and end."""
+    def terminate(self) -> None:
+        """Send the signal to answer requests in flight and end."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, after waiting for it."""
+        """Wait for its end; return whether it has ended."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -303,20 +280,46 @@ class TritonProcess:
         return True
 
     def kill(self) -> None:
-        """End it and all that it started, now; returns when they are gone."""
-        deadline = time.monotonic() + _KILLED_WITHIN_S
+        """Kill it and the processes that it started; return when they have ended."""
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
         if self._end_command:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(self._end_command, capture_output=True, timeout=_KILLED_WITHIN_S, check=False)
+                subprocess.run(self._end_command, capture_output=True, timeout=_KILL_TIMEOUT_S, check=False)
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(self.pid, signal.SIGKILL)
-                # What is a zombie is over, though the system may take its time to take it in.
+                # A zombie has ended, though the system may take some time to remove it.
                 if self._process.poll() is not None and not group_members(self.pid):
                     break
                 time.sleep(0.02)
         self._process.wait()
-        # In a container, where this is process 1, nobody else takes in the leader's children.
+        # In a container, where this is process 1, no other process removes the leader's children.
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-self.pid, os.WNOHANG)[0]:
                 pass
+
+
+def start_failure(log_path: Path) -> str | None:
+    """Return Triton's words on why it did not start; None if its log has none."""
+    lines = _end_of(log_path).splitlines()
+    refused = [line for line in lines if _REFUSED_FLAG.search(line)]  # before two screens of usage
+    errors = [line for line in lines if _ERROR_LINE.match(line)]
+    words = (refused[:1] or errors[-1:] or [""])[0]
+    return f"Triton did not start: {' '.join(words.split())}" if words else None
+
+
+def failure_reason(log_path: Path, model: str, words: str) -> str:
+    """Return why a model was not loaded: the words of Triton's answer, or those of its log if they explain more."""
+    if _UNEXPLAINED not in words:
+        return words
+    reasons = [reason for name, reason in _POLL_FAILED.findall(_end_of(log_path)) if name == model]
+    return reasons[-1] if reasons else words
+
+
+def _end_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

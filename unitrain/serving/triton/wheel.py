@@ -19,7 +19,7 @@ from unitrain.atomic_files import fsync_tree
 from unitrain.errors import ServingError
 from unitrain.file_lock import locked
 from unitrain.repository import integrity, tolerance
-from unitrain.serving.triton.procfs import command_lines
+from unitrain.serving.triton.system_processes import command_lines
 
 _OWN = Path(__file__).parent.parent / "backends"
 _SHARED = (Path(integrity.__file__), Path(tolerance.__file__))

@@ -36,13 +36,14 @@ class RunContext:
     console: Console
 
 
-class Background:
-    """A thread that does one piece of work at a time; who brings the next waits until the last is done.
+class BackgroundWriter:
+    """Run one piece of work at a time in a thread; the next one waits until the last is done.
 
-    What fails is told on the console, once a reason, and never ends the training.
+    A failure is printed once a reason, and never ends the training.
 
     Args:
-        name: what the work is, in the warning: "the embeddings".
+        name: name of the work in warnings: "the embeddings".
+        console: prints the warnings.
     """
 
     def __init__(self, name: str, console: Console) -> None:
@@ -53,13 +54,13 @@ class Background:
         self._told: set[str] = set()
 
     def run(self, work: Callable[[], None]) -> None:
-        """Begin the work, once the work before is done."""
+        """Start the work when the work before is done."""
         self.wait()
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="unitrain-background")
         self._pending = self._thread.submit(work)
 
     def wait(self) -> None:
-        """Return when nothing is being done."""
+        """Wait until the current work is done."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -72,7 +73,7 @@ class Background:
                 self._console.warn(f"{self._name} could not be written: {reason}")
 
     def finish(self) -> None:
-        """Return when all is done, and end the thread."""
+        """Wait until the current work is done, and end the thread."""
         self.wait()
         if self._thread is not None:
             self._thread.shutdown()
@@ -80,25 +81,28 @@ class Background:
 
 
 def batches_that_stepped(trainer: Trainer) -> int:
-    """Batches so far that ended in a step, the present one left out: the step of Lightning's loggers."""
+    """Return the step of Lightning's loggers: batches so far that ended in an optimizer step, without the current one."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001 - it has no public name
 
 
 def logged_step(trainer: Trainer) -> int:
-    """The step under which Lightning logs what a validation, or an epoch's end, comes to."""
+    """Return the step at which Lightning logs the metrics of a validation or of an epoch's end."""
     stepped = batches_that_stepped(trainer)
     return stepped if trainer.validating else max(0, stepped - 1)
 
 
 def has_validation(trainer: Trainer) -> bool:
-    """Whether there are validation data; a stream's number of batches is infinite."""
+    """Return True if there are validation data; a stream's number of batches is infinite."""
     return any(trainer.num_val_batches)
 
 
 class EveryNValidations(Callback):
-    """Calls `act` each time that n validations have run, and always at the end of training.
+    """Call `act` after every n validations, and at the end of the training.
 
-    Without validation data a training epoch counts as a validation. The sanity check counts nothing.
+    Without validation data a training epoch counts as a validation. The sanity check does not count.
+
+    Args:
+        every_n_validations: validations between two calls; 0 for the end of the training only.
     """
 
     def __init__(self, every_n_validations: int) -> None:
@@ -107,11 +111,11 @@ class EveryNValidations(Callback):
         self._acted_at = -1
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do what is to be done; the average's weights may be in the module or not."""
+        """Do the work of a subclass; the module has the averaged weights or the raw ones."""
         raise NotImplementedError
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether `act` follows the validation that begins now, as far as can be told before it."""
+        """Return True if `act` follows the validation that begins now; a stop within the validation is unknown here."""
         if trainer.sanity_checking:
             return False
         steps, epochs = trainer.max_steps, trainer.max_epochs

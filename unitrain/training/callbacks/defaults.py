@@ -10,12 +10,12 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from unitrain.runs import RunFolder
 from unitrain.training.callbacks.base import RunContext
 from unitrain.training.callbacks.embeddings import EmbeddingSnapshots
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.publishing import Publishing
-from unitrain.training.callbacks.resumable import RunCheckpoint, RunStopping
+from unitrain.training.callbacks.resumable import ResumableEarlyStopping, ResumableModelCheckpoint
 from unitrain.training.callbacks.run_record import RunRecord
 from unitrain.training.callbacks.tensorboard import TensorBoardSummaries
-from unitrain.training.callbacks.termination import Endings
+from unitrain.training.callbacks.termination import GracefulTermination
 from unitrain.training.console import Console, progress
 from unitrain.training.data_fingerprint import DataFingerprint
 
@@ -69,7 +69,7 @@ def default_callbacks(
     record = RunRecord(run, monitor, console, required=bool(stopping) or checkpoints)
     publishing = None
     fingerprint = DataFingerprint(run, console)
-    ours: list[Callback] = [record, fingerprint, LossShapes()]
+    ours: list[Callback] = [record, fingerprint, LossShapeCheck()]
     if section("summaries"):
         ours.append(
             TensorBoardSummaries(section("summaries"), run=run, monitor=monitor, ema=ema, console=console)
@@ -91,11 +91,11 @@ def default_callbacks(
         ours.append(publishing)
     if stopping:
         kept = {"monitor": monitor.metric, "mode": monitor.mode, "check_on_train_epoch_end": False}
-        ours.append(RunStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
+        ours.append(ResumableEarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **kept))
     ours += _progress_bar(users, trainer_args, console, monitor.metric)
     if ema:
         ours.append(ema)
-    ours.append(Endings(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=resumable))
+    ours.append(GracefulTermination(run, run.checkpoints_dir / "last.ckpt", console, checkpoints=resumable))
     if checkpoints:
         ours.append(_best_checkpoint(run, monitor.metric, monitor.mode))
     return TrainingCallbacks([*users, *ours], record, publishing)
@@ -115,7 +115,7 @@ def _progress_bar(
 
 
 def _best_checkpoint(run: RunFolder, monitor: str, mode: str) -> ModelCheckpoint:
-    return RunCheckpoint(
+    return ResumableModelCheckpoint(
         dirpath=run.checkpoints_dir,
         filename="best",
         monitor=monitor,

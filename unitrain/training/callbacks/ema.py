@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights, validated, saved, tested and served."""
+"""Exponential moving average (EMA) of the weights, used in validation, checkpoints, tests and serving."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,33 +15,36 @@ from unitrain.onnx_export.weights import weights_of
 
 
 class EMA(WeightAveraging):
-    """Lightning's WeightAveraging with its faults mended and its cost taken out.
+    """Exponential moving average of the weights: Lightning's WeightAveraging, corrected and faster.
 
-    What differs from Lightning's EMAWeightAveraging:
+    Differences from Lightning's EMAWeightAveraging:
 
     - warm-up, as in TensorFlow's ExponentialMovingAverage(num_updates): the decay at update n is
       min(decay, (1 + n) / (10 + n));
     - one fused update over cached lists of tensors, rather than a Python loop over parameters;
-    - integer buffers are copied, never averaged, floating-point ones averaged only if asked for;
-    - the whole validation sees the average: the module's and the callbacks' hooks at its end too, when
-      this callback is the last one before the checkpoints;
-    - a swap is undone when validation raises, and a checkpoint saved while swapped is right;
+    - integer buffers are copied, never averaged; floating-point buffers are averaged on request;
+    - the average is in the module during the complete validation, including the hooks at its end, if this
+      callback is the last one before the checkpoints;
+    - a swap is undone if validation raises, and a checkpoint saved while swapped is correct;
     - outside of fit it does nothing: `Trainer.test(ckpt_path="best")` tests the average.
 
     In a checkpoint `state_dict` is the average, `current_model_state` the raw weights.
 
     Args:
         decay: share of the average kept at each update, in [0, 1).
-        warm_up: see above.
-        every_n_steps: update once every that many optimizer steps.
-        average_buffers: average floating-point buffers too, rather than copying them.
+        decay_warmup: use a smaller decay in the first updates; see above.
+        every_n_steps: optimizer steps between two updates.
+        average_buffers: average floating-point buffers rather than copying them.
+
+    >>> EMA(decay=0.99).decay_warmup
+    True
     """
 
     def __init__(
         self,
         decay: float = 0.998,
         *,
-        warm_up: bool = True,
+        decay_warmup: bool = True,
         every_n_steps: int = 1,
         average_buffers: bool = False,
     ) -> None:
@@ -49,10 +52,10 @@ class EMA(WeightAveraging):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.decay = decay
-        self.warm_up = warm_up
+        self.decay_warmup = decay_warmup
         self.every_n_steps = every_n_steps
         self.average_buffers = average_buffers
-        self._average: dict[str, Tensor] | None = None  # by the name that the module has for it
+        self._average: dict[str, Tensor] | None = None  # by its name in the module
         self._followed: dict[str, Tensor] = {}  # the module's tensors that the average follows
         self._module: LightningModule | None = None
         self._updates = 0
@@ -61,10 +64,10 @@ class EMA(WeightAveraging):
         self._epoch_began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing: the module's own `setup`, which may build layers, comes after this one."""
+        """Do nothing: the module's own `setup`, which may build layers, comes after this one."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the module's weights, unless a checkpoint has brought an average, and pair the tensors."""
+        """Start with the module's weights, unless a checkpoint had an average, and pair the tensors."""
         self._module = pl_module
         self._average = {name: t.to(pl_module.device) for name, t in (self._average or {}).items()}
         self._swapped = False
@@ -76,7 +79,7 @@ class EMA(WeightAveraging):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Follow the layers that the module's own hook at the beginning of the epoch has put in."""
+        """Follow the layers that the module's own hook has replaced at the beginning of the epoch."""
         if self._epoch_began:
             self._epoch_began = False
             self._pair(pl_module)
@@ -90,7 +93,7 @@ class EMA(WeightAveraging):
         self._latest_update_step = step
         n = self._updates
         self._updates = n + 1
-        decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
+        decay = min(self.decay, (1 + n) / (10 + n)) if self.decay_warmup else self.decay
         if self.average_buffers:
             self._pair(pl_module)
         if self._paired[0]:
@@ -98,13 +101,13 @@ class EMA(WeightAveraging):
                 torch._foreach_lerp_(*self._paired, 1 - decay)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: updates go by steps."""
+        """Do nothing: updates are counted in steps."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the whole validation is swapped, not only its batches."""
+        """Do nothing: the swap covers the complete validation, not only its batches."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the module's own hook comes after this one, and must see the average."""
+        """Do nothing: the module's own hook comes after this one, and must see the average."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._average is not None and not self._swapped:
@@ -120,7 +123,7 @@ class EMA(WeightAveraging):
             self._swap()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module ends with the average as its weights."""
+        """Leave the average as the module's weights."""
         if not self._swapped:
             self._pair(pl_module)
             self._swap()
@@ -134,7 +137,7 @@ class EMA(WeightAveraging):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """A block in which the module has the average as its weights; no value is copied for it."""
+        """Use the average as the module's weights within a block, without copying values."""
         swap = self._module is not None and not self._swapped
         if swap and self._module is not None:
             self._pair(self._module)
@@ -146,20 +149,20 @@ class EMA(WeightAveraging):
                 self._exchange()
 
     def weights(self, pl_module: LightningModule) -> dict[str, Tensor]:
-        """Copies of the averaged weights by name, on the CPU."""
+        """Return copies of the averaged weights by name, on the CPU."""
         with self.applied():
             return weights_of(pl_module)
 
     def distance(self) -> float:
-        """How far the average is from the raw weights: the norm of their difference over the raw ones' norm."""
+        """Return the relative distance of the average from the raw weights: norm of the difference / norm of the raw ones."""
         ours, theirs = (list(tensors) for tensors in self._paired)
         if not ours:
             return 0.0
         raw = ours if self._swapped else theirs
         with torch.no_grad():
             apart = torch.stack([(a - b).float().square().sum() for a, b in zip(ours, theirs, strict=True)])
-            whole = torch.stack([tensor.float().square().sum() for tensor in raw])
-            return float((apart.sum() / whole.sum().clamp_min(1e-30)).sqrt())
+            norms = torch.stack([tensor.float().square().sum() for tensor in raw])
+            return float((apart.sum() / norms.sum().clamp_min(1e-30)).sqrt())
 
     def state_dict(self) -> dict[str, Any]:
         return {"latest_update_step": self._latest_update_step, "updates": self._updates}
@@ -196,12 +199,12 @@ class EMA(WeightAveraging):
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
     def _averages(self) -> dict[str, Tensor]:
-        """The average by name, a tied tensor under each of its names."""
+        """Return the average by name; a tied tensor has an entry for each of its names."""
         ours = {id(theirs): mine for mine, theirs in zip(*self._paired, strict=True)}
         return {name: ours[id(theirs)] for name, theirs in self._followed.items() if id(theirs) in ours}
 
     def _candidates(self, pl_module: LightningModule) -> dict[str, Tensor]:
-        """The module's tensors that are averaged, by name."""
+        """Return the module's tensors that are averaged, by name."""
         named: dict[str, Tensor] = dict(pl_module.named_parameters(remove_duplicate=False))
         if self.average_buffers:
             named |= dict(pl_module.named_buffers(remove_duplicate=False))
@@ -212,10 +215,10 @@ class EMA(WeightAveraging):
         }
 
     def _pair(self, pl_module: LightningModule) -> None:
-        """Put each averaged tensor beside the module's, which may have others, or other names, than before.
+        """Pair each averaged tensor with the module's, which may have other tensors or names than before.
 
-        A tensor that is new begins with its value. One that was renamed keeps its average: pruning makes
-        `weight_orig` of a parameter `weight`, and `weight` of it again, at which what is pruned becomes zero.
+        The average of a new tensor starts with its value. A renamed tensor keeps its average: pruning renames a
+        parameter `weight` to `weight_orig` and back, after which the pruned entries are zero.
         """
         if self._average is None:
             return
@@ -231,10 +234,12 @@ class EMA(WeightAveraging):
         self._paired = [ours for ours, _ in pairs.values()], [theirs for _, theirs in pairs.values()]
 
     def _average_for(self, name: str, theirs: Tensor, former: str | None) -> Tensor:
-        """The average of a tensor.
+        """Return the average of a tensor.
 
         Args:
-            former: the name that it had before; None: it is new, or replaces another one.
+            name: current name of the tensor in the module.
+            theirs: the module's tensor.
+            former: name of the tensor before; None for a new tensor, or one that replaces another one.
         """
         replaces = former is None and name in self._followed and isinstance(theirs, nn.Parameter)
         ours = None if replaces else (self._average or {}).get(former or name)

@@ -1,4 +1,4 @@
-"""The points of a snapshot, gathered batch by batch in memory that the settings bound."""
+"""Collect the points of an embedding snapshot batch by batch, in memory limited by the settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Indices = NDArray[np.int64]
 
 SAMPLE_COLUMN = "sample"
-"""The label column that tells each point's place in the validation set."""
+"""Label column with each point's index in the validation set."""
 
-_PICTURE = "\0picture"  # among the buffers; no tensor has such a name
+_PICTURE = "\0picture"  # name of the thumbnails' buffer; no tensor has such a name
 
 
 @dataclass(frozen=True)
 class Points:
-    """What was gathered of some samples.
+    """Points of some samples.
 
     Attributes:
-        indices: each sample's place in the validation set, int64 [row], ascending.
+        indices: index of each sample in the validation set, int64 [row], ascending.
         tensors: float32 [row, value] by name.
-        labels: columns by name, a value a row.
-        pictured: what thumbnails are drawn from, [row, ...]; None: nothing to draw.
+        labels: label columns by name, with one value per row.
+        pictured: values that thumbnails are drawn from, [row, ...]; None without thumbnails.
     """
 
     indices: Indices
@@ -43,15 +43,15 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """A pass's points as they lie in memory, not yet in order.
+class PointBuffers:
+    """Points of one pass in memory, not yet in order.
 
     Attributes:
-        indices: each sample's place in the validation set, ascending.
-        slots: its row in the buffers.
-        buffers: [row, value] by tensor; there are more rows than points.
-        columns: labels by name, in the buffers' order.
-        drawn: the tensor that thumbnails are drawn of, and a sample's shape in it; None: a buffer of its own.
+        indices: index of each sample in the validation set, ascending.
+        slots: row of each sample in the buffers.
+        buffers: values [row, value] by tensor name; there are more rows than points.
+        columns: label columns by name, in the buffers' order.
+        drawn: name of the tensor that thumbnails show, and the shape of a sample; None if they have a separate buffer.
     """
 
     indices: Indices
@@ -63,9 +63,10 @@ class Gathered:
     _thumbnail_px: int
 
     def points(self) -> Points:
-        """The rows in the validation's order: copies where that is another one, so not for the training's thread.
+        """Return the points in the validation's order.
 
-        What is no copy is good until `release`.
+        Rows that are not in order are copied, which takes too long for the training thread. Rows that are in
+        order are valid until `release`.
         """
         rows = len(self.slots)
         in_order = bool((self.slots == np.arange(rows)).all())
@@ -80,34 +81,34 @@ class Gathered:
         return Points(self.indices, tensors, labels | {SAMPLE_COLUMN: self.indices.tolist()}, pictured)
 
     def release(self) -> None:
-        """Give the memory back, for a later pass: its pages are there, which fresh memory's are not."""
+        """Return the memory for a later pass, which saves the page faults of new memory."""
         self._spare.append(self.buffers)
 
 
-class Collector:
-    """Gathers the points of one validation after the other, of the same samples each time.
+class PointCollector:
+    """Collect the points of one validation after the other, always of the same samples.
 
-    Which samples they are is settled by the first pass, in which any may still be dropped for another;
-    later ones copy what is shown and touch nothing else. Memory is set aside for the rows that are kept,
-    so it does not grow with the validation set; two sets of it take turns, one filled while one is written.
+    The first pass chooses the samples by reservoir sampling; later passes copy the chosen rows only. Memory is
+    allocated for the kept rows, so it does not grow with the validation set. Two sets of buffers alternate: one
+    is filled while the other is written.
 
     Args:
-        settings: how many, how wide, and reduced how.
-        say: told once of each tensor that is left out.
+        settings: section `embeddings` of the settings: number, width and reduction of the points.
+        log: function that prints one line for each omitted tensor.
     """
 
-    def __init__(self, settings: Embeddings, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Embeddings, log: Callable[[str], None]) -> None:
         self.settings = settings
-        self._say = say
+        self._log = log
         self._sample: StableSample | None = None
         self._groups: dict[Any, int] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._spare: list[dict[str, Array]] = []
         self._buffers: dict[str, Array] | None = None
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was gathered, not which samples are shown."""
+        """Discard the collected points, but keep the choice of samples."""
         if self._sample is not None:
             self._sample.begin()
         if self._buffers is not None:
@@ -117,7 +118,13 @@ class Collector:
         self._drawn: tuple[str, tuple[int, ...]] | None = None
 
     def add(self, module: LightningModule, batch: Any, returned: Any = None) -> int:
-        """Take the points of a batch, and tell how many samples it has; see `observe` for what `returned` is."""
+        """Add the points of a batch, and return its number of samples.
+
+        Args:
+            module: module in evaluation mode.
+            batch: batch on the module's device.
+            returned: value that `validation_step` returned; see `observe`.
+        """
         inputs, outputs = observe(module, batch, returned)
         if isinstance(module, UnitrainModule):
             values, columns = module.embeddings(inputs, outputs, batch), module.labels(batch)
@@ -130,7 +137,7 @@ class Collector:
             drawn is not None
             and drawn in tensors
             and values[drawn] is inputs[drawn]
-            and self._is_whole(drawn)
+            and self._is_unreduced(drawn)
         ):
             self._drawn = drawn, tuple(inputs[drawn].shape[1:])
         elif drawn is not None:
@@ -148,8 +155,8 @@ class Collector:
         self._fill(tensors, labels, places, slots)
         return rows
 
-    def take(self) -> Gathered | None:
-        """What was gathered since `begin`, once; None for nothing."""
+    def take(self) -> PointBuffers | None:
+        """Return the points since `begin` once; None if there are none."""
         buffers, columns = self._buffers, self._columns
         if self._sample is None or not buffers:
             return None
@@ -159,17 +166,17 @@ class Collector:
         if indices is None or not len(slots) or not set(buffers) - {_PICTURE}:
             return None
         px = self.settings.thumbnail_px
-        return Gathered(indices[: len(slots)], slots, buffers, columns, self._drawn, self._spare, px)
+        return PointBuffers(indices[: len(slots)], slots, buffers, columns, self._drawn, self._spare, px)
 
     def _fill(self, tensors: Tensors, labels: dict[str, list[Any]], places: Indices, slots: Indices) -> None:
-        """Copy the chosen rows to their slots; what a later batch lacks is left out of the snapshot."""
+        """Copy the chosen rows to their slots; a tensor that a later batch lacks is omitted from the snapshot."""
         buffers = self._buffers or {}
         for name, buffer in list(buffers.items()):
             tensor = tensors.get(name)
             if tensor is None or tensor.shape[1:] != buffer.shape[1:]:
                 del buffers[name]
                 if name != _PICTURE:
-                    self._tell(name, "its batches differ in shape; reduce it to a fixed one")
+                    self._report_omitted(name, "its batches differ in shape; reduce it to a fixed one")
                 continue
             _copy_rows(tensor, places, buffer, slots)
         chosen, theirs = places.tolist(), slots.tolist()
@@ -189,7 +196,7 @@ class Collector:
             reduced = reduced_points(tensor, self.settings.reduce.get(name, "flatten"))
             width, widest = reduced.shape[1], self.settings.max_width
             if width > widest:
-                self._tell(
+                self._report_omitted(
                     name,
                     f"{width} values a point are more than embeddings.max_width ({widest}); "
                     f"`embeddings.reduce: {{{name}: mean}}` shows it reduced",
@@ -198,11 +205,11 @@ class Collector:
                 points[name] = reduced
         unknown = set(self.settings.reduce) - set(values)
         for name in sorted(unknown):
-            self._tell(name, f"embeddings.reduce names it, but there are only {', '.join(values)}")
+            self._report_omitted(name, f"embeddings.reduce names it, but there are only {', '.join(values)}")
         return points
 
     def _drawn_input(self, inputs: Tensors) -> str | None:
-        """The first input that thumbnails can be drawn of."""
+        """Return the name of the first input that thumbnails can show; None if there is none."""
         if not self.settings.thumbnail_px:
             return None
         for name, tensor in inputs.items():
@@ -211,35 +218,35 @@ class Collector:
                 return name
         return None
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_unreduced(self, name: str) -> bool:
         return self.settings.reduce.get(name, "flatten") == "flatten"
 
     def _limit(self, tensors: Tensors, rows: int) -> int:
         values = sum(t[:1].numel() for t in tensors.values()) if rows else 1
-        # A little more is set aside than is shown.
+        # The buffers have more rows than the snapshot.
         return max(1, min(self.settings.max_points, self.settings.max_bytes * 8 // 9 // max(1, 4 * values)))
 
     def _group(self, labels: dict[str, list[Any]], rows: int) -> Indices | None:
-        """Which class each row is of: its first label, unless that is a measured quantity."""
+        """Return the class number of each row, by its first label; None if that label is a measured quantity."""
         column = next(iter(labels.values()), None)
         if not column or any(isinstance(value, float) for value in column[:1]):
             return None
         return group_numbers([str(value) for value in column], self._groups)
 
-    def _tell(self, name: str, reason: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
-            self._say(f"embeddings: {name} is left out: {reason}")
+    def _report_omitted(self, name: str, reason: str) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            self._log(f"embeddings: {name} is omitted: {reason}")
 
 
 def reduced_points(tensor: Tensor, reduction: Reduction) -> Tensor:
-    """A tensor [row, ...] as points [row, value].
+    """Return a tensor [row, ...] as points [row, value].
 
     Args:
-        tensor: of any real dtype.
-        reduction: `flatten` keeps all values. `mean` is that over space or time, all axes after
-            [row, channel]; `centre` the value in their middle; `first` is the first of the second axis,
-            a token's of [row, token, value]. What has no such axes is flattened.
+        tensor: values [row, ...] of any real dtype.
+        reduction: `flatten` keeps all values. `mean` averages over space or time, which are all axes after
+            [row, channel]. `centre` takes the value in their middle. `first` takes the first entry of the second
+            axis: the first token of [row, token, value]. A tensor without such axes is flattened.
     """
     trailing = tensor.dim() > len(("row", "channel"))
     if reduction == "mean" and trailing:
@@ -260,7 +267,7 @@ def _thumbnail_part(tensor: Tensor, thumbnail_px: int) -> Tensor:
 
 
 def _buffer(tensor: Tensor, height: int, spare: Array | None) -> Array:
-    """Room for `height` rows like the tensor's, in spare memory where that fits."""
+    """Return a buffer for `height` rows like the tensor's, in spare memory if that fits."""
     shape = (height, *tensor.shape[1:])
     dtype = np.uint8 if tensor.dtype == torch.uint8 else np.float32
     if spare is not None and spare.dtype == dtype and spare.shape[1:] == shape[1:] and len(spare) >= height:
@@ -282,7 +289,7 @@ def _copy_rows(tensor: Tensor, places: Indices, buffer: Array, slots: Indices) -
 
 
 def _label_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
-    """The columns that have one value a sample; a wide target is no label."""
+    """Return the columns with one value per sample; a wide target is no label."""
     kept: dict[str, list[Any]] = {}
     for name, column in columns.items():
         if isinstance(column, Tensor | np.ndarray):
@@ -295,7 +302,7 @@ def _label_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]
 
 
 def gather_points(own: Points | None, trainer: Trainer) -> list[Points | None]:
-    """Each process's points by rank in the main process, nothing in the others; all of them must call it."""
+    """Gather the points of all processes by rank in rank 0, and an empty list in the others. All ranks must call it."""
     main = trainer.is_global_zero
     shares: list[Any] = [None] * trainer.world_size if main else []
     torch.distributed.gather_object(own, shares if main else None)
@@ -303,14 +310,14 @@ def gather_points(own: Points | None, trainer: Trainer) -> list[Points | None]:
 
 
 def merged_points(shares: Sequence[Points | None], samples: int | None) -> Points | None:
-    """One set of points, in the order of the validation set; None where no process has any.
+    """Merge the points of all processes in the order of the validation set; None if no process has points.
 
     Process r of n has the samples r, r + n, r + 2n, ..., as torch's DistributedSampler and unitrain's loaders
-    deal them; what they add at the end to give each process as many is left out again.
+    distribute them. The samples that they repeat to make the shares equal are dropped.
 
     Args:
-        shares: by rank; `indices` are places in the process's own share.
-        samples: of the validation set; None: not known, and nothing is left out.
+        shares: points by rank; their `indices` count within the process's share.
+        samples: number of samples in the validation set; None if unknown, and nothing is dropped.
     """
     world = len(shares)
     known = [(rank, share) for rank, share in enumerate(shares) if share is not None]
@@ -339,7 +346,7 @@ def merged_points(shares: Sequence[Points | None], samples: int | None) -> Point
 
 
 def validation_samples(trainer: Trainer) -> int | None:
-    """How many samples the first validation loader has over all processes; None where it does not tell."""
+    """Return the number of samples of the first validation loader over all processes; None if unknown."""
     loader: Any = trainer.val_dataloaders
     while isinstance(loader, dict | list | tuple) and loader:
         loader = next(iter(loader.values())) if isinstance(loader, dict) else loader[0]

@@ -1,4 +1,4 @@
-"""Inputs, outputs and labels over the validation set, as snapshots for the Embedding Projector."""
+"""Write snapshots of inputs, outputs and labels of the validation set for the Embedding Projector."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,11 +14,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from unitrain.errors import HookError
 from unitrain.projector import draw_thumbnails, prune_snapshots, write_snapshot
 from unitrain.settings import Embeddings
-from unitrain.training.callbacks.base import Background, EveryNValidations, has_validation
+from unitrain.training.callbacks.base import BackgroundWriter, EveryNValidations, has_validation
 from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.embedding_points import (
-    Collector,
-    Gathered,
+    PointBuffers,
+    PointCollector,
     Points,
     gather_points,
     merged_points,
@@ -29,15 +29,20 @@ from unitrain.training.validation_batches import evaluating, undisturbed, valida
 
 
 class EmbeddingSnapshots(EveryNValidations):
-    """Takes a snapshot every n validations and at the end, of the averaged weights where there are some.
+    """Write a snapshot every n validations and at the end, with the averaged weights if there are some.
 
-    The points are the validation's own, copied as its batches pass, which is all that the training's
-    thread does. Another one draws thumbnails and writes files, a snapshot at a time: a training that is
-    faster than the disk waits for it. Where the end came unforeseen, or there is no validation data, the
-    batches are gone through once more.
+    The training thread only copies points from the batches of the validation. Another thread draws thumbnails
+    and writes files, one snapshot at a time; a training that is faster than the disk waits for it. Without
+    validation data, or after an unexpected end, the batches are read again.
 
-    In a distributed training each process takes its part of the points from its own share of the validation
-    set, and hands it to the main process, for which the training waits.
+    In a distributed training each process collects points from its share of the validation set and sends them
+    to rank 0, and the training waits for that.
+
+    Args:
+        settings: section `embeddings` of the settings.
+        run_dir: the run's folder.
+        ema: callback that averages the weights; None if the raw ones are used.
+        console: prints omitted tensors and warnings.
     """
 
     def __init__(self, settings: Embeddings, *, run_dir: Path, ema: EMA | None, console: Console) -> None:
@@ -46,8 +51,8 @@ class EmbeddingSnapshots(EveryNValidations):
         self._run_dir = run_dir
         self._ema = ema
         self._console = console
-        self._background = Background("the embeddings of a validation", console)
-        self._collector: Collector | None = None
+        self._background = BackgroundWriter("the embeddings of a validation", console)
+        self._collector: PointCollector | None = None
         self._collecting = False
         self._collected_at = -1
 
@@ -58,7 +63,7 @@ class EmbeddingSnapshots(EveryNValidations):
             max_points=-(-self.settings.max_points // share),
             max_bytes=-(-self.settings.max_bytes // share),
         )
-        self._collector = Collector(settings, self._console.say)
+        self._collector = PointCollector(settings, self._console.say)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._collecting = False
@@ -90,7 +95,7 @@ class EmbeddingSnapshots(EveryNValidations):
         if not shared and not trainer.is_global_zero:
             return
         if self._collected_at != trainer.global_step:
-            self._pass_through(trainer, pl_module)
+            self._collect_again(trainer, pl_module)
         self._collected_at = -1
         gathered = None if self._collector is None else self._collector.take()
         step = trainer.global_step
@@ -98,7 +103,7 @@ class EmbeddingSnapshots(EveryNValidations):
             if gathered is not None:
                 self._background.run(partial(self._write_gathered, gathered, step))
             return
-        # One without points takes part, too: the others wait for it.
+        # A process without points takes part as well, since the others wait for it.
         shares = gather_points(None if gathered is None else gathered.points(), trainer)
         if gathered is not None:
             gathered.release()
@@ -113,30 +118,30 @@ class EmbeddingSnapshots(EveryNValidations):
         self._background.finish()
 
     def _add(self, module: LightningModule, batch: Any, returned: Any = None) -> int:
-        """Take a batch's points; the number of its samples."""
+        """Add a batch's points, and return the number of its samples."""
         if self._collector is None:
             return 0
         try:
             return self._collector.add(module, batch, returned)
-        except HookError as error:  # a batch of which nobody knows what is input is no reason to stop
+        except HookError as error:  # a batch with unknown inputs must not end the training
             self._console.warn(f"there are no embeddings: {error}")
             self._collector, self._collecting = None, False
             return 0
 
-    def _pass_through(self, trainer: Trainer, module: LightningModule) -> None:
+    def _collect_again(self, trainer: Trainer, module: LightningModule) -> None:
         if self._collector is None:
             return
         self._collector.begin()
         swapped = nullcontext() if self._ema is None else self._ema.applied()
         with swapped, isolate_rng(), evaluating(module):
-            torch.manual_seed(self.settings.seed)  # a loader that shuffles gives the same order each time
+            torch.manual_seed(self.settings.seed)  # a loader that shuffles uses the same order each time
             rows = 0
             for batch in _batches(trainer, module):
                 rows += self._add(module, batch)
                 if self._collector is None or (rows >= self.settings.max_points and _is_endless(trainer)):
                     break
 
-    def _write_gathered(self, gathered: Gathered, step: int) -> None:
+    def _write_gathered(self, gathered: PointBuffers, step: int) -> None:
         try:
             self._write(gathered.points(), step)
         finally:
@@ -158,12 +163,12 @@ class EmbeddingSnapshots(EveryNValidations):
 
 
 def _is_shared(trainer: Trainer) -> bool:
-    """Whether the validation's samples are dealt out to several processes."""
+    """Return True if the validation set is distributed over several processes."""
     return trainer.world_size > 1 and has_validation(trainer)
 
 
 def _batches(trainer: Trainer, module: LightningModule) -> Any:
-    """As many batches as a validation has, or an epoch where there is none; of this process's own share."""
+    """Return the batches of a validation, or of an epoch without validation data, in this process's share."""
     count = trainer.num_val_batches[0] if has_validation(trainer) else trainer.num_training_batches
     loaders = trainer.val_dataloaders if _is_shared(trainer) else None
     if loaders is None:
@@ -177,5 +182,5 @@ def _batches(trainer: Trainer, module: LightningModule) -> Any:
 
 
 def _is_endless(trainer: Trainer) -> bool:
-    """Whether the training data, where there are none for validation, are a stream that need not end."""
+    """Return True if there are no validation data and the training data are an endless stream."""
     return not has_validation(trainer) and trainer.num_training_batches == float("inf")

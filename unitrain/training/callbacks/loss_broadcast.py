@@ -1,4 +1,4 @@
-"""Refuses a loss that broadcasts its operands: [48] against [48, 1] is a loss of 48 x 48 pairs, none of them meant."""
+"""Refuse a loss that broadcasts its operands: [48] and [48, 1] give a loss over 48 x 48 unintended pairs."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from unitrain.errors import HookError
 
 LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-"""Losses that broadcast with a warning; torch's others refuse or take it for an error themselves."""
+"""Losses of torch that broadcast with a warning; its other losses raise an error."""
 ELEMENTWISE = frozenset(
     ["add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "pow", "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__eq__", "__ne__", "poisson_nll_loss", "kl_div"]
 )  # fmt: skip
@@ -36,26 +36,26 @@ CASTS = frozenset(
         "reshape",
     ]
 )
-"""What leaves a column the column that it was."""
+"""Operations after which a column still counts as made on purpose."""
 _LIBRARIES = ("torch", "pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "unitrain")
 
 
 class BroadcastCheck(TorchFunctionMode):
-    """Raises where a loss, or an elementwise operation on [n] and [n, 1], broadcasts its operands.
+    """Raise an error if a loss, or an elementwise operation on [n] and [n, 1], broadcasts its operands.
 
-    A column [n, 1] that the code made of a vector [n] itself, by `unsqueeze`, `[:, None]`, `reshape` or `keepdim`,
-    is broadcast on purpose; so are parameters and buffers.
+    A column [n, 1] that the code has made of a vector [n] by `unsqueeze`, `[:, None]`, `reshape` or `keepdim`
+    is broadcast on purpose. The same holds for parameters and buffers.
 
     Args:
-        module: whose parameters and buffers may be broadcast.
+        module: module with the parameters and buffers that may be broadcast.
 
     Raises:
-        HookError: in the operation, with both shapes and the line of the user's code.
+        HookError: an operand is broadcast; the message has both shapes and the line of the user's code.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
-        self._columns: dict[int, Tensor] = {}  # kept, so that no id is used again
+        self._columns: dict[int, Tensor] = {}  # a reference keeps the id unique
         self._weights = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
     def __torch_function__(
@@ -70,12 +70,18 @@ class BroadcastCheck(TorchFunctionMode):
             elif name in ELEMENTWISE:
                 self._check_pair(name.strip("_"), *operands)
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and _is_column(result) and self._is_made(name, result, args, kwargs):
+        if (
+            isinstance(result, Tensor)
+            and _is_column(result)
+            and self._is_made_on_purpose(name, result, args, kwargs)
+        ):
             self._columns[id(result)] = result
         return result
 
-    def _is_made(self, name: str, column: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        """Whether the code itself makes a column: of a vector, of another such column, or by keeping an axis."""
+    def _is_made_on_purpose(
+        self, name: str, column: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> bool:
+        """Return True if the code makes a column on purpose: from a vector or such a column, or by keeping an axis."""
         if kwargs.get("keepdim") or any(value is True for value in args[1:]):
             return True
         given = [value for value in args if isinstance(value, Tensor)]
@@ -96,8 +102,8 @@ class BroadcastCheck(TorchFunctionMode):
         raise _refusal(name, first, second)
 
 
-class LossShapes(Callback):
-    """Checks the first training step and the first validation step of a process for broadcasting."""
+class LossShapeCheck(Callback):
+    """Check the first training step and the first validation step of a process for broadcasting losses."""
 
     def __init__(self) -> None:
         self._mode: BroadcastCheck | None = None
@@ -163,7 +169,7 @@ def _is_column(tensor: Tensor) -> bool:
 
 
 def _is_compiled(module: LightningModule) -> bool:
-    """Whether a part of a module is compiled: it would be compiled once more for the check."""
+    """Return True if a part of a module is compiled: the check would compile it again."""
     return any(
         hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
         for part in module.modules()
@@ -173,17 +179,17 @@ def _is_compiled(module: LightningModule) -> bool:
 def _refusal(name: str, first: Tensor, second: Tensor) -> HookError:
     shapes = [list(tensor.shape) for tensor in (first, second)]
     try:
-        came_of = f" to {list(np.broadcast_shapes(first.shape, second.shape))}"
+        result = f" to {list(np.broadcast_shapes(first.shape, second.shape))}"
     except ValueError:
-        came_of = ""
+        result = ""
     return HookError(
-        f"{name}{_place()} broadcasts {shapes[0]} against {shapes[1]}{came_of}; give both one shape by squeeze or "
+        f"{name}{_place()} broadcasts {shapes[0]} against {shapes[1]}{result}; give both one shape by squeeze or "
         "unsqueeze, or broadcast on purpose by `[:, None]` or expand_as"
     )
 
 
 def _place() -> str:
-    """` at file:line` of the innermost code that is no library's."""
+    """Return ` at file:line` of the innermost frame outside of libraries."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - Python's way to the stack
     while frame is not None:
         top = str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -1,4 +1,4 @@
-"""When a training stops by itself, and which of its checkpoints are kept, as a resumed run needs it."""
+"""Early stopping and the best checkpoint of Lightning, made resumable."""
 
 from pathlib import Path
 from typing import Any
@@ -8,46 +8,58 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 
-class RunStopping(EarlyStopping):
-    """Lightning's, whose patience is that of the settings as they are now, not as they were when it was saved.
+class ResumableEarlyStopping(EarlyStopping):
+    """Early stopping by the current settings, rather than by those of the checkpoint.
 
-    Where the module brings one of its own (`configure_callbacks`), that one alone decides.
+    An EarlyStopping from the module's `configure_callbacks` replaces this one.
     """
 
+    @property
+    def state_key(self) -> str:
+        """Return the key that checkpoints have for this callback, which is older than the name of its class."""
+        return str(super().state_key).replace(type(self).__qualname__, "RunStopping", 1)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict | {"patience": self.patience, "stopping_reason_message": None})
+        current = self.patience
+        super().load_state_dict(state_dict | {"stopping_reason_message": None})
+        self.patience = current
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say again why, in a run that was interrupted after it had been stopped."""
+        """Restore the reason of a run that was interrupted after it had been stopped."""
         if trainer.should_stop and self.wait_count >= self.patience:
             self.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
             self.stopping_reason_message = f"{self.monitor} did not improve"
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         others = [c for c in trainer.callbacks if isinstance(c, EarlyStopping) and c is not self]  # type: ignore[attr-defined]
-        unknown = self.monitor not in trainer.callback_metrics  # RunRecord says so
+        unknown = self.monitor not in trainer.callback_metrics  # RunRecord prints a warning
         return bool(others) or unknown or bool(super()._should_skip_check(trainer))
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Lightning's, which knows its best one again where the run's folder was moved or renamed.
+class ResumableModelCheckpoint(ModelCheckpoint):
+    """Best checkpoint of a run, also after the run's folder was moved or renamed.
 
-    It is a class of its own, so that a module's `configure_callbacks` does not take it away: without it nothing
-    could be resumed. A validation that did not log the monitored metric saves nothing.
+    Its class differs from ModelCheckpoint, since Lightning drops callbacks of the same class as those from
+    the module's `configure_callbacks`. A validation that did not log the monitored metric saves nothing.
     """
+
+    @property
+    def state_key(self) -> str:
+        """Return the key that checkpoints have for this callback, which is older than the name of its class."""
+        return str(super().state_key).replace(type(self).__qualname__, "RunCheckpoint", 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
+        def moved(path: str) -> str:
             return str(Path(str(self.dirpath), Path(path).name)) if path else path
 
         paths = {
-            key: here(state_dict.get(key, ""))
+            key: moved(state_dict.get(key, ""))
             for key in ("best_model_path", "kth_best_model_path", "last_model_path")
         }
-        best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
         self.current_score = state_dict.get("current_score")  # Lightning saves it and does not load it

@@ -1,4 +1,4 @@
-"""Keeps run.json up to date, and refuses a monitored metric that nobody logs."""
+"""Update run.json during a training, and refuse a monitored metric that is never logged."""
 
 import difflib
 import math
@@ -17,11 +17,22 @@ from unitrain.training.console import Console
 from unitrain.training.logged_metrics import LoggedNames
 
 WRITE_EVERY_S = 2.0
-"""A record is flushed to the disk each time, which a fast training would feel."""
+"""Minimum time between two writes, since each write waits for the disk."""
 
 
 class RunRecord(Callback):
-    """Writes status, progress, metrics and the best metric into the run's record."""
+    """Write status, progress, metrics and the best metric into the run's record.
+
+    Args:
+        run: run folder.
+        monitor: monitored metric.
+        console: prints warnings.
+        required: the best checkpoint or early stopping needs the metric.
+
+    Attributes:
+        best: best value of the metric, with its `step` and `epoch` (counted from 0); None before the first one.
+        metrics: last value of each logged metric.
+    """
 
     def __init__(self, run: RunFolder, monitor: Monitor, console: Console, *, required: bool) -> None:
         self._run = run
@@ -29,7 +40,7 @@ class RunRecord(Callback):
         self._console = console
         self._required = required
         self._written_s = 0.0
-        self._waits = False
+        self._warned = False
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
 
@@ -66,23 +77,23 @@ class RunRecord(Callback):
             self._write(trainer)
 
     def _check_at_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a metric that the sanity check did not log, where its names are all that there can be."""
+        """Refuse a metric that the sanity check did not log, if the code can log no other names."""
         metric, logged = self._monitor.metric, trainer.callback_metrics
-        several = len(trainer.num_sanity_val_batches) > 1  # whose names are not there yet
+        several = len(trainer.num_sanity_val_batches) > 1  # their names are not known yet
         if several or not logged or not self._required or metric in logged or metric.startswith("train"):
             return
-        names = LoggedNames.of(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
+        names = LoggedNames.from_source(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
         if names.complete and not names.may_hold(metric):
             raise never_logged(metric, pl_module, logged)
 
     def _check_logged(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a metric that a validation did not log, unless the code names it: a later one may."""
+        """Refuse a metric that a validation did not log, unless the code names it and a later one may log it."""
         metric = self._monitor.metric
-        names = LoggedNames.of(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
+        names = LoggedNames.from_source(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
         if not names.may_hold(metric, logged=self.metrics):
             raise never_logged(metric, pl_module, self.metrics)
-        if not self._waits:
-            self._waits = True
+        if not self._warned:
+            self._warned = True
             self._console.warn(
                 f"monitor.metric: {metric} is not logged yet; until it is, there is no best checkpoint and no early stopping"
             )
@@ -113,7 +124,11 @@ class RunRecord(Callback):
 
 
 def improves(value: float, best: float | None, mode: str) -> bool:
-    """Whether a metric is better than its best so far, as best.ckpt has it: a tie is not, nor is NaN."""
+    """Return True if a metric is better than the best one so far, by the rule of best.ckpt: no tie, no NaN.
+
+    >>> improves(0.5, None, "min"), improves(0.5, 0.5, "min"), improves(0.4, 0.5, "min")
+    (True, False, True)
+    """
     if math.isnan(value):
         return False
     return best is None or (value < best if mode == "min" else value > best)
@@ -124,7 +139,7 @@ class UnloggedMetricError(SettingsError):
 
 
 def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) -> UnloggedMetricError:
-    """The error for a monitored metric that is not among those that the module logs."""
+    """Return the error for a monitored metric that is not among those that the module logs."""
     names = sorted(logged)
     near = difflib.get_close_matches(metric, names, n=1)
     hint = f"did you mean {near[0]}?" if near else "name one of those under monitor.metric"
@@ -134,7 +149,7 @@ def never_logged(metric: str, module: LightningModule, logged: Iterable[str]) ->
 
 
 def check_lazy(module: LightningModule) -> None:
-    """Refuse parameters without a shape, which neither an average nor a graph can hold.
+    """Refuse parameters without a shape, which can be neither averaged nor exported.
 
     Raises:
         HookError: a lazy layer has seen no data.

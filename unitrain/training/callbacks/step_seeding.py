@@ -1,4 +1,4 @@
-"""Random numbers that are a function of seed, epoch and batch, so that a resumed run draws the same."""
+"""Random seeds that are a function of run seed, epoch and batch, so that a resumed run draws the same numbers."""
 
 import random
 from typing import Any
@@ -14,25 +14,33 @@ from unitrain.loaders import OwnGenerators
 TRAIN, VALIDATE, EPOCH, SANITY, REQUEST = 1, 2, 3, 4, 5
 
 
-class Clock:
-    """The point that a training has reached, as the seed of all that is drawn there.
+class StepSeeder:
+    """Seed all random generators at each step of a training.
 
     Attributes:
-        seed: `seed_everything`; None where `step_seeding` is off: nothing is seeded.
-        round: pass over a loader's data: (TRAIN, epoch), or (VALIDATE, epoch, optimizer step).
-        step: what the training process's own random numbers are a function of.
-        loaders: those of a stage that have been set up, which tells their random numbers apart.
+        seed: `seed_everything`; None if `step_seeding` is off, and nothing is seeded.
+        epoch_key: current iteration of the loaders: (TRAIN, epoch), or (VALIDATE, epoch, optimizer step).
+        step_key: numbers from which, with `seed`, this process's generators are seeded.
+        loader_count: number of loaders set up in the current stage; it gives each loader its own seed.
+        generators: generators that are attributes of the module and of callbacks; None before `track_generators`.
+
+    >>> seeder = StepSeeder(seed=0)
+    >>> seeder.seed_step(TRAIN, 3, 1)  # epoch 3, batch 1
+    >>> first = torch.rand(1)
+    >>> seeder.reseed()
+    >>> bool(torch.rand(1) == first)
+    True
     """
 
     def __init__(self, seed: int | None) -> None:
         self.seed = seed
-        self.round: tuple[int, ...] = (TRAIN, 0)
-        self.step: tuple[int, ...] = (TRAIN, 0, 0)
-        self.loaders = 0
-        self.own: OwnGenerators | None = None
+        self.epoch_key: tuple[int, ...] = (TRAIN, 0)
+        self.step_key: tuple[int, ...] = (TRAIN, 0, 0)
+        self.loader_count = 0
+        self.generators: OwnGenerators | None = None
 
-    def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed from now on what module and callbacks keep for themselves, too: `self.rng = np.random.default_rng(0)`."""
+    def track_generators(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed from now on the generators of module and callbacks: `self.rng = np.random.default_rng(0)`."""
         base = vars(LightningModule())
         parts: list[Any] = [
             {name: value for name, value in vars(part).items() if name not in base}
@@ -44,42 +52,46 @@ class Clock:
             if not type(callback).__module__.startswith(("pytorch_lightning.", "lightning.", "unitrain."))
         ]
         apart = (Trainer, LightningDataModule, nn.Module, DataLoader)
-        self.own = OwnGenerators(parts, apart)
+        self.generators = OwnGenerators(parts, apart)
 
-    def at(self, *step: int) -> None:
-        """Seed for a step: torch, numpy, Python, and the module's own generators."""
-        self.step = step
+    def seed_step(self, *key: int) -> None:
+        """Seed torch, numpy, Python and the tracked generators for a step.
+
+        Args:
+            key: kind of the step (TRAIN, VALIDATE, ...), epoch, and the number within the epoch.
+        """
+        self.step_key = key
         self.reseed()
-        if self.own is not None and self.seed is not None:
-            self.own.seed((self.seed, *step), epoch=step[1])
+        if self.generators is not None and self.seed is not None:
+            self.generators.seed((self.seed, *key), epoch=key[1])
 
     def reseed(self) -> None:
-        """Seed for the same step again, after something else was drawn in between."""
+        """Seed torch, numpy and Python for the current step again, after other code has drawn numbers."""
         if self.seed is not None:
-            seed_process(self.seed, *self.step)
+            seed_process(self.seed, *self.step_key)
 
 
 def seed_process(*keys: int) -> None:
-    """Seed torch, numpy and Python by the keys; Python's hash of integers is the same in every process."""
+    """Seed torch, numpy and Python by integers; Python's hash of integers is the same in every process."""
     seed = hash(keys) & (2**63 - 1)
     _seed_torch(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that people's code draws from
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - users' code draws from this generator
 
 
 class ValidationSeeding(Callback):
-    """Seeds each validation, in fit and of a checkpoint, so that both draw the same."""
+    """Seed each validation, in fit and in `validate`, so that both draw the same numbers."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, seeder: StepSeeder) -> None:
+        self.seeder = seeder
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kind = SANITY if trainer.sanity_checking else VALIDATE
-        self.clock.at(kind, trainer.current_epoch, trainer.global_step)
+        self.seeder.seed_step(kind, trainer.current_epoch, trainer.global_step)
 
 
 def _seed_torch(seed: int) -> None:
-    """`torch.manual_seed` for the devices that are in use: it looks for all there might be, at 200 µs a call."""
+    """Seed torch for the devices in use; `torch.manual_seed` looks for all kinds, at 200 µs a call."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the scalars that a module logs, at next to no cost for the training."""
+"""TensorBoard summaries beside the scalars that a module logs, at a negligible cost for the training."""
 
 import io
 import time
@@ -22,43 +22,52 @@ from unitrain.onnx_export.served_graph import ServedGraph, eval_copy
 from unitrain.onnx_export.weights import weights_of
 from unitrain.runs import RunFolder
 from unitrain.settings import Monitor, Summaries
-from unitrain.training.callbacks.base import Background, EveryNValidations, batches_that_stepped, logged_step
+from unitrain.training.callbacks.base import (
+    BackgroundWriter,
+    EveryNValidations,
+    batches_that_stepped,
+    logged_step,
+)
 from unitrain.training.callbacks.ema import EMA
 from unitrain.training.callbacks.run_record import improves
 from unitrain.training.console import Console
 from unitrain.training.validation_batches import evaluating, first_batch, observe, sample_inputs
 
-_LEFT_OUT = ("client", "links", "experiments_dir")  # they have no part in what a training comes to
-_LONGEST = 200
+_OMITTED_KEYS = ("client_io", "links", "experiments_dir")
+"""Settings without influence on the result of a training."""
+_MAX_CHARACTERS = 200
+"""Maximum length of a setting in the HParams tab."""
 
 
 def add_settings(writer: Any, path: Path) -> None:
-    """Put the settings into the Text tab, as they reproduce the run."""
+    """Write the settings that reproduce the run to the Text tab."""
     lines = path.read_text(encoding="utf-8").splitlines()
     writer.add_text("settings", "\n".join(f"    {line}" for line in lines), 0)
 
 
 def flat_settings(path: Path) -> dict[str, bool | float | str]:
-    """The settings by their dotted names: numbers, switches and texts; lists and what is empty are left out."""
+    """Return the numbers, switches and texts of the settings by dotted name, without lists and empty values."""
     flat: dict[str, bool | float | str] = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), item)
-        elif isinstance(value, bool | int | float | str) and len(str(value)) <= _LONGEST:
+        elif isinstance(value, bool | int | float | str) and len(str(value)) <= _MAX_CHARACTERS:
             flat[prefix] = value
 
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    walk("", {key: value for key, value in content.items() if key not in _LEFT_OUT})
+    walk("", {key: value for key, value in content.items() if key not in _OMITTED_KEYS})
     return flat
 
 
 def add_session_start(writer: Any, settings: dict[str, bool | float | str], *, group: str) -> None:
-    """Begin the run's session, running until it is ended.
+    """Begin the run's session in the HParams tab.
 
     Args:
-        group: the session's name in the tab.
+        writer: TensorBoard's SummaryWriter.
+        settings: the settings by dotted name.
+        group: name of the session in the tab.
     """
     from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
@@ -71,21 +80,21 @@ def add_session_start(writer: Any, settings: dict[str, bool | float | str], *, g
             session.hparams[name].string_value = value
         else:
             session.hparams[name].number_value = value
-    _add(writer, SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=session))
+    _write_hparams(writer, SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=session))
 
 
 def add_session_end(writer: Any, *, success: bool) -> None:
-    """End the run's session."""
+    """End the run's session in the HParams tab."""
     from tensorboard.plugins.hparams.api_pb2 import Status
     from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
     status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
     session = SessionEndInfo(status=status, end_time_secs=time.time())
-    _add(writer, SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=session))
+    _write_hparams(writer, SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=session))
 
 
-def _add(writer: Any, tag: str, data: Any) -> None:
+def _write_hparams(writer: Any, tag: str, data: Any) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams.metadata import PLUGIN_DATA_VERSION, PLUGIN_NAME
 
@@ -99,10 +108,17 @@ IMAGE_AXES = 3  # channel, height, width
 
 
 class TensorBoardSummaries(EveryNValidations):
-    """Settings, graph, learning rate, norms, histograms, the module's `summaries()`, publications, the best metric.
+    """Write settings, graph, learning rates, norms, histograms, the module's `summaries()` and the best metric.
 
-    Figures are drawn and histograms counted by a thread of their own, one validation's at a time. There is
-    nothing where the run has no TensorBoard logger.
+    A background thread draws figures and computes histograms, one validation at a time. Without a TensorBoard
+    logger nothing is written.
+
+    Args:
+        settings: section `summaries` of the settings.
+        run: run folder.
+        monitor: monitored metric, whose best value is shown.
+        ema: callback that averages the weights; None if the raw ones are used.
+        console: prints warnings.
     """
 
     def __init__(
@@ -114,8 +130,8 @@ class TensorBoardSummaries(EveryNValidations):
         self._monitor = monitor
         self._ema = ema
         self._console = console
-        self._background = Background("summaries", console)
-        self._found: Mapping[str, Any] | None = None
+        self._background = BackgroundWriter("summaries", console)
+        self._summaries: Mapping[str, Any] | None = None
         self._best: float | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,12 +141,12 @@ class TensorBoardSummaries(EveryNValidations):
         add_settings(writer, self._run.settings_path)
         add_session_start(writer, flat_settings(self._run.settings_path), group=self._run.name)
         if self.settings.graph:
-            self._add_graph(trainer, pl_module, writer)
+            self._write_graph(trainer, pl_module, writer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        step = batches_that_stepped(trainer)  # of several optimizers, each has its turn in a batch
+        step = batches_that_stepped(trainer)  # several optimizers may step in a batch
         if (step + 1) % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         writer = _writer(trainer)
@@ -160,16 +176,16 @@ class TensorBoardSummaries(EveryNValidations):
             return
         if _has_summaries(pl_module):
             with isolate_rng():
-                self._found = pl_module.summaries(*observe(pl_module, batch, outputs), batch)
+                self._summaries = pl_module.summaries(*observe(pl_module, batch, outputs), batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = None if trainer.sanity_checking else _writer(trainer)
         if writer is not None:
             if self._ema is not None:
                 writer.add_scalar("ema_distance", self._ema.distance(), logged_step(trainer))
-            self._add_best(trainer, writer)
+            self._write_best(trainer, writer)
         super().on_validation_end(trainer, pl_module)
-        self._found = None
+        self._summaries = None
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = _writer(trainer)
@@ -178,26 +194,26 @@ class TensorBoardSummaries(EveryNValidations):
         weights: dict[str, Tensor] = {}
         if self.every_n_validations:
             weights = weights_of(pl_module) if self._ema is None else self._ema.weights(pl_module)
-        found = self._found
+        found = self._summaries
         if found is None and _has_summaries(pl_module):
             batch = first_batch(trainer, pl_module)
             swapped = nullcontext() if self._ema is None else self._ema.applied()
             with swapped, isolate_rng(), evaluating(pl_module):
                 found = pl_module.summaries(*observe(pl_module, batch), batch)
-        shown = {tag: _still(value) for tag, value in (found or {}).items()}
-        self._background.run(partial(_write, writer, weights, shown, logged_step(trainer)))
+        shown = {tag: _frozen(value) for tag, value in (found or {}).items()}
+        self._background.run(partial(_write_summaries, writer, weights, shown, logged_step(trainer)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._background.finish()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The last version is published when all callbacks' training has ended.
-        self._end(trainer, success=True)
+        # The last version is published after `on_train_end` of all callbacks.
+        self._end_session(trainer, success=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._background.finish()
-        self._end(trainer, success=False)
+        self._end_session(trainer, success=False)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"best": self._best}
@@ -206,13 +222,13 @@ class TensorBoardSummaries(EveryNValidations):
         super().load_state_dict(state_dict)
         self._best = state_dict.get("best")
 
-    def _end(self, trainer: Trainer, *, success: bool) -> None:
+    def _end_session(self, trainer: Trainer, *, success: bool) -> None:
         writer = _writer(trainer)
         if writer is not None:
             add_session_end(writer, success=success)
             writer.flush()
 
-    def _add_best(self, trainer: Trainer, writer: Any) -> None:
+    def _write_best(self, trainer: Trainer, writer: Any) -> None:
         value = trainer.callback_metrics.get(self._monitor.metric)
         if value is None or value.numel() != 1:
             return
@@ -222,18 +238,20 @@ class TensorBoardSummaries(EveryNValidations):
         if self._best is not None:
             writer.add_scalar(f"best/{self._monitor.metric}", self._best, logged_step(trainer))
 
-    def _add_graph(self, trainer: Trainer, module: LightningModule, writer: Any) -> None:
+    def _write_graph(self, trainer: Trainer, module: LightningModule, writer: Any) -> None:
         batch = first_batch(trainer, module)
         try:
-            # The tracer warns of itself, and prints what it raises.
+            # The tracer prints warnings and errors.
             with isolate_rng(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
                 inputs = {n: t[:2].cpu() for n, t in sample_inputs(module, batch).items()}
                 traced = eval_copy(module)
-                traced.trainer = trainer  # it reads every property, and this one raises where there is none
+                traced.trainer = (
+                    trainer  # the tracer reads every property, and this one raises without a trainer
+                )
                 writer.add_graph(ServedGraph(traced, tuple(inputs)), tuple(inputs.values()))
-        except Exception as error:  # noqa: BLE001 - torch's tracer raises whatever it meets; a picture is no reason to stop
-            self._console.say(f"the graph is left out of TensorBoard: {str(error).strip().splitlines()[0]}")
+        except Exception as error:  # noqa: BLE001 - a picture must not end the training
+            self._console.say(f"the graph is omitted from TensorBoard: {str(error).strip().splitlines()[0]}")
 
 
 def _writer(trainer: Trainer) -> Any:
@@ -247,15 +265,15 @@ def _has_summaries(module: LightningModule) -> TypeGuard[UnitrainModule]:
     return isinstance(module, UnitrainModule) and type(module).summaries is not UnitrainModule.summaries
 
 
-def _still(value: Any) -> Any:
-    """What does not change while it waits to be drawn."""
+def _frozen(value: Any) -> Any:
+    """Return a copy of a tensor, which does not change until it is drawn; other values as they are."""
     if not isinstance(value, Tensor):
         return value
     dtype = torch.float32 if value.is_floating_point() else value.dtype  # numpy has no bfloat16
     return value.detach().to("cpu", dtype, copy=True).numpy()
 
 
-def _write(writer: Any, weights: Mapping[str, Tensor], shown: Mapping[str, Any], step: int) -> None:
+def _write_summaries(writer: Any, weights: Mapping[str, Tensor], shown: Mapping[str, Any], step: int) -> None:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and tensor.numel() > 1 and bool(tensor.isfinite().all()):
             writer.add_histogram(f"weights/{name}", tensor.float().numpy(), step)

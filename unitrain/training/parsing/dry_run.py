@@ -21,7 +21,7 @@ from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.callbacks.base import has_validation
-from unitrain.training.callbacks.loss_broadcast import LossShapes
+from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.run_record import check_lazy, never_logged
 from unitrain.training.logged_metrics import LoggedNames
 from unitrain.training.parsing.settings_parser import ParsedSettings
@@ -34,7 +34,7 @@ class Step:
 
     Attributes:
         name: short name.
-        passed: whether the step succeeded.
+        passed: true if the step succeeded.
         text: finding, or the error.
     """
 
@@ -56,7 +56,7 @@ def dry_run(settings: ParsedSettings) -> list[Step]:
         warnings.simplefilter("ignore")
         probe = _Probe(steps, settings, Path(folder).resolve())
         trainer = settings.make_trainer(
-            callbacks=[*settings.callbacks, probe, LossShapes()],
+            callbacks=[*settings.callbacks, probe, LossShapeCheck()],
             fast_dev_run=1,
             logger=True,  # with fast_dev_run Lightning replaces it by a logger that writes nothing
             default_root_dir=folder,
@@ -117,7 +117,7 @@ class _Probe(Callback):
 
         self._try("publish", prepare)
         if self._publisher is not None:
-            self._steps.pop()  # the publication at the end says more
+            self._steps.pop()  # the publication at the end has more details
 
     def close(self) -> None:
         """Stop the export process if there is one."""

@@ -55,7 +55,7 @@ class CheckReport:
 
     @property
     def good(self) -> bool:
-        """Whether a training by these settings would start and get through its first batches."""
+        """True if a training by these settings would start and get through its first batches."""
         return not self.faults and all(step.passed for step in self.steps)
 
 
@@ -86,7 +86,7 @@ def find_faults(raw: RawSettings) -> tuple[list[str], ParsedSettings | None]:
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         first = _sentence(error)
     else:
-        return _client_faults(parsed.section("client"), raw.root), parsed
+        return _client_faults(parsed.section("client_io"), raw.root), parsed
     # Outside of the handler, where the error would be the context of all further ones.
     return list(dict.fromkeys(_Search(raw).faults() or [first])), None
 
@@ -228,7 +228,7 @@ class _Search:
         if publish:
             name = _fault_of(lambda: check_model_name(parsed.model_name))
             self.found += [f"publish.model: {name}"] if name else []
-        self.found += _client_faults(parsed.section("client"), raw.root)
+        self.found += _client_faults(parsed.section("client_io"), raw.root)
 
 
 def _valid_part(value: Any, fault_of: Callable[[Any], str | None]) -> tuple[Any, list[str]]:
@@ -295,7 +295,7 @@ def _create_trainer(arguments: Mapping[str, Any]) -> None:
 
 
 def _client_faults(client: Any, root: Path) -> list[str]:
-    """Return the faults of the section `client`, which `predict --config` reads."""
+    """Return the faults of the section `client_io`, which `predict --config` reads."""
     if not isinstance(client, Mapping):
         return []
     from unitrain.client import ClientIO
@@ -304,7 +304,7 @@ def _client_faults(client: Any, root: Path) -> list[str]:
     try:
         kind = import_class(path, root)
     except SettingsError as error:
-        return [f"client: {error}"]
+        return [f"client_io: {error}"]
     if not issubclass(kind, ClientIO):
-        return [f"client: expected a unitrain.ClientIO, got {path}"]
+        return [f"client_io: expected a unitrain.ClientIO, got {path}"]
     return []

@@ -13,6 +13,8 @@ import yaml
 
 from unitrain.class_paths import project_root
 from unitrain.errors import SettingsError
+from unitrain.settings_renames import deprecation_line, rename_flags, rename_settings
+from unitrain.training.console import Console, process_rank
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 """Subcommands of LightningCLI; each may be a section that has all settings below it."""
@@ -85,7 +87,8 @@ class RawSettings:
         """
         flags = read_flags(argv)
         if isinstance(source, Mapping):
-            return cls(with_class_flags(plain(source), flags), tuple(flags))
+            content = with_new_names(plain(source), "settings")
+            return cls(with_class_flags(content, flags), tuple(flags))
         paths = (Path(source),) if isinstance(source, str | Path) else tuple(source)
         return cls(with_class_flags(read_merged(paths), flags), tuple(flags), paths)
 
@@ -146,6 +149,7 @@ def read_flags(argv: Sequence[str]) -> list[Flag]:
             flags[-1].append(word)
         else:
             raise SettingsError(f"fit: `{word}` follows no option; settings are given as --name value")
+    flags = with_new_flags(flags)
     for flag in flags:
         if flag[0] in PATH_FLAGS and len(flag) > 1:
             flag[1] = os.path.abspath(flag[1])  # noqa: PTH100 - keeps links
@@ -188,7 +192,32 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         SettingsError: it is missing, no YAML, no mapping, or a layout that names no training.
     """
-    return _in_our_layout(_load(path), path)
+    return with_new_names(_in_our_layout(_load(path), path), str(path))
+
+
+def with_new_names(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return settings under their new names, with one deprecation line on the console.
+
+    Raises:
+        SettingsError: a setting is given under both names.
+    """
+    try:
+        renamed, found = rename_settings(settings)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
+    _warn_of_renames(where, found)
+    return renamed
+
+
+def with_new_flags(pairs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return flags under the settings' new names, with one deprecation line on the console.
+
+    Raises:
+        SettingsError: a setting is given under both names.
+    """
+    renamed, found = rename_flags(pairs)
+    _warn_of_renames("flags", found)
+    return renamed
 
 
 def read_merged(paths: Sequence[Path]) -> dict[str, Any]:
@@ -198,7 +227,7 @@ def read_merged(paths: Sequence[Path]) -> dict[str, Any]:
     class with its arguments.
 
     Raises:
-        SettingsError: as `read_settings` says.
+        SettingsError: same errors as `read_settings`.
     """
     merged: dict[str, Any] = {}
     for path in paths:
@@ -233,6 +262,17 @@ def classless(raw: Mapping[str, Any], section: str) -> Mapping[str, Any] | None:
     """A section that has arguments and names no class, as in a config of `LightningCLI(Model, Data)`; else None."""
     value = raw.get(section)
     return value if isinstance(value, Mapping) and value and "class_path" not in value else None
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_renames(where: str, found: Mapping[str, str]) -> None:
+    """Print a deprecation line, once a process, in the main process only."""
+    line = deprecation_line(where, found) if found else ""
+    if line and line not in _warned and not process_rank():
+        _warned.add(line)
+        Console().warn(line)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from unitrain.errors import SettingsError, UnitrainError, UsageError
 from unitrain.lightning_alias import is_of_other_lightning
 from unitrain.repository import check_model_name
 from unitrain.runs import check_experiment
+from unitrain.settings import SECTIONS
 from unitrain.training.console import quiet_lightning
 from unitrain.training.loggers import check_trainer
 from unitrain.training.parsing.settings_errors import explained, failed_init, own_error, trainer_settings
@@ -44,7 +45,7 @@ class ParsedSettings:
         experiment: name of the experiment.
         experiments_dir: folder of the experiments, absolute.
         seed: `seed_everything`.
-        step_seeding: whether the seed of each step follows from `seed`.
+        step_seeding: switch; the seed of each step then follows from `seed`.
         root: project root.
         resolved: settings as YAML that repeats them: all defaults, without the targets of links.
         flags: flags that were given, as words.
@@ -209,9 +210,9 @@ class SettingsCLI(LightningCLI):
             help="Properties of the data module that are arguments of the model: {data.NAME: model.init_args.NAME}.",
         )
         for name, kind in SECTIONS.items():
-            default = None if kind is sections.Client else kind()
+            default = None if kind is sections.ClientIO else kind()
             allowed = kind if kind is sections.Monitor else kind | None
-            if kind is sections.Client:
+            if kind is sections.ClientIO:
                 # To jsonargparse a mapping with a class_path is a subclass of the type, never the type itself.
                 allowed = dict[str, Any] | None
             summary = (kind.__doc__ or "").strip().splitlines()[0]
@@ -226,10 +227,10 @@ class SettingsCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args` only, not `sys.argv`."""
         self.config = parser.parse_args(args)
-        unknown = set(self.config.client or ()) - {f.name for f in dataclasses.fields(sections.Client)}
+        unknown = set(self.config.client_io or ()) - {f.name for f in dataclasses.fields(sections.ClientIO)}
         if unknown:
             raise SettingsError(
-                f"client: there is no setting `client.{min(unknown)}`; it has class_path and init_args"
+                f"client_io: there is no setting `client_io.{min(unknown)}`; it has class_path and init_args"
             )
 
     def instantiate_classes(self) -> None:
@@ -249,17 +250,6 @@ class SettingsCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Keep the arguments of the Trainer, which is created later."""
         self.trainer_args = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-
-
-SECTIONS: dict[str, type] = {
-    "monitor": sections.Monitor,
-    "ema": sections.Ema,
-    "early_stopping": sections.EarlyStopping,
-    "embeddings": sections.Embeddings,
-    "summaries": sections.Summaries,
-    "publish": sections.Publish,
-    "client": sections.Client,
-}
 
 
 def check_classes(raw: RawSettings, root: Path) -> None:
@@ -321,7 +311,7 @@ def known_settings() -> list[str]:
     """Return the dotted name of every setting, except arguments of the user's classes."""
     top = ["experiment", "experiments_dir", "seed_everything", "step_seeding", "trainer", "model", "data", "links", "optimizer",
            "lr_scheduler", *SECTIONS]  # fmt: skip
-    inner = [f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
+    inner = [full for name, kind in SECTIONS.items() for full in sections.setting_names(name, kind)]
     return top + inner + trainer_settings()
 
 

@@ -1,6 +1,6 @@
-"""State of a training that Lightning's checkpoints leave out, as plain data: metrics half-way, figures logged so far."""
+"""State of a training that Lightning's checkpoints lack, as plain data: partial metrics and logged values."""
 
-# ruff: noqa: SLF001 - much of Lightning's loops and of torch's loaders has no public name
+# ruff: noqa: SLF001 - much of Lightning's loops has no public name
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,11 +18,13 @@ _META = (
 _REDUCTIONS: dict[str, Any] = {"mean": torch.mean, "sum": torch.sum, "max": torch.max, "min": torch.min}
 
 
-def capture(trainer: Trainer, pl_module: LightningModule, *, mid_epoch: bool) -> dict[str, Any]:
-    """What a resumed run needs beside Lightning's own checkpoint.
+def capture_state(trainer: Trainer, pl_module: LightningModule, *, mid_epoch: bool) -> dict[str, Any]:
+    """Return the state that a resumed run needs in addition to Lightning's checkpoint.
 
     Args:
-        mid_epoch: the epoch's means so far are kept, and gradients that a training step accumulates by hand.
+        trainer: trainer of the run.
+        pl_module: module of the run.
+        mid_epoch: include the sums of the epoch's logged means.
     """
     logged = trainer._logger_connector
     state: dict[str, Any] = {
@@ -44,8 +46,8 @@ def capture(trainer: Trainer, pl_module: LightningModule, *, mid_epoch: bool) ->
     return state
 
 
-def restore(trainer: Trainer, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-    """Put back what holds for the whole run; `restore_results` does the epoch's figures."""
+def restore_state(trainer: Trainer, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+    """Restore the state of the run; `restore_results` restores the epoch's logged means."""
     logged = trainer._logger_connector
     logged._callback_metrics.update(_moved(state["callback_metrics"], pl_module.device))
     logged._logged_metrics.update(_moved(state["logged_metrics"], pl_module.device))
@@ -57,7 +59,7 @@ def restore(trainer: Trainer, pl_module: LightningModule, state: Mapping[str, An
 
 
 def restore_results(trainer: Trainer, pl_module: LightningModule, results: list[dict[str, Any]]) -> None:
-    """Put back the sums from which an epoch's means are made."""
+    """Restore the sums of an epoch's logged means."""
     collection = trainer.fit_loop.epoch_loop._results
     collection.clear()
     for each in results:
@@ -80,7 +82,7 @@ def restore_results(trainer: Trainer, pl_module: LightningModule, results: list[
 
 
 def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """The accumulated state of each torchmetrics metric of a module, by its name; weights they may have are left out."""
+    """Return the accumulated state of each torchmetrics metric of a module by name, without weights of metrics."""
     states = {}
     for name, metric, leader in _metrics_of(module):
         if leader.update_called or metric.update_called:
@@ -92,7 +94,7 @@ def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def load_metric_states(module: nn.Module, states: Mapping[str, dict[str, Any]]) -> None:
-    """Continue accumulating where `metric_states` was taken."""
+    """Restore the states that `metric_states` has returned."""
     for name, metric, _ in _metrics_of(module):
         if name not in states:
             continue
@@ -104,7 +106,7 @@ def load_metric_states(module: nn.Module, states: Mapping[str, dict[str, Any]]) 
 
 
 def _metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric, Metric]]:
-    """Each metric's name, itself, and the one whose state it shares: the first of its compute group."""
+    """Yield each metric's name, the metric, and the first metric of its compute group, whose state it shares."""
     leaders: dict[int, Metric] = {}
     for part in module.modules():
         if isinstance(part, MetricCollection) and part._groups_checked:

@@ -1,12 +1,12 @@
-"""Training and validation loaders of any kind, made a function of seed and epoch, with a position to resume from.
+"""Training and validation loaders with an order that is a function of seed and epoch, and that resume mid-epoch.
 
-A loader of torch's keeps its data set, sampler, workers and options. Before each batch is fetched, in a
-worker or not, the random generators are seeded by (seed, epoch, batch), and so are those that data set and
-sampler keep for themselves. A resumed run draws the same order, skips what was trained on, and fetches
-the rest.
+A DataLoader of torch's keeps its data set, sampler, workers and options. Before each batch is fetched, in a
+worker or not, the global random generators are seeded by (seed, epoch, batch). The generators that are attributes
+of data set and sampler are seeded in the same way. A resumed run draws the same order, skips the batches that
+were used, and fetches the rest.
 """
 
-# ruff: noqa: SLF001 - much of Lightning's loops and of torch's loaders has no public name
+# ruff: noqa: SLF001 - much of torch's loaders has no public name
 
 import itertools
 from collections import deque
@@ -29,12 +29,12 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from unitrain.loaders import OwnGenerators, ResumableLoader, fetch_samples, mixed_seed
-from unitrain.training.callbacks.step_seeding import Clock, seed_process
+from unitrain.training.callbacks.step_seeding import StepSeeder, seed_process
 
 _ORDER, _FETCH = 1, 2
-_DRAWN_AT_ONCE = 64
-"""Batches whose samples are drawn together, where the sampler is torch's own and can't depend on the training."""
-_TORCHS_OWN = (
+_SAMPLER_CHUNK = 64
+"""Batches drawn at once from torch's own samplers, which can't depend on the training."""
+_TORCH_SAMPLERS = (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -43,48 +43,50 @@ _TORCHS_OWN = (
 )
 
 
-class Planned(NamedTuple):
-    """A batch that is still to be fetched: what seeds it, the epoch, and its samples."""
+class SeededIndices(NamedTuple):
+    """Indices of a batch's samples, with the keys that seed their fetching."""
 
     keys: tuple[int, ...]
     indices: Any
 
 
-def replay_loaders(trainer: Trainer, clock: Clock) -> None:
-    """Make each loader that this trainer sets up a function of the clock; does nothing where nothing is seeded."""
-    if clock.seed is None:
+def replay_loaders(trainer: Trainer, seeder: StepSeeder) -> None:
+    """Seed each loader that a trainer sets up; do nothing if `step_seeding` is off."""
+    if seeder.seed is None:
         return
     process: Callable[[Any], Any] = trainer.strategy.process_dataloader
 
     def processed(loader: Any) -> Any:
-        clock.loaders += 1
-        return replayed(process(loader), clock, clock.loaders)
+        seeder.loader_count += 1
+        return replayed_loader(process(loader), seeder, seeder.loader_count)
 
     trainer.strategy.process_dataloader = processed  # type: ignore[method-assign, assignment]
 
 
-def replayed(loader: Any, clock: Clock, place: int = 0) -> Any:
-    """The loader itself where it resumes by its own state, else one over the same data that replays.
+def replayed_loader(loader: Any, seeder: StepSeeder, place: int = 0) -> Any:
+    """Return a loader over the same data that replays; the loader itself if it keeps its own position.
 
     Args:
-        place: tells this loader's random numbers apart from those of others.
+        loader: any iterable of batches.
+        seeder: seeder of the training's steps.
+        place: number of the loader, one of its seeds.
     """
-    if isinstance(loader, ResumableLoader | Replayed) or is_stateful(loader):
+    if isinstance(loader, ResumableLoader | ReplayedLoader) or is_stateful(loader):
         return loader
     if isinstance(loader, DataLoader) and _is_plain(type(loader)):
         clone = _like(loader, _replayed_class(type(loader)))  # type: ignore[arg-type]
-        clone.begin(clock, place)
+        clone.begin(seeder, place)
         return clone
-    return ReplayedIterable(loader, clock, place)
+    return ReplayedIterable(loader, seeder, place)
 
 
 def is_stateful(loader: Any) -> bool:
-    """Whether a loader keeps its own position."""
+    """Return True if a loader keeps its own position."""
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def _like(loader: Any, kind: type) -> Any:
-    """An object of another class with the loader's attributes."""
+    """Return an object of another class with the loader's attributes."""
     made: Any = object.__new__(kind)
     made.__dict__.update(loader.__dict__)
     return made
@@ -94,82 +96,90 @@ def _is_plain(kind: type) -> bool:
     return all(getattr(kind, name) is getattr(DataLoader, name) for name in ("__iter__", "_get_iterator"))
 
 
-class Replayed:
-    """A loader's rounds: which one it is in, and the position in it.
+class ReplayedLoader:
+    """Base of the loaders that replay: they know their epoch and their position in it.
+
+    Each validation counts as an epoch of its loaders. A loader that is iterated several times in an epoch
+    counts these passes.
 
     Attributes:
-        ahead: batches that were given, but wait to be used: they are no part of the position.
+        ahead: number of batches that were fetched but not used yet; they do not count for the position.
     """
 
-    _clock: Clock
+    _seeder: StepSeeder
     ahead = 0
 
-    def begin(self, clock: Clock, place: int) -> None:
+    def begin(self, seeder: StepSeeder, place: int) -> None:
         self.__dict__.update(
-            _clock=clock, _place=place, _round=None, _pass=0, _resume=None, _given=deque([(0, 0)], maxlen=4)
+            _seeder=seeder,
+            _place=place,
+            _epoch_key=None,
+            _pass=0,
+            _resume=None,
+            _given=deque([(0, 0)], maxlen=4),
         )
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: it begins at the first batch, after epoch and position are known.
+        # This generator starts at the first batch, when epoch and position are known.
         own = self.__dict__
         start = 0
-        if own["_resume"] is not None and own["_resume"][0] == self._clock.round:
-            own["_round"], own["_pass"], start = own["_resume"]
-        elif own["_round"] == self._clock.round:
+        if own["_resume"] is not None and own["_resume"][0] == self._seeder.epoch_key:
+            own["_epoch_key"], own["_pass"], start = own["_resume"]
+        elif own["_epoch_key"] == self._seeder.epoch_key:
             own["_pass"] += 1
         else:
-            own["_round"], own["_pass"] = self._clock.round, 0
+            own["_epoch_key"], own["_pass"] = self._seeder.epoch_key, 0
         own["_resume"] = None
         own["_given"].append((own["_pass"], start))
-        keys = (int(self._clock.seed or 0), *own["_round"], own["_place"], own["_pass"], _rank())
+        keys = (int(self._seeder.seed or 0), *own["_epoch_key"], own["_place"], own["_pass"], _rank())
         for position, batch in enumerate(self.batches(keys, start), start=start + 1):
             own["_given"].append((own["_pass"], position))
-            self._clock.reseed()  # fetching may have drawn in this process
+            self._seeder.reseed()  # fetching may have drawn in this process
             yield batch
 
-    def forget(self) -> None:
-        """Let the next iteration be the round's first, though another had begun."""
-        self.__dict__["_round"] = None
+    def restart_epoch(self) -> None:
+        """Make the next iteration the first pass of its epoch."""
+        self.__dict__["_epoch_key"] = None
 
     def batches(self, keys: tuple[int, ...], start: int) -> Iterator[Any]:
-        """This round's batches from the `start`-th on."""
+        """Yield the batches of this pass from number `start` on."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, for a checkpoint."""
+        """Return the position, for a checkpoint."""
         given = self.__dict__["_given"]
         done, position = given[-1 - min(self.ahead, len(given) - 1)]
         return {
-            "round": list(self.__dict__["_round"] or ()),
+            "round": list(self.__dict__["_epoch_key"] or ()),
             "pass": done,
             "position": position,
             "salts": self.salts(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position; in another round the position is without a meaning."""
+        """Continue from a position; it is ignored in another epoch."""
         self.__dict__["_resume"] = tuple(state["round"]), state["pass"], state["position"]
-        self.take_salts(state["salts"])
+        self.load_salts(state["salts"])
 
     def salts(self) -> list[int]:
-        """What the generators of data set and sampler began with."""
+        """Return the initial seeds of the generators of data set and sampler."""
         return []
 
-    def take_salts(self, salts: list[int]) -> None:
-        """Let those generators begin with what an earlier process had."""
+    def load_salts(self, salts: list[int]) -> None:
+        """Start those generators with the seeds of an earlier process."""
 
 
-class ReplayedIterable(Replayed):
-    """Any iterable that gives batches; what it draws from the global generators, or keeps as attributes, is seeded."""
+class ReplayedIterable(ReplayedLoader):
+    """Any iterable of batches; the global generators and those in its attributes are seeded."""
 
-    def __init__(self, loader: Any, clock: Clock, place: int) -> None:
+    def __init__(self, loader: Any, seeder: StepSeeder, place: int) -> None:
         self._loader = loader
         self._own = OwnGenerators(loader)
-        self.begin(clock, place)
+        self.begin(seeder, place)
 
     @property
     def kind(self) -> str:
-        """Its class's name."""
+        """Name of its class."""
         return type(self._loader).__name__
 
     def __len__(self) -> int:
@@ -188,16 +198,16 @@ class ReplayedIterable(Replayed):
     def salts(self) -> list[int]:
         return [self._own.salt]
 
-    def take_salts(self, salts: list[int]) -> None:
+    def load_salts(self, salts: list[int]) -> None:
         [self._own.salt] = salts
 
 
-class ReplayedDataLoader(Replayed):
-    """A DataLoader of torch's, whose samples are drawn and fetched by what was planned."""
+class ReplayedDataLoader(ReplayedLoader):
+    """DataLoader whose samples are drawn and fetched with seeded generators."""
 
     @property
     def _iterator(self) -> Any:
-        """That of the loader that does the work: Lightning ends its workers by it."""
+        """Iterator of the inner loader, by which Lightning stops its workers."""
         inner = self.__dict__.get("_inner")
         return None if inner is None else inner._iterator
 
@@ -206,35 +216,35 @@ class ReplayedDataLoader(Replayed):
         if self.__dict__.get("_inner") is not None:
             self.__dict__["_inner"]._iterator = iterator
 
-    def begin(self, clock: Clock, place: int) -> None:
-        super().begin(clock, place)
+    def begin(self, seeder: StepSeeder, place: int) -> None:
+        super().begin(seeder, place)
         self.__dict__.pop("_iterator", None)
         self.__dict__.update(_inner=None, _salts=None, _data_own=OwnGenerators(self.__dict__["dataset"]).salt)
 
     def batches(self, keys: tuple[int, ...], start: int) -> Iterator[Any]:
-        inner, plan, data = self._made()
-        inner.generator.manual_seed(mixed_seed(keys))  # the seed that torch gives its workers
+        inner, sampler, data = self._inner_loader()
+        inner.generator.manual_seed(mixed_seed(keys))  # torch seeds its workers from it
         if isinstance(data, _SeededStream):
-            data.arm(keys)
+            data.set_keys(keys)
             if inner.num_workers:
                 yield from itertools.islice(iter(inner), start, None)
             else:
                 seed_process(*keys, 0)
                 yield from _fetched(iter(inner), keys, start)
         else:
-            plan.arm(keys, start)
+            sampler.set_keys(keys, start)
             yield from inner
 
-    def _made(self) -> Any:
-        """The loader that does the work, made when it is first needed: options may change until then."""
+    def _inner_loader(self) -> Any:
+        """Return the inner loader, its sampler and its data set; the first use creates them, with the options then."""
         own = self.__dict__
         if own["_inner"] is None:
             salt = own["_salts"][0] if own["_salts"] else own["_data_own"]
             inner = _like(self, type(self).__bases__[1])
             for name in (
-                "_clock",
+                "_seeder",
                 "_place",
-                "_round",
+                "_epoch_key",
                 "_pass",
                 "_resume",
                 "_given",
@@ -245,22 +255,24 @@ class ReplayedDataLoader(Replayed):
                 inner.__dict__.pop(name, None)
             kind = _SeededStream if isinstance(own["dataset"], IterableDataset) else _SeededSamples
             data = kind(own["dataset"], salt)
-            plan = _Plan(own["batch_sampler"] if own["batch_sampler"] is not None else own["sampler"])
+            sampler = _SeededSampler(
+                own["batch_sampler"] if own["batch_sampler"] is not None else own["sampler"]
+            )
             inner.__dict__.update(dataset=data, generator=torch.Generator(), _iterator=None)
             if kind is _SeededSamples:
-                inner.__dict__["batch_sampler" if own["batch_sampler"] is not None else "sampler"] = plan
+                inner.__dict__["batch_sampler" if own["batch_sampler"] is not None else "sampler"] = sampler
             if own["_salts"]:
-                plan.own.salt = own["_salts"][1]
-            own["_inner"], own["_plan"] = inner, plan
-        return own["_inner"], own["_plan"], own["_inner"].dataset
+                sampler.own.salt = own["_salts"][1]
+            own["_inner"], own["_seeded_sampler"] = inner, sampler
+        return own["_inner"], own["_seeded_sampler"], own["_inner"].dataset
 
     def salts(self) -> list[int]:
         own = self.__dict__
-        return [own["_salts"][0] if own["_salts"] else own["_data_own"], self._made()[1].own.salt]
+        return [own["_salts"][0] if own["_salts"] else own["_data_own"], self._inner_loader()[1].own.salt]
 
-    def take_salts(self, salts: list[int]) -> None:
+    def load_salts(self, salts: list[int]) -> None:
         self.__dict__["_salts"] = list(salts)
-        self.__dict__["_inner"] = None  # its workers would have begun with others
+        self.__dict__["_inner"] = None  # its workers have the old seeds
 
 
 @cache
@@ -268,8 +280,8 @@ def _replayed_class(kind: type) -> Any:
     return type(f"Replayed{kind.__name__}", (ReplayedDataLoader, kind), {})
 
 
-class _Plan:
-    """A sampler's batches, drawn by seeds, each with what its fetching is seeded by."""
+class _SeededSampler:
+    """Sampler with seeded draws, which yields indices with the keys that seed their fetching."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
@@ -277,31 +289,31 @@ class _Plan:
         self._keys: tuple[int, ...] = ()
         self._start = 0
         inner = sampler.sampler if type(sampler) is BatchSampler else sampler
-        self._at_once = _DRAWN_AT_ONCE if type(inner) in _TORCHS_OWN else 1
+        self._chunk = _SAMPLER_CHUNK if type(inner) in _TORCH_SAMPLERS else 1
 
-    def arm(self, keys: tuple[int, ...], start: int) -> None:
+    def set_keys(self, keys: tuple[int, ...], start: int) -> None:
         self._keys, self._start = keys, start
 
-    def __iter__(self) -> Iterator[Planned]:
+    def __iter__(self) -> Iterator[SeededIndices]:
         keys, start = self._keys, self._start
         seed_process(*keys, _ORDER)
         self.own.seed((*keys, _ORDER), hash(keys))
         iterator = iter(self._sampler)
-        for first in itertools.count(0, self._at_once):
+        for first in itertools.count(0, self._chunk):
             seed_process(*keys, _ORDER, first)
-            drawn = list(itertools.islice(iterator, self._at_once))
+            drawn = list(itertools.islice(iterator, self._chunk))
             for place, indices in enumerate(drawn, start=first):
                 if place >= start:
-                    yield Planned((*keys, _FETCH, place), indices)
-            if len(drawn) < self._at_once:
+                    yield SeededIndices((*keys, _FETCH, place), indices)
+            if len(drawn) < self._chunk:
                 return
 
     def __len__(self) -> int:
         return len(self._sampler)
 
 
-class _Wrapped:
-    """Hands attributes through to the data set: workers' set-up code reads and sets them."""
+class _SeededDataset:
+    """Data set with seeded generators; attributes are the data set's own, for the set-up code of workers."""
 
     def __init__(self, dataset: Any, salt: int) -> None:
         self.__dict__.update(_dataset=dataset, _salt=salt, _own=None)
@@ -329,26 +341,26 @@ class _Wrapped:
         own.seed(keys, epoch=keys[2])
 
 
-class _SeededSamples(_Wrapped):
-    """A map-style data set, asked for what was planned."""
+class _SeededSamples(_SeededDataset):
+    """Map-style data set that seeds the generators before it fetches samples."""
 
-    def __getitem__(self, planned: Planned) -> Any:
-        self.seed(planned.keys)
-        return self.__dict__["_dataset"][planned.indices]
+    def __getitem__(self, seeded: SeededIndices) -> Any:
+        self.seed(seeded.keys)
+        return self.__dict__["_dataset"][seeded.indices]
 
-    def __getitems__(self, planned: Planned) -> list[Any]:
-        self.seed(planned.keys)
-        return fetch_samples(self.__dict__["_dataset"], planned.indices)
+    def __getitems__(self, seeded: SeededIndices) -> list[Any]:
+        self.seed(seeded.keys)
+        return fetch_samples(self.__dict__["_dataset"], seeded.indices)
 
 
-class _SeededStream(_Wrapped):
-    """An iterable data set; workers that stay from epoch to epoch read what to seed by from shared memory."""
+class _SeededStream(_SeededDataset):
+    """Iterable data set; persistent workers read the keys of the epoch from shared memory."""
 
     def __init__(self, dataset: Any, salt: int) -> None:
         super().__init__(dataset, salt)
         self.__dict__["_keys"] = torch.zeros(16, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
-    def arm(self, keys: tuple[int, ...]) -> None:
+    def set_keys(self, keys: tuple[int, ...]) -> None:
         shared = self.__dict__["_keys"]
         shared[0] = len(keys)
         shared[1 : 1 + len(keys)] = torch.tensor(keys)
@@ -365,7 +377,7 @@ class _SeededStream(_Wrapped):
 
 
 def _fetched(iterator: Iterator[Any], keys: tuple[int, ...], start: int) -> Iterator[Any]:
-    """Batches that are fetched in this process, each seeded; those before `start` are fetched and dropped."""
+    """Fetch batches in this process, each with its seed, and drop those before number `start`."""
     for place in itertools.count():
         seed_process(*keys, _FETCH, place)
         try:

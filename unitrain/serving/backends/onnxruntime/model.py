@@ -219,7 +219,9 @@ def _check_golden(session: Any, files: Any) -> None:
         sides=("the golden samples", "this server"),
     )
     if difference.failure is not None:
-        raise ValueError(f"the golden samples are answered otherwise than published: {difference.failure}")
+        raise ValueError(
+            f"the golden samples give other answers than when they were published: {difference.failure}"
+        )
 
 
 def _check_file_name(name: str) -> None:
