@@ -28,7 +28,7 @@ def test_a_callback_from_python_looks_on_and_may_stop_the_training(settings: Pat
     callback = StopsAfter(2)
     result = unitrain.fit(settings, {"publish": None}, callbacks=[callback], quiet=True)
     assert len(callback.seen) == 2
-    assert (result.status, result.reason) == ("stopped", "a callback asked for it (trainer.should_stop)")
+    assert (result.status, result.reason) == ("stopped", "a callback stopped it (trainer.should_stop)")
     assert json.loads((result.run_dir / "run.json").read_text())["epoch"] == 2
     assert result.last_checkpoint is not None
 

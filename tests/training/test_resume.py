@@ -180,7 +180,7 @@ def test_finished_run_is_said_to_be_so(settings: Path, capsys: pytest.CaptureFix
     done = unitrain.fit(settings, OFF | {"trainer.max_epochs": 1}, quiet=True)
     again = unitrain.resume(done.run_dir)
     assert (again.exit_code, again.status) == (0, "finished")
-    assert "has come to its end" in capsys.readouterr().err
+    assert "has finished" in capsys.readouterr().err
 
 
 def test_damaged_last_checkpoint_is_passed_over_for_the_best(
@@ -471,7 +471,7 @@ def test_command_line_resumes_the_last_run(settings: Path, project: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert f"--resume last is {run.run_dir}" in done.stderr
-    assert "has come to its end" in done.stderr
+    assert "has finished" in done.stderr
     longer = subprocess.run(
         [*command, "--trainer.max_epochs", "2", "--json"],
         capture_output=True,

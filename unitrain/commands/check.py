@@ -10,7 +10,7 @@ from unitrain.errors import UsageError
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "check",
-        "Tell everything that is wrong with a settings file; where nothing is, try one batch of training and "
+        "List all faults of a settings file; without faults, try one batch of training and "
         "of validation, the hooks, the export and the folders, and leave nothing behind.",
         usage="python -m unitrain check --config F [--json] [--SETTING VALUE ...]",
         epilog="Exit code 0: `fit` would train with these settings, 2: it would not. Settings are given as to fit.",
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; its exit code."""
     options, flags = _parser().parse_known_args(list(argv))
     if options.config is None:
-        raise UsageError("check: --config F is required: the settings file to look at (see check --help)")
+        raise UsageError("check: --config F is required: the settings file to check (see check --help)")
     from unitrain.commands._output import print_fields, print_json
     from unitrain.terminal_output import say
     from unitrain.training.parsing.settings_check import check

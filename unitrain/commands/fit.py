@@ -1,167 +1,143 @@
-"""`fit`: train, and publish versions of the model while doing so."""
+"""`fit`: train, and publish versions of the model during training."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from unitrain.commands._parser import ArgumentParser
 from unitrain.errors import UsageError
 
 if TYPE_CHECKING:
     from unitrain.training.training_run import RunResult
 
-USAGE = """usage: python -m unitrain fit --config F [--json] [--SETTING VALUE ...]
-       python -m unitrain fit --resume RUN [--SETTING VALUE ...]
-       python -m unitrain fit --config F --resume auto [--SETTING VALUE ...]
+USAGE = """python -m unitrain fit --config F [--SECTION.NAME VALUE ...]
+       python -m unitrain fit --resume RUN [--SECTION.NAME VALUE ...]
+       python -m unitrain fit --config F --resume auto [--SECTION.NAME VALUE ...]"""
+LIGHTNING = {
+    "model.class_path": ("CLASS", "class of the LightningModule: package.module.Class"),
+    "model.init_args.NAME": ("VALUE", "argument of its __init__; --model.help CLASS lists them"),
+    "data.class_path": ("CLASS", "class of the LightningDataModule; omit it if the module has the loaders"),
+    "data.init_args.NAME": ("VALUE", "argument of its __init__; --data.help CLASS lists them"),
+    "trainer.NAME": ("VALUE", "argument of Lightning's Trainer: max_epochs, accelerator, devices, precision, callbacks"),
+    "optimizer": ("CLASS", "class of torch.optim, in the place of the module's configure_optimizers"),
+    "lr_scheduler": ("CLASS", "class of torch.optim.lr_scheduler"),
+    "seed_everything": ("SEED", "seed of all random numbers; default: 42"),
+    "links": ("MAPPING", "arguments of the model that are properties of the data module: {data.NAME: model.init_args.NAME}"),
+    "step_seeding": ("BOOL", "derive the seed of each step from seed, epoch and batch; default: true"),
+    "experiment": ("NAME", "name of the experiment; default: the name of the settings file's folder"),
+    "experiments_dir": ("DIR", "folder of the run folders; default: experiments"),
+}  # fmt: skip
+"""Settings outside of unitrain's sections: (placeholder of the value, description) by name."""
 
-Train by a settings file, and publish versions of the model while doing so.
 
-  --config F             the settings file, unitrain's own or a LightningCLI's; given several times, a later one
-                         overrides what an earlier one says
-  --resume RUN           continue a run in its own folder: a folder, a name, or `last`, the newest
-                         unfinished one that has a checkpoint (of --config's experiment, if given)
-  --resume auto          the same as `last` if there is such a run, else start a new one
-  --init-from RUN        begin a new run with another's weights: its best checkpoint's, else its last
-  --init-weights KIND    of these the averaged ones (ema, the default) or the raw ones
-  --SECTION.NAME VALUE   any setting, in the place of the file's: --trainer.max_epochs 40, --publish null
-  --trust                with --resume: import the run's code from wherever its run.json says
-  --print_config         print all settings as they would be used, in unitrain's layout, and train nothing
-  --json                 print the result as one JSON object
-  --quiet                tell nothing but warnings
-  --debug                show the traceback of an error
-"""
-OWN_OPTIONS = ("config", "resume", "init_from", "init_weights")
+class _FitParser(ArgumentParser):
+    """Parser of the command's own options; its help also lists the settings, as jsonargparse describes them."""
+
+    def format_help(self) -> str:
+        import jsonargparse
+
+        from unitrain.settings import SECTIONS
+
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        described = jsonargparse.ArgumentParser(prog=self.prog, usage=argparse.SUPPRESS, add_help=False)
+        group = described.add_argument_group("settings of model, data and Trainer")
+        for name, (value, text) in LIGHTNING.items():
+            group.add_argument(f"--{name}", metavar=value, help=text, default=argparse.SUPPRESS)
+        for name, kind in SECTIONS.items():
+            described.add_class_arguments(kind, name)
+        return f"{super().format_help()}\n{described.format_help().lstrip()}"
+
+
+def _parser() -> ArgumentParser:
+    parser = _FitParser(
+        "fit",
+        "Train by a settings file, and publish versions of the model during training.",
+        usage=USAGE,
+        epilog="Every setting of the file is also an option, which overrides the file: --trainer.max_epochs 40. "
+        "`--SECTION null` turns a section off. Exit codes: 0 finished, 1 failed, 2 wrong settings.",
+    )
+    add = parser.add_argument
+    add(
+        "-c",
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="settings file, unitrain's or LightningCLI's; given several times, a later one overrides an earlier one",
+    )
+    add(
+        "--print_config",
+        nargs="?",
+        const="",
+        metavar="=FLAGS",
+        help="print all settings as YAML in unitrain's layout, and do not train; the output is a settings file",
+    )
+    add(
+        "--resume",
+        metavar="RUN",
+        help="continue a run in its folder: a folder, a name, or `last`, the newest unfinished run with a checkpoint "
+        "(of --config's experiment, if given); `auto` is `last`, but starts a new run if there is none",
+    )
+    add(
+        "--init-from",
+        metavar="RUN",
+        help="start a new run with the weights of another: its best checkpoint, else its last",
+    )
+    add(
+        "--init-weights",
+        choices=("ema", "raw"),
+        help="kind of these weights: averaged (ema, the default) or raw",
+    )
+    add(
+        "--trust",
+        action="store_true",
+        help="with --resume: import the run's code from any project that its run.json names",
+    )
+    add("--json", action="store_true", help="print the result as one JSON object")
+    add("--quiet", action="store_true", help="print warnings only")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code."""
-    words = list(argv)
-    flags = {name: name in words for name in ("--json", "--quiet", "--trust", "--help", "-h")}
-    words = [word for word in words if word not in flags]
-    if flags["--help"] or flags["-h"]:
-        print(USAGE)
-        _print_settings()
-        return 0
-    own, rest = _take_own(words)
-    if flags["--trust"] and "resume" not in own:
+    """Run the command; return its exit code."""
+    options, flags = _parser().parse_known_args(list(argv))
+    if options.trust and not options.resume:
         raise UsageError("fit: --trust goes with --resume RUN: it accepts the project that the run names")
-    result = (
-        _resume(own, rest, quiet=flags["--quiet"], trust=flags["--trust"])
-        if "resume" in own
-        else _start(own, rest, quiet=flags["--quiet"])
-    )
-    if flags["--json"]:
+    if options.init_weights and not options.init_from:
+        raise UsageError("fit: --init-weights goes with --init-from RUN")
+    if options.resume and options.init_from:
+        raise UsageError("fit: --resume continues a run, --init-from starts a new one; give one of the two")
+    if not options.config and options.resume in (None, "auto"):
+        purpose = "to start a new run if there is none to resume" if options.resume else "to train by"
+        raise UsageError(f"fit: --config F is required: the settings file {purpose} (see fit --help)")
+    result = _run(options, flags)
+    if options.json:
         print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
     return result.exit_code
 
 
-def _start(own: dict[str, str], rest: list[str], *, quiet: bool) -> "RunResult":
-    if "config" not in own:
-        raise UsageError("fit: --config F is required: the settings file to train by (see fit --help)")
-    weights = own.get("init_weights", "ema")
-    if weights not in ("ema", "raw") or ("init_weights" in own and "init_from" not in own):
-        raise UsageError("fit: --init-weights is ema or raw, and goes with --init-from RUN")
-    from unitrain.training.parsing.settings_file import read_merged
-    from unitrain.training.training_run import Fit
-
-    paths = [Path(text) for text in own["config"].splitlines()]
-    start_from = (own["init_from"], weights) if "init_from" in own else None
-    training = Fit(paths[0], read_merged(paths), rest, start_from=start_from, over=paths[1:], quiet=quiet)
-    return training.run()
-
-
-def _resume(own: dict[str, str], rest: list[str], *, quiet: bool, trust: bool) -> "RunResult":
-    if "init_from" in own:
-        raise UsageError(
-            "fit: --resume goes on with a run, --init-from begins a new one; give one of the two"
-        )
-    from unitrain.class_paths import project_root
+def _run(options: Any, flags: Sequence[str]) -> "RunResult":
     from unitrain.training.console import Console
     from unitrain.training.fit_and_resume import resume_by_flags, resume_or_start
-    from unitrain.training.parsing.settings_file import read_merged
-    from unitrain.training.parsing.settings_parser import absolute
+    from unitrain.training.parsing.settings_file import RawSettings
+    from unitrain.training.training_run import TrainingRun
 
-    if own["resume"] == "auto":
-        if "config" not in own:
-            raise UsageError(
-                "fit: --resume auto needs --config F, to start a new run if there is none to resume"
-            )
-        paths = [Path(text) for text in own["config"].splitlines()]
-        return resume_or_start(
-            paths[0], read_merged(paths), rest, over=paths[1:], trust=trust, console=Console(quiet=quiet)
-        )
-    experiment, root, folder = None, project_root(Path.cwd()), "experiments"
-    if "config" in own:
-        paths = [Path(text) for text in own["config"].splitlines()]
-        config, raw = paths[0], read_merged(paths)
-        root = project_root(config.absolute().parent)
-        experiment = str(raw.get("experiment") or config.absolute().parent.name)
-        folder = str(raw.get("experiments_dir") or folder)
-    pairs = absolute(rest)
-    for pair in pairs:
-        if pair[0] == "--experiments_dir" and len(pair) > 1:
-            folder = pair[1]
-    changed = [word for pair in pairs if pair[0] != "--experiments_dir" for word in pair]
+    if options.print_config is not None:
+        flags = [*flags, f"--print_config={options.print_config}"]
+    settings = RawSettings.read(options.config or {}, flags)
+    console = Console(quiet=options.quiet)
+    if options.resume is None:
+        start_from = (options.init_from, options.init_weights or "ema") if options.init_from else None
+        return TrainingRun(settings, start_from=start_from, quiet=options.quiet).run()
+    if options.resume == "auto":
+        return resume_or_start(settings, trust=options.trust, console=console)
+    changed = [word for flag in settings.flags if flag[0] != "--experiments_dir" for word in flag]
+    experiment = settings.experiment if options.config else None
     return resume_by_flags(
-        own["resume"], changed, root / folder, experiment, Console(quiet=quiet), trust=trust, project=root
-    )
-
-
-def _take_own(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The command's own options, and the settings that are left."""
-    own: dict[str, str] = {}
-    rest = []
-    iterator = iter(words)
-    for word in iterator:
-        name, equals, value = word.partition("=")
-        key = "config" if name == "-c" else name.removeprefix("--").replace("-", "_")
-        if name.startswith("-") and key in OWN_OPTIONS:
-            value = value if equals else next(iterator, "")
-            several = key == "config"  # one a line
-            if (key in own and not several) or not value or value.startswith("--"):
-                raise UsageError(f"fit: {name} takes one value{'' if several else ', once'} (see fit --help)")
-            own[key] = f"{own[key]}\n{value}" if key in own else value
-        else:
-            rest.append(word)
-    return own, rest
-
-
-def _print_settings() -> None:
-    """The sections and their fields with defaults; Lightning's own keys are Lightning's to explain."""
-    import dataclasses
-    import inspect
-
-    from unitrain.settings import SECTIONS
-
-    def fields_of(kind: type, prefix: str) -> None:
-        texts = _field_texts(inspect.getsource(kind))
-        for field in dataclasses.fields(kind):
-            name = f"{prefix}.{field.name}"
-            if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-                fields_of(field.type, name)
-                continue
-            has_default = field.default is not dataclasses.MISSING
-            default = f" (default: {field.default})" if has_default else ""
-            print(f"  --{name}  {texts.get(field.name, '')}{default}")
-
-    print(
-        "settings beside Lightning's own (trainer, model, data, optimizer, lr_scheduler, seed_everything):\n"
-    )
-    for section, kind in SECTIONS.items():
-        print(f"{section}: {inspect.cleandoc(kind.__doc__ or '')}")
-        fields_of(kind, section)
-        print()
-
-
-def _field_texts(source: str) -> dict[str, str]:
-    """The strings under a dataclass's fields, which are their meaning and unit."""
-    import ast
-    import itertools
-
-    texts = {}
-    kind = ast.parse(source).body[0]
-    for above, below in itertools.pairwise(kind.body if isinstance(kind, ast.ClassDef) else []):
-        match above, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                texts[name] = text
-    return texts
+        options.resume, changed, settings.experiments_dir, experiment, console,
+        trust=options.trust, project=settings.root,
+    )  # fmt: skip

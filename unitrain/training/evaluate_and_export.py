@@ -13,7 +13,7 @@ from unitrain.training.checkpoint import CheckpointName, Kind, checkpoint_path, 
 from unitrain.training.console import Console, quiet_lightning
 from unitrain.training.evaluation import Evaluation, Stage
 from unitrain.training.export_checkpoint import export_run
-from unitrain.training.parsing.settings_parser import as_flags
+from unitrain.training.parsing.settings_file import as_flags
 from unitrain.training.restore import restore_run
 
 

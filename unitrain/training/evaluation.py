@@ -78,7 +78,7 @@ def evaluate(
         _warn_of_differences(parts, console)
         path = checkpoint_path(parts.run, checkpoint)
         loaded = load_weights(parts.module, path, weights)
-        seed = parts.cli.config.seed_everything if parts.cli.config.step_seeding else None
+        seed = parts.settings.seed if parts.settings.step_seeding else None
         _restore_progress(parts.trainer, loaded.content, seed)
         metrics = _metrics(parts, stage)
     return Evaluation(

@@ -62,7 +62,7 @@ def export_run(
             f"changed since the run: {', '.join(restored.changed_sources)}; the graph is that of the current code"
         )
     loaded = load_weights(restored.module, path, weights)
-    settings: Publish = restored.cli.section("publish") or Publish()
+    settings: Publish = restored.settings.section("publish") or Publish()
     # As in the training, for a forward that reads `self.current_epoch`.
     vars(restored.module)["_trainer"] = FrozenTrainer(current_epoch=loaded.epoch, global_step=loaded.step)
     batch = first_batch_of(restored.module, restored.datamodule)
@@ -137,8 +137,8 @@ def _warn_if_worse(manifest: Manifest, console: Console) -> None:
 
 def _metric(restored: RestoredRun, loaded: LoadedWeights, checkpoint: CheckpointName) -> Metric | None:
     """Return the monitored metric of these weights; None if the run's record lacks it."""
-    monitor = restored.cli.section("monitor")
-    if loaded.kind == "raw" and restored.cli.section("ema"):
+    monitor = restored.settings.section("monitor")
+    if loaded.kind == "raw" and restored.settings.section("ema"):
         return None  # the average was validated
     record: dict[str, Any] = restored.run.record()
     best = record.get("best") or {}

@@ -1,4 +1,4 @@
-"""The ways to start a training: by settings, or by a run that was interrupted."""
+"""Start a training by settings, or resume an interrupted run."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,16 @@ from typing import Any, Literal
 
 from pytorch_lightning import Callback
 
-from unitrain.class_paths import project_root
 from unitrain.errors import SettingsError
 from unitrain.runs import list_runs, read_summary
 from unitrain.training.checkpoint import existing_checkpoint
 from unitrain.training.console import Console, process_rank
-from unitrain.training.parsing.settings_file import with_new_names
-from unitrain.training.parsing.settings_parser import absolute, as_flags, plain, read_settings
+from unitrain.training.parsing.settings_file import RawSettings, as_flags
 from unitrain.training.resuming.resume_point import ResumePoint, find_resume_point, newest_point
-from unitrain.training.training_run import Fit, RunResult
+from unitrain.training.training_run import RunResult, TrainingRun
 
 RESUMED_RUN = "UNITRAIN_RESUMED_RUN"
-"""Tells the processes that Lightning starts for a distributed training which run `last` is."""
+"""Environment variable that names the resumed run to the other processes of a distributed training."""
 
 
 def fit(
@@ -34,40 +32,33 @@ def fit(
     """Train by a settings file, as `python -m unitrain fit` does.
 
     Args:
-        settings: a settings file's path, or its content.
-        overrides: settings that take the place of the file's, by dotted name:
+        settings: path of a settings file, or its content.
+        overrides: settings that override those of the file, by dotted name:
             `{"model.init_args.hidden": 32, "publish": None}`.
-        init_from: a run, whose best weights (else its last) the new one begins with.
-        init_weights: its averaged or its raw ones.
+        init_from: run whose weights the new run starts with: its best checkpoint, else its last.
+        init_weights: kind of these weights: averaged (`ema`) or raw.
         resume: "auto" resumes the experiment's newest unfinished run that has a complete checkpoint, with
-            `overrides` as changes, and starts a new run where there is none.
-        callbacks: Lightning's, for this call beside those of the settings: to look on from a search, say. The
-            run's settings can't hold them, so a resumed run does without.
-        quiet: tell nothing but warnings, and show no progress bar.
+            `overrides` as changes. It starts a new run if there is none.
+        callbacks: Lightning's callbacks for this call, beside those of the settings: for example, to watch a
+            search. They are not part of the run's settings, and a resumed run does not have them.
+        quiet: print warnings only, and show no progress bar.
 
     Raises:
-        UsageError: the settings are wrong, or the model can't be trained or published with them; nothing is
-            left behind.
-        UnitrainError: the training failed; its run folder tells why.
+        UsageError: the settings are wrong, or the model can't be trained or published with them; no run folder
+            remains.
+        UnitrainError: the training failed; its run folder has the reason.
 
     Example:
-        >>> result = fit(settings, {"trainer.max_epochs": 1}, quiet=True)
-        >>> result.status, result.best["metric"]
-        ('finished', 'val_loss')
+        ::
+
+            result = unitrain.fit("examples/curve_fitting/settings.yaml", {"trainer.max_epochs": 10})
+            print(result.best, result.published)
     """
-    path = None if isinstance(settings, Mapping) else Path(settings)
-    raw = (
-        with_new_names(plain(settings), "settings")
-        if isinstance(settings, Mapping)
-        else read_settings(Path(settings))
-    )
+    raw = RawSettings.read(settings, as_flags(overrides or {}))
     start = None if init_from is None else (str(init_from), init_weights)
-    flags = as_flags(overrides or {})
     if resume == "auto":
-        return resume_or_start(
-            path, raw, flags, callbacks=callbacks, console=Console(quiet=quiet), start_from=start
-        )
-    return Fit(path, raw, flags, start_from=start, callbacks=callbacks, quiet=quiet).run()
+        return resume_or_start(raw, callbacks=callbacks, console=Console(quiet=quiet), start_from=start)
+    return TrainingRun(raw, start_from=start, callbacks=callbacks, quiet=quiet).run()
 
 
 def resume(
@@ -79,25 +70,21 @@ def resume(
     quiet: bool = False,
     trust: bool = False,
 ) -> RunResult:
-    """Go on with a run in its own folder, as if it had not been interrupted.
+    """Resume a run in its folder, as if it had not been interrupted.
 
     Args:
-        run: its folder, its name, or `last`: the newest unfinished one.
-        overrides: settings that change: `{"trainer.max_epochs": 400}` extends it.
-        experiments_dir: where names are looked for.
-        experiment: for `last`, look at that experiment only.
-        quiet: tell nothing but warnings, and show no progress bar.
-        trust: import code from any project root that the run names, not only from one around the run or the
-            working folder's.
+        run: folder of the run, its name, or `last` for the newest unfinished run.
+        overrides: changed settings: `{"trainer.max_epochs": 400}` extends the run.
+        experiments_dir: folder in which runs are looked up by name.
+        experiment: experiment to which `last` is limited.
+        quiet: print warnings only, and show no progress bar.
+        trust: import code from any project root that the run names. Without it, the root must be around the
+            run or in the working folder's project.
 
     Raises:
         UsageError: the run's project root is not trusted.
-        RunError: there is nothing to resume, or another process owns the run.
-        UnitrainError: as `fit` says.
-
-    Example:
-        >>> resume(run, {"trainer.max_epochs": 2}, quiet=True).reason
-        'all 2 epochs done'
+        RunError: there is nothing to resume, or another process holds the run's lock.
+        UnitrainError: the same errors as `fit`.
     """
     flags = as_flags(overrides or {})
     return resume_by_flags(
@@ -115,7 +102,21 @@ def resume_by_flags(
     trust: bool = False,
     project: Path | None = None,
 ) -> RunResult:
-    """`resume`, with the changed settings as flags; `project`: the user's, default the working folder's."""
+    """Resume a run with changed settings as flags.
+
+    Args:
+        text: folder of the run, its name, or `last`.
+        argv: changed settings as flags.
+        experiments_dir: folder in which runs are looked up by name.
+        experiment: experiment to which `last` is limited.
+        console: log for the user.
+        trust: import code from any project root that the run names.
+        project: root of the user's project; default: that of the working folder.
+
+    Raises:
+        UsageError: the run's project root is not trusted.
+        RunError: there is nothing to resume, or another process holds the run's lock.
+    """
     if process_rank() and text == "last":
         text = os.environ.get(RESUMED_RUN, "")
         if not text:
@@ -127,31 +128,26 @@ def resume_by_flags(
 
 
 def resume_or_start(
-    path: Path | None,
-    raw: Mapping[str, Any],
-    argv: Sequence[str],
+    settings: RawSettings,
     *,
     console: Console,
-    over: Sequence[Path] = (),
     callbacks: Sequence[Callback] = (),
     trust: bool = False,
     start_from: tuple[str, str] | None = None,
 ) -> RunResult:
     """Resume the experiment's newest unfinished run that has a complete checkpoint, else start a new one.
 
-    A job that a scheduler starts again after every failure never gets stuck: a run that was killed before its
-    first checkpoint, or whose files are damaged, is skipped, with a warning.
+    A job that a scheduler restarts after every failure never blocks: a run that was killed before its
+    first checkpoint, or whose files are damaged, is skipped with a warning.
 
     Args:
-        path: the settings file; None where the settings came from Python.
-        raw: its content.
-        argv: further settings, as flags; they change those of a run that is resumed.
-        over: further settings files, merged into `raw` already.
-        trust: accept any project root that a run names.
-        start_from: for a new run only: another run, and which of its weights to begin with.
+        settings: settings of a new run; their flags also change those of a resumed run.
+        console: log for the user.
+        callbacks: callbacks from Python, beside those of the settings.
+        trust: import code from any project root that a run names.
+        start_from: run whose weights a new run starts with, and their kind; unused for a resumed run.
     """
-    experiments_dir, experiment, changed = place_of(path, raw, argv)
-    project = project_root(path.absolute().parent if path else Path.cwd())
+    experiments_dir, experiment, project = settings.experiments_dir, settings.experiment, settings.root
     if process_rank():
         known = os.environ.get(RESUMED_RUN)
         if known is None:
@@ -168,34 +164,12 @@ def resume_or_start(
         point = newest_point(unfinished, console, trust=trust, project=project)
     if point is not None:
         console.say(f"--resume auto is {point.run_dir}")
+        place = ("--experiments_dir", "--experiment")
+        changed = [word for flag in settings.flags if flag[0] not in place for word in flag]
         return _resume_at(point, changed, console, callbacks)
     console.say(f"--resume auto: no unfinished run of {experiment} has a checkpoint; starting a new run")
     os.environ[RESUMED_RUN] = ""
-    return Fit(
-        path,
-        dict(raw),
-        argv,
-        start_from=start_from,
-        over=over,
-        callbacks=callbacks,
-        quiet=console.quiet,
-    ).run()
-
-
-def place_of(path: Path | None, raw: Mapping[str, Any], argv: Sequence[str]) -> tuple[Path, str, list[str]]:
-    """The folder of experiments and the experiment of some settings, and the flags that are left."""
-    experiment = str(raw.get("experiment") or (path.absolute().parent.name if path else "experiment"))
-    folder = str(raw.get("experiments_dir") or "experiments")
-    changed = []
-    for pair in absolute(argv):
-        if pair[0] == "--experiments_dir" and len(pair) > 1:
-            folder = pair[1]
-        elif pair[0] == "--experiment" and len(pair) > 1:
-            experiment = pair[1]
-        else:
-            changed += pair
-    root = project_root(path.absolute().parent if path else Path.cwd())
-    return root / folder, experiment, changed
+    return TrainingRun(settings, start_from=start_from, callbacks=callbacks, quiet=console.quiet).run()
 
 
 def _resume_at(
@@ -204,9 +178,7 @@ def _resume_at(
     os.environ[RESUMED_RUN] = str(point.run_dir)
     if point.finished and not argv:
         summary = read_summary(point.run_dir)
-        console.say(
-            f"{point.run_dir} has come to its end ({summary.reason}); --trainer.max_epochs N extends it"
-        )
+        console.say(f"{point.run_dir} has finished ({summary.reason}); --trainer.max_epochs N extends it")
         return RunResult(
             run_dir=point.run_dir,
             status=summary.status,
@@ -217,7 +189,5 @@ def _resume_at(
             last_checkpoint=existing_checkpoint(point.run_dir, "last"),
             published=summary.published,
         )
-    path = point.run_dir / "settings.yaml"
-    return Fit(
-        path, read_settings(path), argv, resume_point=point, callbacks=callbacks, quiet=console.quiet
-    ).run()
+    raw = RawSettings.read(point.run_dir / "settings.yaml", argv)
+    return TrainingRun(raw, resume_point=point, callbacks=callbacks, quiet=console.quiet).run()

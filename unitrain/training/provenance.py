@@ -22,7 +22,7 @@ from unitrain.file_lock import FileLock
 from unitrain.module_aliases import package_of
 from unitrain.publish import Lineage
 from unitrain.runs import RunFolder
-from unitrain.training.parsing.settings_parser import read_settings, slug
+from unitrain.training.parsing.settings_file import read_settings, slug
 
 PACKAGES = (
     "torch",

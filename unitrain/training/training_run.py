@@ -1,4 +1,4 @@
-"""`fit`: settings in, a run folder and published versions out."""
+"""One training: settings in, a run folder and published versions out."""
 
 import contextlib
 import signal
@@ -10,20 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from unitrain.atomic_files import full_disk, write_text
-from unitrain.class_paths import project_root
 from unitrain.errors import RunError, SettingsError, UnitrainError, UsageError
-from unitrain.repository import check_model_name
-from unitrain.runs import RunFolder, check_experiment, find_run
+from unitrain.runs import RunFolder, find_run
 from unitrain.training.callbacks.base import RunContext
 from unitrain.training.callbacks.defaults import default_callbacks
 from unitrain.training.callbacks.ema import EMA
@@ -33,10 +30,9 @@ from unitrain.training.callbacks.step_seeding import ValidationSeeding
 from unitrain.training.callbacks.termination import SignalStop
 from unitrain.training.checkpoint import DurableCheckpointIO, existing_checkpoint, load_matching_weights
 from unitrain.training.console import Console, process_rank, silence_lightning
-from unitrain.training.loggers import check_trainer, loggers_of, profiler_into, say_profile
-from unitrain.training.parsing.settings_errors import explained, own_error
-from unitrain.training.parsing.settings_file import config_word, with_class_flags
-from unitrain.training.parsing.settings_parser import SettingsCLI, absolute, check_classes, known_settings
+from unitrain.training.loggers import loggers_of, profiler_into, say_profile
+from unitrain.training.parsing.settings_file import RawSettings
+from unitrain.training.parsing.settings_parser import ParsedSettings, load_settings
 from unitrain.training.provenance import NullRunFolder, begin_run, lineage_of
 from unitrain.training.resuming.resumable_loops import install_loops
 from unitrain.training.resuming.resume_point import ResumePoint, continue_run
@@ -44,23 +40,19 @@ from unitrain.training.resuming.resume_point import ResumePoint, continue_run
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a training ended.
+    """Result of a training.
 
     Attributes:
-        run_dir: the run's folder; removed where a signal stopped a new run before its first step.
-        status: finished, stopped (early, by its own rule), interrupted or failed.
-        reason: in words.
-        metrics: the last values of everything logged.
-        best: the monitored metric's best `value`, with its `step` and `epoch`; None if it was never measured.
-        best_checkpoint: None if there is none; likewise `last_checkpoint`.
-        published: the versions published, in order.
+        run_dir: run folder; it is removed if a signal stopped a new run before its first step.
+        status: finished, stopped (early stopping or a callback), interrupted or failed.
+        reason: reason of the status as a sentence.
+        metrics: last value of every logged metric.
+        best: best `value` of the monitored metric, with its `step` and `epoch`; None if it was never measured.
+        best_checkpoint: checkpoint with the best value; None if missing.
+        last_checkpoint: newest checkpoint; None if missing.
+        published: published versions, in order.
         held_back: steps that were not published, since `publish.policy: best` found a version at least as good.
-        exit_code: what the command line's process ends with.
-
-    Example:
-        >>> result = fit(settings, {"trainer.max_epochs": 1, "publish": None}, quiet=True)
-        >>> result.status, result.best_checkpoint.name, result.published
-        ('finished', 'best.ckpt', [])
+        exit_code: exit code of the command line.
     """
 
     run_dir: Path
@@ -75,137 +67,72 @@ class RunResult:
     exit_code: int = 0
 
 
-class Fit:
-    """One training, from its settings to its end.
+@dataclass(frozen=True)
+class _Training:
+    """Parts of a training that is ready to start."""
+
+    settings: ParsedSettings
+    folder: RunFolder
+    record: RunRecord
+    publishing: Publishing | None
+    trainer: Trainer
+
+
+class TrainingRun:
+    """One training: parse the settings, open the run's folder, create callbacks and Trainer, train, close the run.
 
     Args:
-        path: the settings file; None where the settings came from Python.
-        raw: its content.
-        argv: further settings, as flags.
-        resume_point: where a run that was interrupted goes on.
-        start_from: another run, and which of its weights ("ema" or "raw") to begin with.
-        over: further settings files that `raw` was merged from, for the run's record.
-        callbacks: further ones, beside the settings' own.
+        settings: settings before parsing.
+        quiet: print warnings only.
+        resume_point: run and checkpoint to resume from; None starts a new run.
+        start_from: run whose weights a new run starts with, and their kind: "ema" or "raw".
+        callbacks: callbacks from Python, beside those of the settings.
     """
 
     def __init__(
         self,
-        path: Path | None,
-        raw: dict[str, Any],
-        argv: Sequence[str],
+        settings: RawSettings,
         *,
         quiet: bool,
         resume_point: ResumePoint | None = None,
         start_from: tuple[str, str] | None = None,
-        over: Sequence[Path] = (),
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.path = path
-        pairs = absolute(argv)
-        self.raw = with_class_flags(raw, pairs)
-        self.argv = [word for pair in pairs for word in pair]
+        self.settings = settings
         self.resume_point = resume_point
         self.start_from = start_from
-        self.over = over
         self.callbacks = callbacks
-        self.root = (
-            resume_point.root
-            if resume_point
-            else project_root(path.absolute().parent if path else Path.cwd())
-        )
         self.console = Console(quiet=quiet or process_rank() > 0)
-        self._run: RunFolder | None = None
-        self.record: RunRecord | None = None
-        self.publishing: Publishing | None = None
 
     def run(self) -> RunResult:
-        """Train, and tell how it ended.
+        """Train, and return the result.
 
         Raises:
-            UnitrainError: as `fit` says.
+            UnitrainError: the same errors as `fit`.
         """
-        cli = self._parse()
-        self.console.say(f"run {self.folder.path}")
-        exit_code = 0
-        main_thread = threading.current_thread() is threading.main_thread()
-        on_interrupt = signal.getsignal(signal.SIGINT) if main_thread else None
-        try:
-            with warnings.catch_warnings(), self._writers_reported():
-                silence_lightning()
-                checkpoint = str(self.resume_point.checkpoint) if self.resume_point else None
-                cli.trainer.fit(
-                    cli.model,
-                    datamodule=cli.datamodule,
-                    ckpt_path=checkpoint,
-                    weights_only=True if checkpoint else None,
-                )
-            status, reason = _why_ended(cli.trainer)
-        except SignalStop as stop:
-            status, reason, exit_code = "interrupted", signal.Signals(stop.number).name, 128 + stop.number
-        except SIGTERMException:
-            status, reason, exit_code = "interrupted", "SIGTERM", 128 + signal.SIGTERM
-        except UsageError as error:
-            self._refuse(cli.trainer, error)
-            raise
-        except MisconfigurationException as error:
-            self._refuse(cli.trainer, error)
-            raise SettingsError(" ".join(str(error).split())) from error
-        except UnitrainError as error:
-            self._close("failed", str(error))
-            raise
-        except BaseException as error:
-            # Before the first epoch signals are Python's own; Lightning makes an exit of it.
-            cause = error.__context__ if isinstance(error, SystemExit) else error
-            if not isinstance(cause, KeyboardInterrupt):
-                self._fail(error)
+        with warnings.catch_warnings():
+            silence_lightning()
+            parsed = self._parse()
+            # Before the new run exists, which would be `last`.
+            start = self._checkpoint_to_start_from(parsed.experiments_dir)
+            folder = self._open(parsed)
+            try:
+                training = self._prepare(parsed, folder, start)
+            except BaseException:
+                _discard(folder)
                 raise
-            number = getattr(cause, "number", signal.SIGINT)
-            status, reason, exit_code = "interrupted", signal.Signals(number).name, 128 + number
-        finally:
-            if on_interrupt is not None:
-                signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
-        self._end(cli.trainer, status, reason)
-        return self._result(status, reason, exit_code)
+            self.console.say(f"run {folder.path}")
+            return self._train(training)
 
-    def _end(self, trainer: Trainer, status: str, reason: str) -> None:
-        """Close the run and report how it ended; a run that was stopped before its first step is removed."""
-        if status == "interrupted" and self._is_empty(trainer):
-            self._remove(trainer)
-            self.console.say(f"stopped by {reason} before the first step: no run folder is left")
-            return
-        self._close(status, reason)
-        say_profile(trainer.profiler, self.console)  # type: ignore[attr-defined]
-        self.console.say(f"{status}: {reason}; {self.folder.path}")
-        closing_line = self.publishing.summary() if self.publishing and not process_rank() else None
-        if closing_line is not None:
-            self.console.say(closing_line)
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder, which is made together with the trainer."""
-        if self._run is None:
-            raise RuntimeError("the run has no folder before its settings are parsed")
-        return self._run
-
-    def _parse(self) -> SettingsCLI:
-        check_classes(self.raw, self.argv, self.root)
-        config = config_word(self.path, self.raw)
-        try:
-            with warnings.catch_warnings():
-                silence_lightning()
-                return SettingsCLI(["--config", config, *self.argv], self.raw, self._make_trainer)
-        except UnitrainError:
-            self._discard()
-            raise
-        except KeyboardInterrupt:
-            self._discard()
-            raise
-        except Exception as error:
-            self._discard()
-            wrong = (ArgumentError, MisconfigurationException, TypeError, ValueError)
-            if isinstance(error, wrong) or own_error(error):
-                raise explained(error, known_settings()) from error
-            raise
+    def _parse(self) -> ParsedSettings:
+        point = self.resume_point
+        parsed = load_settings(
+            self.settings,
+            root=point.root if point else None,
+            experiment=RunFolder.open(point.run_dir).experiment if point else None,
+        )
+        parsed.check_training()
+        return parsed
 
     def _checkpoint_to_start_from(self, experiments_dir: Path) -> Path | None:
         if self.start_from is None:
@@ -216,73 +143,117 @@ class Fit:
             raise SettingsError(f"--init-from: {found} has no checkpoint")
         return path
 
-    def _make_trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
-        check_trainer(arguments)
-        default = self.path.absolute().parent.name if self.path else "experiment"
-        experiment = check_experiment(cli.config.experiment or default)
-        publish = cli.section("publish")
-        try:
-            model_name = check_model_name(publish.model or experiment) if publish else ""
-        except UsageError as error:
-            raise SettingsError(f"publish.model: {error}") from error
-        resolved = cli.resolved()
-        experiments_dir = self.root / cli.config.experiments_dir
-        start = self._checkpoint_to_start_from(
-            experiments_dir
-        )  # before there is a run that `last` could mean
-        run: RunFolder
+    def _open(self, parsed: ParsedSettings) -> RunFolder:
+        """Create the run's folder, or open that of the resumed run."""
         if process_rank():
-            run = NullRunFolder(experiments_dir, experiment)
-        elif self.resume_point:
-            run = continue_run(self.resume_point, resolved, self.argv, self.console)
-        else:
-            run = begin_run(
-                experiments_dir,
-                experiment,
-                resolved,
-                root=self.root,
-                seed=cli.config.seed_everything,
-                config=self.path,
-                argv=[*(word for path in self.over for word in ("--config", str(path))), *self.argv],
-            )
-        self._run = run
+            return NullRunFolder(parsed.experiments_dir, parsed.experiment)
+        if self.resume_point:
+            return continue_run(self.resume_point, parsed.resolved, parsed.flags, self.console)
+        return begin_run(
+            parsed.experiments_dir,
+            parsed.experiment,
+            parsed.resolved,
+            root=parsed.root,
+            seed=parsed.seed,
+            config=self.settings.paths[0] if self.settings.paths else None,
+            argv=self.settings.command,
+        )
+
+    def _prepare(self, parsed: ParsedSettings, folder: RunFolder, start: Path | None) -> _Training:
+        """Create callbacks and Trainer."""
         if start is not None and self.start_from:
-            load_matching_weights(cli.model, start, self.start_from[1], self.console)
-            run.update(init_from={"checkpoint": str(start), "weights": self.start_from[1]})
-        theirs = arguments.pop("callbacks", None) or []
-        theirs = [*(theirs if isinstance(theirs, Sequence) else [theirs]), *self.callbacks]
+            load_matching_weights(parsed.model, start, self.start_from[1], self.console)
+            folder.update(init_from={"checkpoint": str(start), "weights": self.start_from[1]})
+        ema = parsed.section("ema")
         context = RunContext(
-            run=run,
-            root=self.root,
-            lineage=lineage_of(run, resolved),
-            monitor=cli.section("monitor"),
-            ema=EMA(**vars(cli.section("ema"))) if cli.section("ema") else None,
+            run=folder,
+            root=parsed.root,
+            lineage=lineage_of(folder, parsed.resolved),
+            monitor=parsed.section("monitor"),
+            ema=EMA(**vars(ema)) if ema else None,
             console=self.console,
         )
-        stack = default_callbacks(context, cli.section, arguments, theirs, model_name=model_name)
-        self.record, self.publishing = stack.record, stack.publishing
-        arguments["callbacks"] = stack.callbacks
+        arguments = dict(parsed.trainer_args)
+        users = [*parsed.callbacks, *self.callbacks]
+        stack = default_callbacks(context, parsed.section, arguments, users, model_name=parsed.model_name)
         logged = self.resume_point.logged_step if self.resume_point else None
-        arguments["logger"] = loggers_of(arguments.get("logger"), run.path, self.console, logged)
-        arguments["profiler"] = profiler_into(arguments.get("profiler"), run.path)
         plugins = arguments.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(DurableCheckpointIO(self.console))
-        arguments["plugins"] = plugins
-        arguments["default_root_dir"] = arguments.get("default_root_dir") or run.path
-        arguments["enable_model_summary"] = bool(arguments.get("enable_model_summary"))
-        trainer = Trainer(**arguments)
-        seed = int(cli.config.seed_everything) if cli.config.step_seeding else None
+        arguments |= {
+            "callbacks": stack.callbacks,
+            "logger": loggers_of(arguments.get("logger"), folder.path, self.console, logged),
+            "profiler": profiler_into(arguments.get("profiler"), folder.path),
+            "plugins": plugins,
+            "default_root_dir": arguments.get("default_root_dir") or folder.path,
+            "enable_model_summary": bool(arguments.get("enable_model_summary")),
+        }
+        trainer = parsed.make_trainer(**arguments)
+        ended = self.resume_point is not None and self.resume_point.finished
         loop = install_loops(
-            trainer, seed, stops_again=not (self.resume_point and self.resume_point.finished)
+            trainer, int(parsed.seed) if parsed.step_seeding else None, stops_again=not ended
         )
         trainer.callbacks.insert(0, ValidationSeeding(loop.seeder))  # type: ignore[attr-defined]
-        return trainer
+        return _Training(parsed, folder, stack.record, stack.publishing, trainer)
+
+    def _train(self, training: _Training) -> RunResult:
+        trainer, exit_code = training.trainer, 0
+        main_thread = threading.current_thread() is threading.main_thread()
+        on_interrupt = signal.getsignal(signal.SIGINT) if main_thread else None
+        try:
+            with self._writers_reported():
+                checkpoint = str(self.resume_point.checkpoint) if self.resume_point else None
+                trainer.fit(
+                    training.settings.model,
+                    datamodule=training.settings.datamodule,
+                    ckpt_path=checkpoint,
+                    weights_only=True if checkpoint else None,
+                )
+            status, reason = _end_reason(trainer)
+        except SignalStop as stop:
+            status, reason, exit_code = "interrupted", signal.Signals(stop.number).name, 128 + stop.number
+        except SIGTERMException:
+            status, reason, exit_code = "interrupted", "SIGTERM", 128 + signal.SIGTERM
+        except UsageError as error:
+            self._refuse(training, error)
+            raise
+        except MisconfigurationException as error:
+            self._refuse(training, error)
+            raise SettingsError(" ".join(str(error).split())) from error
+        except UnitrainError as error:
+            self._close(training.folder, "failed", str(error))
+            raise
+        except BaseException as error:
+            # Before the first epoch the handlers of signals are Python's; Lightning turns the exception into an exit.
+            cause = error.__context__ if isinstance(error, SystemExit) else error
+            if not isinstance(cause, KeyboardInterrupt):
+                self._fail(training.folder, error)
+                raise
+            number = getattr(cause, "number", signal.SIGINT)
+            status, reason, exit_code = "interrupted", signal.Signals(number).name, 128 + number
+        finally:
+            if on_interrupt is not None:
+                signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
+        self._end(training, status, reason)
+        return _result(training, status, reason, exit_code)
+
+    def _end(self, training: _Training, status: str, reason: str) -> None:
+        """Close the run and print how it ended; remove a run that was stopped before its first step."""
+        if status == "interrupted" and self._is_empty(training):
+            _discard(training.folder, training.trainer.loggers)
+            self.console.say(f"stopped by {reason} before the first step: no run folder is left")
+            return
+        self._close(training.folder, status, reason)
+        say_profile(training.trainer.profiler, self.console)  # type: ignore[attr-defined]
+        self.console.say(f"{status}: {reason}; {training.folder.path}")
+        closing_line = training.publishing.summary() if training.publishing and not process_rank() else None
+        if closing_line is not None:
+            self.console.say(closing_line)
 
     @contextlib.contextmanager
     def _writers_reported(self) -> Iterator[None]:
-        """A full disk in a thread of TensorBoard's is one warning rather than a traceback."""
+        """Turn a full disk in TensorBoard's writer thread into one warning instead of a traceback."""
         before, reported = threading.excepthook, False
 
         def hook(arguments: Any) -> None:
@@ -300,77 +271,76 @@ class Fit:
         finally:
             threading.excepthook = before
 
-    def _refuse(self, trainer: Trainer, error: Exception) -> None:
-        """Leave nothing of a training that never began, or that can't know its best; keep what else one left."""
-        nothing_published = self.publishing is None or not self.publishing.published
+    def _refuse(self, training: _Training, error: Exception) -> None:
+        """Remove a run that never began or can't know its best version; keep every other run."""
+        nothing_published = training.publishing is None or not training.publishing.published
         useless = isinstance(error, UnloggedMetricError) and nothing_published
-        if (trainer.global_step == 0 or useless) and not self.resume_point:
-            self._remove(trainer)
+        if (training.trainer.global_step == 0 or useless) and not self.resume_point:
+            _discard(training.folder, training.trainer.loggers)
         else:
-            self._close("failed", str(error))
+            self._close(training.folder, "failed", str(error))
 
-    def _is_empty(self, trainer: Trainer) -> bool:
-        """Whether there is nothing in the run's folder that could be resumed or looked at."""
+    def _is_empty(self, training: _Training) -> bool:
+        """Return whether the run's folder has nothing to resume or to look at."""
         return (
-            trainer.global_step == 0
+            training.trainer.global_step == 0
             and not self.resume_point
-            and not any(self.folder.checkpoints_dir.glob("*"))
+            and not any(training.folder.checkpoints_dir.glob("*"))
         )
 
-    def _remove(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                with contextlib.suppress(OSError):  # a full disk
-                    logger.experiment.close()
-        self._discard()
-
-    def _discard(self) -> None:
-        if self._run is not None:
-            self._run.discard()
-
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, folder: RunFolder, error: BaseException) -> None:
         """Record an unexpected error.
 
         Raises:
-            RunError: a full disk was behind it.
+            RunError: the disk is full.
         """
         full = full_disk(error)
         if full is not None:
-            sentence = f"{self.folder.path}: the disk is full: {full}"
-            self._close("failed", sentence)
+            sentence = f"{folder.path}: the disk is full: {full}"
+            self._close(folder, "failed", sentence)
             raise RunError(f"{sentence}; free some space, then resume the run") from error
         text = "".join(traceback.format_exception(error))
         try:
-            write_text(self.folder.path / "traceback.txt", text)
+            write_text(folder.path / "traceback.txt", text)
         except OSError as trouble:
             self.console.warn(f"the traceback could not be written: {trouble.strerror}")
         else:
-            self.console.warn(f"the traceback is in {self.folder.path / 'traceback.txt'}")
-        self._close("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            self.console.warn(f"the traceback is in {folder.path / 'traceback.txt'}")
+        self._close(folder, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
-    def _close(self, status: str, reason: str) -> None:
+    def _close(self, folder: RunFolder, status: str, reason: str) -> None:
         try:
-            self.folder.close(status, reason)
+            folder.close(status, reason)
         except RunError as error:
             self.console.warn(str(error))
 
-    def _result(self, status: str, reason: str, exit_code: int) -> RunResult:
-        folder = self.folder
-        return RunResult(
-            run_dir=folder.path,
-            status=status,
-            reason=reason,
-            metrics=self.record.metrics if self.record else {},
-            best=self.record.best if self.record else None,
-            best_checkpoint=existing_checkpoint(folder.path, "best"),
-            last_checkpoint=existing_checkpoint(folder.path, "last"),
-            published=self.publishing.published if self.publishing else [],
-            held_back=self.publishing.held_back if self.publishing else [],
-            exit_code=exit_code,
-        )
+
+def _discard(folder: RunFolder, loggers: Sequence[Logger] = ()) -> None:
+    """Close TensorBoard's event files, and remove the folder of a new run or unlock that of a resumed one."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            with contextlib.suppress(OSError):  # a full disk
+                logger.experiment.close()
+    folder.discard()
 
 
-def _why_ended(trainer: Trainer) -> tuple[str, str]:
+def _result(training: _Training, status: str, reason: str, exit_code: int) -> RunResult:
+    path, publishing = training.folder.path, training.publishing
+    return RunResult(
+        run_dir=path,
+        status=status,
+        reason=reason,
+        metrics=training.record.metrics,
+        best=training.record.best,
+        best_checkpoint=existing_checkpoint(path, "best"),
+        last_checkpoint=existing_checkpoint(path, "last"),
+        published=publishing.published if publishing else [],
+        held_back=publishing.held_back if publishing else [],
+        exit_code=exit_code,
+    )
+
+
+def _end_reason(trainer: Trainer) -> tuple[str, str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and trainer.should_stop and callback.stopping_reason_message:
             if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
@@ -384,4 +354,4 @@ def _why_ended(trainer: Trainer) -> tuple[str, str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
             return "finished", "trainer.max_time was reached"
-    return "stopped", "a callback asked for it (trainer.should_stop)"
+    return "stopped", "a callback stopped it (trainer.should_stop)"

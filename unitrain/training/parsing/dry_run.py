@@ -1,10 +1,10 @@
-"""A training in little that leaves nothing behind: one batch each way, the hooks, the export, the folders."""
+"""Dry run of a training: one batch of training and validation, the hooks, the export and the folders."""
 
 import contextlib
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from unitrain.training.callbacks.base import has_validation
 from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
 from unitrain.training.callbacks.run_record import check_lazy, never_logged
 from unitrain.training.logged_metrics import LoggedNames
-from unitrain.training.parsing.settings_parser import SettingsCLI
+from unitrain.training.parsing.settings_parser import ParsedSettings
 from unitrain.training.validation_batches import (
     evaluating,
     first_batch,
@@ -35,12 +35,12 @@ from unitrain.training.validation_batches import (
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that was tried.
+    """Step of a dry run.
 
     Attributes:
-        name: in a word or two.
-        passed: whether it went well.
-        text: what was found, or what is wrong.
+        name: short name.
+        passed: true if the step succeeded.
+        text: finding, or the error.
     """
 
     name: str
@@ -48,56 +48,52 @@ class Step:
     text: str
 
 
-def dry_run(words: Sequence[str], raw: dict[str, Any], *, root: Path, experiment: str) -> list[Step]:
-    """What came of each step, in order; the later ones are tried even where an earlier one failed.
+def dry_run(settings: ParsedSettings) -> list[Step]:
+    """Try one batch of training and validation, and all that a training needs; leave no files behind.
+
+    The steps are returned in order. A step runs even if an earlier one has failed.
 
     Args:
-        words: `--config` with its content, and flags.
-        raw: the settings file's content.
-        root: the project root.
-        experiment: its name where the settings give none.
+        settings: parsed settings, whose model and data module are used.
     """
     steps: list[Step] = []
-    with tempfile.TemporaryDirectory(prefix="unitrain-check-") as folder:
-        probe = _Probe(steps, root, experiment, Path(folder).resolve())
+    with tempfile.TemporaryDirectory(prefix="unitrain-check-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        probe = _Probe(steps, settings, Path(folder).resolve())
+        trainer = settings.make_trainer(
+            callbacks=[*settings.callbacks, probe, LossShapeCheck()],
+            fast_dev_run=1,
+            logger=True,  # with fast_dev_run Lightning replaces it by a logger that writes nothing
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            barebones=False,
+            profiler=None,
+            # One batch can't show whether several processes agree.
+            devices=1,
+            num_nodes=1,
+            strategy="auto",
+        )
 
-        def make_trainer(cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
-            probe.cli = cli
-            theirs = arguments.pop("callbacks", None) or []
-            # With this logger Lightning gives the module one that takes everything and writes nothing.
-            little: dict[str, Any] = {"fast_dev_run": 1, "logger": True, "default_root_dir": folder}
-            little |= {"enable_progress_bar": False, "enable_model_summary": False}
-            little |= {"barebones": False, "profiler": None}
-            # Whether several processes agree is not what one batch can show.
-            little |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-            callbacks = [*(theirs if isinstance(theirs, Sequence) else [theirs]), probe, LossShapeCheck()]
-            return Trainer(**arguments | little | {"callbacks": callbacks})
+        def train() -> str:
+            trainer.fit(settings.model, datamodule=settings.datamodule)
+            return probe.summary
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cli = SettingsCLI(list(words), raw, make_trainer)
-            _try(steps, "training", root, lambda: _train(cli, probe))
-            probe.close()
-        steps.insert(0, steps.pop())  # the others were tried while it ran
-        _try(steps, "experiments", root, lambda: _experiments(root / cli.config.experiments_dir))
+        _try(steps, "training", settings.root, train)
+        probe.close()
+        steps.insert(0, steps.pop())  # the other steps ran during the training
+        _try(steps, "experiments", settings.root, lambda: _experiments(settings.experiments_dir))
     return steps
 
 
-def _train(cli: SettingsCLI, probe: "_Probe") -> str:
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    return probe.told
-
-
 class _Probe(Callback):
-    """Tries, while the module is where it trains, what only happens later in a training."""
+    """Run later parts of a training, such as a publication, within the first batches."""
 
-    def __init__(self, steps: list[Step], root: Path, experiment: str, scratch: Path) -> None:
+    def __init__(self, steps: list[Step], settings: ParsedSettings, scratch: Path) -> None:
         self._steps = steps
-        self._root = root
-        self._experiment = experiment
+        self._settings = settings
         self._scratch = scratch
-        self.cli: SettingsCLI | None = None
-        self.told = ""
+        self.summary = ""
         self._loss = 0.0
         self._in_data: str | None = None
         self._publisher: Publisher | None = None
@@ -106,12 +102,11 @@ class _Probe(Callback):
         check_lazy(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare publishing at the moment at which a training does."""
-        settings: Publish | None = self.cli.section("publish") if self.cli else None
-        if settings is None or self.cli is None or not trainer.is_global_zero:
+        """Prepare publishing at the same time as a training does."""
+        publish: Publish | None = self._settings.section("publish")
+        if publish is None or not trainer.is_global_zero:
             return
-        model = settings.model or self.cli.config.experiment or self._experiment
-        repository = Repository(self._root / settings.repository)
+        repository = Repository(self._settings.root / publish.repository)
 
         def prepare() -> str:
             with isolate_rng(), leaving_nothing(repository.root, repository.staging_dir):
@@ -119,18 +114,18 @@ class _Probe(Callback):
                     pl_module,
                     sample_inputs(pl_module, first_batch(trainer, pl_module)),
                     repository=repository,
-                    model=model,
-                    settings=settings,
+                    model=self._settings.model_name,
+                    settings=publish,
                     lineage=Lineage(run="check", run_dir=""),
                 )
             return ""
 
         self._try("publish", prepare)
         if self._publisher is not None:
-            self._steps.pop()  # the publication at the end says more
+            self._steps.pop()  # the publication at the end has more details
 
     def close(self) -> None:
-        """End what was started for exporting, if anything was."""
+        """Stop the export process if there is one."""
         if self._publisher is not None:
             self._publisher.close()
 
@@ -143,17 +138,16 @@ class _Probe(Callback):
             self._in_data = nonfinite_values(batch, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cli = self.cli
-        if cli is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         losses = {n: float(v) for n, v in trainer.callback_metrics.items() if v.numel() == 1}
         logged = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         batches = "one batch of training" + (
             " and one of validation" if has_validation(trainer) else ", no validation data"
         )
-        self.told = f"{batches}; logged: {logged or 'nothing'}"
+        self.summary = f"{batches}; logged: {logged or 'nothing'}"
         self._try("loss", lambda: _finite(self._loss, self._in_data))
-        self._try("monitor", lambda: _monitor(cli, trainer, pl_module, losses))
+        self._try("monitor", lambda: _monitor(self._settings, trainer, pl_module, losses))
         batch = first_batch(trainer, pl_module)
         if isinstance(pl_module, UnitrainModule):
             self._try("hooks", lambda: _hooks(pl_module, batch))
@@ -162,7 +156,7 @@ class _Probe(Callback):
             self._try("publish", lambda: _publish(publisher, pl_module, self._scratch / "repository"))
 
     def _try(self, name: str, action: Callable[[], str]) -> None:
-        _try(self._steps, name, self._root, action)
+        _try(self._steps, name, self._settings.root, action)
 
 
 def _finite(loss: float, in_data: str | None) -> str:
@@ -172,21 +166,23 @@ def _finite(loss: float, in_data: str | None) -> str:
     return f"{loss:.4g} at the first batch"
 
 
-def _monitor(cli: SettingsCLI, trainer: Trainer, module: LightningModule, losses: dict[str, float]) -> str:
-    metric = cli.section("monitor").metric
+def _monitor(
+    settings: ParsedSettings, trainer: Trainer, module: LightningModule, losses: dict[str, float]
+) -> str:
+    metric = settings.section("monitor").metric
     if not has_validation(trainer):
         return "no validation data: there will be no best checkpoint and no early stopping"
     if metric not in losses:
-        if cli.section("early_stopping") is None and trainer.checkpoint_callback is None:
+        if settings.section("early_stopping") is None and trainer.checkpoint_callback is None:
             return f"{metric} is not logged, and nothing needs it"
-        if not LoggedNames.from_source(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
+        if not LoggedNames.of(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
             raise never_logged(metric, module, losses)
         return f"{metric} is named in the code, but not logged by the first validation"
     return f"{metric} is logged"
 
 
 def _hooks(module: UnitrainModule, batch: Any) -> str:
-    """Call those that are for TensorBoard; a training would come to them at a later validation."""
+    """Call the hooks for TensorBoard, which a training calls at a later validation."""
     with isolate_rng(), evaluating(module):
         inputs, named = observe(module, batch)
         shown = module.embeddings(inputs, named, batch)
@@ -204,7 +200,7 @@ def _hooks(module: UnitrainModule, batch: Any) -> str:
 
 
 def _publish(publisher: Publisher, module: LightningModule, scratch: Path) -> str:
-    """A publication through all gates, committed to another repository than the project's."""
+    """Publish through all gates to a temporary repository."""
     elsewhere = replace(publisher, repository=Repository(scratch))
     try:
         manifest = elsewhere.publish(elsewhere.capture(module, kind="raw", step=0, epoch=0))
@@ -231,7 +227,7 @@ def _experiments(folder: Path) -> str:
 
 @contextlib.contextmanager
 def leaving_nothing(*folders: Path) -> Iterator[None]:
-    """A block after which folders that were not there before are gone again, as far as they are empty."""
+    """Remove folders that the block has created, if they are empty."""
     missing = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
     try:
         yield
@@ -246,7 +242,7 @@ def _try(steps: list[Step], name: str, root: Path, action: Callable[[], str]) ->
         steps.append(Step(name, passed=True, text=action()))
     except UnitrainError as error:
         steps.append(Step(name, passed=False, text=str(error)))
-    except Exception as error:  # noqa: BLE001 - a person's code raises whatever it likes
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         text = " ".join(str(error).split())[:500]
         steps.append(
             Step(name, passed=False, text=f"{type(error).__name__}{line_in_project(error, root)}: {text}")

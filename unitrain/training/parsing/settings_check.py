@@ -1,14 +1,12 @@
-"""All that is wrong with the settings at once: each fault is noted and mended, and the rest is looked at again.
+"""Check settings: list all faults at once, then do a dry run.
 
-jsonargparse stops at the first fault. So what the first one names is taken out of the settings (a model or a
-data module that can't be had is replaced by an empty one), and they are parsed again, until nothing is wrong.
+Every top-level key is parsed by itself, and a key that is wrong is divided: each of its keys, arguments and list
+elements is added to those that are right already. Model, data module and Trainer are then created from the rest.
 """
 
-import copy
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,156 +14,288 @@ from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 
-from unitrain.class_paths import import_class, project_root
-from unitrain.errors import SettingsError, UnitrainError, UsageError
+from unitrain.class_paths import import_class
+from unitrain.errors import SettingsError, UnitrainError
 from unitrain.repository import check_model_name
 from unitrain.runs import check_experiment
 from unitrain.training.console import quiet_lightning
 from unitrain.training.loggers import check_trainer
 from unitrain.training.parsing.dry_run import Step, dry_run
-from unitrain.training.parsing.settings_errors import explained, own_error
-from unitrain.training.parsing.settings_file import config_word, read_merged, with_class_flags
-from unitrain.training.parsing.settings_parser import SettingsCLI, absolute, check_classes, known_settings
+from unitrain.training.parsing.settings_errors import MissingSettingError, explained, own_error
+from unitrain.training.parsing.settings_file import CLASS_SECTIONS, Flag, RawSettings, dump_settings
+from unitrain.training.parsing.settings_parser import (
+    ParsedSettings,
+    SettingsCLI,
+    class_error,
+    key_error,
+    known_settings,
+    links_of,
+    load_settings,
+)
 
-MOST_TRIES = 100
-"""Parses in all, a fifth of a second each: no settings file is searched for ever."""
-STAND_INS = {
-    "model": "pytorch_lightning.demos.boring_classes.BoringModel",
-    "data": "pytorch_lightning.demos.boring_classes.BoringDataModule",
-}
-_WORD = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
-_HINT = re.compile(r"; (?:did you mean|it takes|it has|it logs|there is|`fit --help`)")
+STAND_IN = {"class_path": "pytorch_lightning.demos.boring_classes.BoringModel"}
+"""Model beside which other sections are parsed."""
+_DROPPED = object()
+"""Value of which no part is right."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Faults of settings, and the dry run of settings without faults.
+
+    Attributes:
+        settings: settings file.
+        faults: faults of the settings, a sentence each.
+        steps: steps of the dry run; empty if there are faults.
+    """
+
+    settings: Path
+    faults: Sequence[str]
+    steps: Sequence[Step]
+
+    @property
+    def good(self) -> bool:
+        """True if a training by these settings would start and get through its first batches."""
+        return not self.faults and all(step.passed for step in self.steps)
+
+
+def check(path: Path, flags: Sequence[str] = (), *, over: Sequence[Path] = ()) -> CheckReport:
+    """Return all faults of a settings file; without faults, the steps of a dry run.
+
+    Args:
+        path: settings file.
+        flags: settings that override those of the file, as flags.
+        over: further settings files; a later one overrides an earlier one.
+
+    Raises:
+        SettingsError: the file is missing, or no YAML.
+    """
+    raw = RawSettings.read([path, *over], flags)
+    with quiet_lightning(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        faults, parsed = find_faults(raw)
+        return CheckReport(path, tuple(faults), tuple(dry_run(parsed)) if parsed and not faults else ())
+
+
+def find_faults(raw: RawSettings) -> tuple[list[str], ParsedSettings | None]:
+    """Return all faults of settings, a sentence each, and the parsed settings if they could be parsed."""
+    try:
+        parsed = load_settings(raw)
+        parsed.check_training()
+        _create_trainer(parsed.trainer_args)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        first = _sentence(error)
+    else:
+        return _client_faults(parsed.section("client_io"), raw.root), parsed
+    # Outside of the handler, where the error would be the context of all further ones.
+    return list(dict.fromkeys(_Search(raw).faults() or [first])), None
 
 
 @dataclass
-class Draft:
-    """Settings on their way to being right: a file's content and flags, both ours to change.
+class _Search:
+    """Search for the faults of settings that can't be loaded.
 
     Attributes:
-        raw: the file's content.
-        flags: as pairs of one or two words, names with two hyphens.
-        root: the project root.
-        path: the settings file, whose folder names the experiment where the settings do not.
+        raw: the settings.
+        found: faults so far.
+        valid: sections without their faults.
+        flags: flags without faults.
     """
 
-    raw: dict[str, Any]
-    flags: list[list[str]]
-    root: Path
-    path: Path
-    replaced: set[str] = field(default_factory=set)
+    raw: RawSettings
+    found: list[str] = field(default_factory=list)
+    valid: dict[str, Any] = field(default_factory=dict)
+    flags: list[Flag] = field(default_factory=list)
 
-    def parse(self) -> SettingsCLI:
-        """Model, data module and trainer of these settings; no folder is made.
+    def faults(self) -> list[str]:
+        """Return the faults, a sentence each."""
+        root, content = self.raw.root, self.raw.content
+        if (error := key_error(content)) is not None:
+            self.found.append(str(error))
+        wrong = {name: error for name in CLASS_SECTIONS if (error := class_error(self.raw, name, root))}
+        self.found += map(str, wrong.values())
+        self._cli = SettingsCLI(RawSettings({"model": STAND_IN}), instantiate=False)
+        keys = [key for key in content if key not in wrong and key != "links"]
+        for key in keys:
+            part, found = _valid_part(content[key], lambda value, key=key: self._fault(key, value))
+            self.found += found
+            if part is not _DROPPED:
+                self.valid[key] = part
+        for flag in self.raw.flags:
+            self._add_flag(flag, wrong)
+        data = None if "data" in wrong else self._create_data()
+        self._check_links(data)
+        if "model" not in wrong:
+            self._create_model(with_data="data" not in wrong)
+        self._check_rest()
+        return self.found
 
-        Raises:
-            UnitrainError: the first fault.
-        """
-        words = [word for pair in self.flags for word in pair]
-        check_classes(self.raw, words, self.root)
-        arguments = ["--config", config_word(self.path, self.raw), *words]
-        try:
-            _ParseOnly(arguments, self.raw, self._trainer)
-        except _Parsed:
-            pass
-        except Exception as error:
-            raise _told(error) from error
-        try:
-            return SettingsCLI(arguments, self.raw, self._trainer)
-        except Exception as error:
-            raise _told(error) from error
-
-    def repaired(self, fault: str) -> Iterator["Draft"]:
-        """Drafts without what the fault names, the most likely one first."""
-        words = _WORD.findall(_HINT.split(fault)[0])
-        pairs = (f"{a}.{b}" for a in ("trainer", *words) for b in words if a != b)
-        names = dict.fromkeys([*words, *pairs])
-        for name in sorted(names, key=lambda name: -name.count(".")):
-            yield from self._without(name)
-        for name in names:  # a fault inside a list: in one of its elements
-            yield from self._without_elements(name.removesuffix(".init_args"))
-        for section in STAND_INS:  # whatever it was, it may come from the class itself
-            if section not in self.replaced:
-                yield self._replacing(section)
-
-    def _without(self, name: str) -> Iterator["Draft"]:
-        if name in STAND_INS:
-            if name not in self.replaced:
-                yield self._replacing(name)
+    def _add_flag(self, flag: Flag, wrong: Mapping[str, Any]) -> None:
+        """Keep a flag that is right with the flags before it."""
+        key = flag[0][2:].partition(".")[0]
+        if key in wrong:
             return
-        prefix = f"--{name}."
-        if any(pair[0] == f"--{name}" or pair[0].startswith(prefix) for pair in self.flags):
-            draft = copy.deepcopy(self)
-            draft.flags = [p for p in self.flags if p[0] != f"--{name}" and not p[0].startswith(prefix)]
-            yield draft
-        draft = copy.deepcopy(self)
-        if _remove(draft.raw, name) or _remove(draft.raw.get("links"), name):
-            yield draft
-
-    def _without_elements(self, name: str) -> Iterator["Draft"]:
-        while "." in name and not isinstance(_value(self.raw, name), list):
-            name = name.rpartition(".")[0]
-        elements = _value(self.raw, name)
-        for index in range(len(elements) if isinstance(elements, list) else 0):
-            draft = copy.deepcopy(self)
-            del _value(draft.raw, name)[index]
-            yield draft
-        yield from self._without(name)
-
-    def _replacing(self, section: str) -> "Draft":
-        draft = copy.deepcopy(self)
-        draft.raw[section] = {"class_path": STAND_INS[section]}
-        draft.raw.pop("links", None)
-        draft.flags = [p for p in self.flags if p[0].split(".")[0] not in (f"--{section}", "--links")]
-        draft.replaced.add(section)
-        return draft
-
-    def _trainer(self, cli: SettingsCLI, arguments: dict[str, Any]) -> Trainer:
-        check_trainer(arguments)
-        experiment = check_experiment(cli.config.experiment or self.path.absolute().parent.name)
-        publish = cli.section("publish")
-        if publish:
-            try:
-                check_model_name(publish.model or experiment)
-            except UsageError as error:
-                raise SettingsError(f"publish.model: {error}") from error
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        try:
-            return Trainer(**arguments | quiet | {"logger": False, "callbacks": []})
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def faults_of(draft: Draft) -> list[str]:
-    """Everything that is wrong, a sentence each; none where the settings are right."""
-    found: list[str] = []
-    tries = 0
-    fault, parsed = _outcome(draft)
-    while fault is not None:
-        found.append(fault)
-        for repaired in draft.repaired(fault):
-            tries += 1
-            following, parsed = _outcome(repaired)
-            if following != fault:
-                draft, fault = repaired, following
-                break
-            if tries >= MOST_TRIES:
-                return [*found, "there may be more: the search for them was given up"]
+        fault = self._fault(key, self.valid.get(key, _DROPPED), [*self._flags_of(key), flag])
+        if fault is None:
+            self.flags.append(flag)
         else:
-            return [*found, "there may be more: they can't be looked for before this one is mended"]
-    client_io = parsed.config.client_io if parsed else None
-    return [*dict.fromkeys(found), *_client_faults(client_io, draft.root)]
+            self.found.append(fault)
+
+    def _flags_of(self, key: str) -> list[Flag]:
+        return [flag for flag in self.flags if flag[0][2:].partition(".")[0] == key]
+
+    def _fault(self, key: str, value: Any, flags: Sequence[Flag] = ()) -> str | None:
+        """Return the fault of one top-level key with this value; None if it is right, or only incomplete."""
+        content = {"model": STAND_IN} | ({} if value is _DROPPED else {key: value})
+        words = [word for flag in flags for word in flag]
+
+        def parse() -> None:
+            self._cli.parse_arguments(self._cli.parser, ["--config", dump_settings(content), *words])
+            if key not in CLASS_SECTIONS:  # those may take long: they are created once
+                self._cli.parser.instantiate_classes(self._cli.config)
+
+        return _fault_of(parse)
+
+    def _create_data(self) -> Any:
+        """Return the data module of the valid settings; None if it fails or there is none."""
+        if "data" not in self.valid and not self._flags_of("data"):
+            return None
+        return self._create({"model": STAND_IN, **self._section("data")}, self._flags_of("data"), "data")
+
+    def _create_model(self, *, with_data: bool) -> None:
+        links = {link.source: link.target for link in links_of(self.valid)}
+        if links and not with_data:
+            return  # its arguments can't be known
+        flags = [*self._flags_of("model"), *(self._flags_of("data") if links else ())]
+        content = self._section("model") | (self._section("data") | {"links": links} if links else {})
+        self._create(content, flags, "model")
+
+    def _create(self, content: dict[str, Any], flags: list[Flag], section: str) -> Any:
+        created: list[Any] = []
+
+        def create() -> None:
+            cli = SettingsCLI(RawSettings(content, tuple(flags)))
+            created.append(cli.datamodule if section == "data" else cli.model)
+
+        known = any(fault.startswith(f"{section}.") for fault in self.found)
+        fault = _fault_of(create, incomplete_is_fault=not known)
+        if fault is not None:
+            self.found.append(fault)
+        return created[0] if created else None
+
+    def _section(self, key: str) -> dict[str, Any]:
+        return {key: self.valid[key]} if key in self.valid else {}
+
+    def _check_links(self, data: Any) -> None:
+        """Keep the links that are right."""
+        given = self.raw.content.get("links")
+        if given is not None and not isinstance(given, Mapping):
+            self.found.append(f"links: expected a mapping, got {given}")
+            return
+        kept = {}
+        for link in links_of(self.raw.content):
+            wrong = link.form_error()
+            if wrong is not None:
+                self.found.append(str(wrong))
+                continue
+            target = link.target_error(self.raw.content)
+            source = None if data is None else _fault_of(lambda link=link: link.read(data))  # type: ignore[misc]
+            faults = [str(fault) for fault in (target, source) if fault is not None]
+            self.found += faults
+            if not faults and data is not None:
+                kept[link.source] = link.target
+        if kept:
+            self.valid["links"] = kept
+
+    def _check_rest(self) -> None:
+        """Check the Trainer's arguments, the names and the client."""
+        rest = {key: value for key, value in self.valid.items() if key not in (*CLASS_SECTIONS, "links")}
+        flags = [
+            flag for flag in self.flags if flag[0][2:].partition(".")[0] not in (*CLASS_SECTIONS, "links")
+        ]
+        raw = replace(self.raw, content=rest | {"model": STAND_IN}, flags=tuple(flags))
+        try:
+            parsed = load_settings(raw)
+        except Exception:  # noqa: BLE001 - a fault that is known by now
+            return
+        publish = parsed.section("publish")
+        checks: list[Callable[[], Any]] = [
+            lambda: check_trainer(parsed.trainer_args),
+            lambda: _create_trainer(parsed.trainer_args),
+            lambda: check_experiment(parsed.experiment),
+        ]
+        self.found += filter(None, map(_fault_of, checks))
+        if publish:
+            name = _fault_of(lambda: check_model_name(parsed.model_name))
+            self.found += [f"publish.model: {name}"] if name else []
+        self.found += _client_faults(parsed.section("client_io"), raw.root)
 
 
-def _outcome(draft: Draft) -> tuple[str | None, SettingsCLI | None]:
-    """The first fault, or the settings parsed."""
+def _valid_part(value: Any, fault_of: Callable[[Any], str | None]) -> tuple[Any, list[str]]:
+    """Return the part of a value that is right, and the faults of the rest.
+
+    Args:
+        value: mapping, list or plain value.
+        fault_of: returns the fault of another value at the same place, else None.
+    """
+    fault = fault_of(value)
+    if fault is None:
+        return value, []
+    faults: list[str] = []
+    kept: Any = {} if isinstance(value, Mapping) else []
+
+    def with_item(key: Any, item: Any) -> Any:
+        return kept | {key: item} if isinstance(kept, dict) else [*kept, item]
+
+    for key, item in _items(value):
+        part, found = _valid_part(item, lambda other, key=key: fault_of(with_item(key, other)))  # type: ignore[misc]
+        faults += found
+        if key == "class_path" and found:
+            return _DROPPED, faults
+        if part is not _DROPPED:
+            kept = with_item(key, part)
+    return kept if faults and kept else _DROPPED, faults or [fault]
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the items of a mapping, its class first, or the elements of a list."""
+    if isinstance(value, Mapping):
+        yield from sorted(value.items(), key=lambda item: item[0] != "class_path")
+    elif isinstance(value, list):
+        yield from enumerate(value)
+
+
+def _fault_of(action: Callable[[], Any], *, incomplete_is_fault: bool = False) -> str | None:
+    """Return the fault at which an action fails, as a sentence; None if there is none."""
     try:
-        return None, draft.parse()
-    except UnitrainError as error:
-        return str(error), None
+        action()
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        missing = not isinstance(error, UnitrainError) and isinstance(
+            explained(error, known_settings()), MissingSettingError
+        )
+        return None if missing and not incomplete_is_fault else _sentence(error)
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UnitrainError):
+        return str(error)
+    sentence = str(explained(error, known_settings()))
+    expected = isinstance(error, ArgumentError | MisconfigurationException | TypeError | ValueError)
+    # All other errors were raised by the user's code.
+    return sentence if expected or own_error(error) else f"{type(error).__name__}: {sentence}"
+
+
+def _create_trainer(arguments: Mapping[str, Any]) -> None:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    try:
+        Trainer(**{**arguments} | quiet | {"logger": False, "callbacks": []})
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _client_faults(client: Any, root: Path) -> list[str]:
-    """What `predict --config` would say of the settings' client_io."""
+    """Return the faults of the section `client_io`, which `predict --config` reads."""
     if not isinstance(client, Mapping):
         return []
     from unitrain.client import ClientIO
@@ -178,95 +308,3 @@ def _client_faults(client: Any, root: Path) -> list[str]:
     if not issubclass(kind, ClientIO):
         return [f"client_io: expected a unitrain.ClientIO, got {path}"]
     return []
-
-
-def _told(error: Exception) -> UnitrainError:
-    if isinstance(error, UnitrainError):
-        return error
-    told = explained(error, known_settings())
-    expected = isinstance(error, ArgumentError | MisconfigurationException | TypeError | ValueError)
-    # What else there is was raised by a person's class.
-    return told if expected or own_error(error) else SettingsError(f"{type(error).__name__}: {told}")
-
-
-def _value(mapping: Any, name: str) -> Any:
-    """What stands under a dotted name; None where nothing does."""
-    for part in name.split("."):
-        mapping = mapping.get(part) if isinstance(mapping, dict) else None
-    return mapping
-
-
-def _remove(mapping: Any, name: str) -> bool:
-    """Take a dotted name out of a mapping of mappings; whether it was there. A link's name has dots itself."""
-    if not isinstance(mapping, dict):
-        return False
-    if name in mapping:
-        del mapping[name]
-        return True
-    parts = name.split(".")
-    for head in (".".join(parts[:i]) for i in range(1, len(parts))):
-        if _remove(mapping.get(head), name[len(head) + 1 :]):
-            if not mapping[head]:
-                del mapping[head]
-            return True
-    return False
-
-
-class _Parsed(Exception):  # noqa: N818 - the way out of a constructor that would go on
-    """The settings are parsed."""
-
-
-class _ParseOnly(SettingsCLI):
-    """Ends before the person's classes are made: that may take long, and is done once all else is right."""
-
-    def before_instantiate_classes(self) -> None:
-        raise _Parsed
-
-
-def draft_of(raw: Mapping[str, Any], flags: Sequence[list[str]], root: Path, path: Path) -> Draft:
-    """A draft of its own: the settings given stay as they are."""
-    return Draft(copy.deepcopy(dict(raw)), copy.deepcopy(list(flags)), root, path)
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What is wrong with the settings, and what came of trying them.
-
-    Attributes:
-        settings: the file.
-        faults: of the settings themselves, a sentence each.
-        steps: of the dry run; none where there are faults.
-    """
-
-    settings: Path
-    faults: Sequence[str]
-    steps: Sequence[Step]
-
-    @property
-    def good(self) -> bool:
-        """Whether a training by these settings would begin, and come through its first batches."""
-        return not self.faults and all(step.passed for step in self.steps)
-
-
-def check(path: Path, flags: Sequence[str] = (), *, over: Sequence[Path] = ()) -> CheckReport:
-    """Everything that is wrong with a settings file, and, if nothing is, what a dry run of it met.
-
-    Args:
-        path: the settings file.
-        flags: settings that take the place of its own, as flags.
-        over: further settings files, of which a later one overrides what an earlier one says.
-
-    Raises:
-        SettingsError: the file is missing, or no YAML.
-    """
-    root = project_root(path.absolute().parent)
-    pairs = absolute(flags)
-    raw = with_class_flags(read_merged([path, *over]), pairs)
-    folder = path.absolute().parent.name
-    with quiet_lightning(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        faults = faults_of(draft_of(raw, pairs, root, path))
-        if faults:
-            return CheckReport(path, tuple(faults), ())
-        words = ["--config", config_word(path, raw), *(word for pair in pairs for word in pair)]
-        return CheckReport(path, (), tuple(dry_run(words, raw, root=root, experiment=folder)))

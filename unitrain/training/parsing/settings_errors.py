@@ -1,4 +1,4 @@
-"""One sentence for what jsonargparse says of wrong settings in a wall of text."""
+"""Translate errors of jsonargparse into one sentence."""
 
 import difflib
 import inspect
@@ -30,20 +30,25 @@ _GOT = re.compile(r"Got value: (.*)|Given value: (.*)")
 _CHOICE = re.compile(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)")
 _NO_CLASS = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
+_REQUIRED = re.compile(r"the following arguments are required: (\w+)")
 _BULLET = re.compile(r"^\s*- (.+)$", re.MULTILINE)
 _HOMES = {
     "optimizer": "torch.optim",
     "lr_scheduler": "torch.optim.lr_scheduler",
     "trainer": "pytorch_lightning.callbacks",
 }
-"""Where the classes lie that people mostly mean."""
+"""Modules of the usual classes, by section."""
+
+
+class MissingSettingError(SettingsError):
+    """A required setting is missing."""
 
 
 def explained(error: Exception, known: Iterable[str]) -> SettingsError:
-    """The one sentence: where, what was expected, what was got, what is near.
+    """Translate an error of jsonargparse into one sentence: the setting, the expected value, the given one, a hint.
 
     Args:
-        error: jsonargparse's, or one of ours that it has wrapped.
+        error: error of jsonargparse, or an error of unitrain that it has wrapped.
         known: all settings by their dotted names.
     """
     ours = own_error(error)
@@ -51,6 +56,9 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
         return SettingsError(str(ours))
     text = str(error) if isinstance(error, ArgumentError) else str(_chain(error)[-1])
     where = _where(text)
+    required = _REQUIRED.search(text)
+    if required:
+        return MissingSettingError(_missing(where, required[1], text))
     named = _choice(where, text) or _class(where, text)
     if named:
         return SettingsError(named)
@@ -58,12 +66,12 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
     if unknown:
         return SettingsError(_unknown(next(filter(None, unknown.groups())), where, text, list(known)))
     kinds = list(dict.fromkeys(kind.rpartition(".")[2] for kind in _TYPE.findall(text)))
-    # A section that may be null, with a fault inside: that null was expected too is no help.
+    # A section that may be null, with a fault inside: null is no useful alternative.
     if _CLASS.search(text):
         kinds = [kind for kind in kinds if kind != "NoneType"]
     got = _GOT.search(text)
     if where and kinds and got and not where.endswith(("model", "data")):
-        if kinds == ["NoneType"]:  # what else a section may be is a mapping
+        if kinds == ["NoneType"]:  # the other type of a section is a mapping
             kinds = ["a mapping", *kinds]
         expected = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
         return SettingsError(f"{where}: expected {expected}, got {got[1] or got[2]}")
@@ -76,16 +84,16 @@ def explained(error: Exception, known: Iterable[str]) -> SettingsError:
 
 
 def own_error(error: BaseException) -> UnitrainError | None:
-    """The error of ours that jsonargparse has wrapped, or stumbled over while it handled it."""
+    """Return the error of unitrain in a chain of errors; None if there is none."""
     return next((cause for cause in _chain(error) if isinstance(cause, UnitrainError)), None)
 
 
 def failed_init(error: Exception, sections: Mapping[str, Any]) -> str | None:
-    """The sentence for an error that a class of the settings raised while it was made; None for any other.
+    """Return a sentence for an error of the `__init__` of a class that the settings name; None for other errors.
 
     Args:
-        error: with its traceback.
-        sections: what the settings say of the model and of the data module.
+        error: error with its traceback.
+        sections: parsed sections `model` and `data`.
     """
     for cause in _chain(error):
         frames = [(frame, line) for frame, line in traceback.walk_tb(cause.__traceback__)]
@@ -103,7 +111,7 @@ def failed_init(error: Exception, sections: Mapping[str, Any]) -> str | None:
 
 
 def _made(frame: FrameType, sections: Mapping[str, Any]) -> str | None:
-    """`section: Class.__init__` where a frame makes what a section names."""
+    """Return `section: Class.__init__` if a frame creates the object of a section, else None."""
     code, made = frame.f_code, frame.f_locals.get("self")
     kinds = {"model": LightningModule, "data": LightningDataModule, "trainer.callbacks": Callback,
              "trainer.logger": Logger}  # fmt: skip
@@ -118,7 +126,7 @@ def _made(frame: FrameType, sections: Mapping[str, Any]) -> str | None:
 
 
 def _is_own(frame: FrameType) -> bool:
-    """Whether a frame is of code that is not installed."""
+    """Return whether a frame belongs to code outside of installed packages."""
     return not {"site-packages", "dist-packages"} & set(Path(frame.f_code.co_filename).parts)
 
 
@@ -130,7 +138,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _where(text: str) -> str:
-    """The dotted name of the setting: jsonargparse tells it level by level."""
+    """Return the dotted name of the setting, which jsonargparse prints level by level."""
     where = ""
     for match in re.finditer(f"{_KEY.pattern}|{_CLASS.pattern}|{_GROUP.pattern}", text):
         key, class_path, group = match.groups()
@@ -142,7 +150,7 @@ def _where(text: str) -> str:
 
 
 def _choice(where: str, text: str) -> str | None:
-    """Of a value that is none of those there are."""
+    """Return a sentence for a value that is not among the choices, else None."""
     found = _CHOICE.search(text)
     if not found:
         return None
@@ -153,7 +161,7 @@ def _choice(where: str, text: str) -> str | None:
 
 
 def _class(where: str, text: str) -> str | None:
-    """Of a class path that leads nowhere."""
+    """Return a sentence for a class path without a class, else None."""
     given = _CLASS.findall(text)
     missing = _NO_CLASS.search(text)
     section = where.removesuffix(".init_args")
@@ -167,6 +175,15 @@ def _class(where: str, text: str) -> str | None:
         return None
     hint = _near_class(bare[1].rpartition(".")[2], home)
     return f"{section}: expected a class path, got {bare[1]}{hint}"
+
+
+def _missing(where: str, argument: str, text: str) -> str:
+    """Return the sentence for a required setting that is missing."""
+    classes = [path for path in _CLASS.findall(text) if not path.startswith("unitrain.settings.")]
+    if classes:
+        owner = classes[-1].rpartition(".")[2]
+        return f"{where}: {owner} requires its argument `{argument}`; give it a value"
+    return f"the settings have no {f'{where}.' * bool(where)}{argument}, which is required; add it"
 
 
 def _near_class(name: str, module: str) -> str:
@@ -197,5 +214,5 @@ def _unknown(name: str, where: str, text: str, known: Sequence[str]) -> str:
 
 
 def trainer_settings() -> list[str]:
-    """The trainer's arguments by their dotted names."""
+    """Return the arguments of the Trainer by their dotted names."""
     return [f"trainer.{argument}" for argument in inspect.signature(Trainer).parameters]

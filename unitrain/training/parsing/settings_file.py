@@ -1,23 +1,33 @@
-"""Settings files: YAML that unitrain or a LightningCLI wrote, read as one mapping of sections."""
+"""Settings before parsing: files that unitrain or LightningCLI wrote, and flags, as one mapping of sections."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import yaml
 
+from unitrain.class_paths import project_root
 from unitrain.errors import SettingsError
 from unitrain.module_aliases import with_canonical_names
 from unitrain.settings_renames import deprecation_line, rename_flags, rename_settings
 from unitrain.training.console import Console, process_rank
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-"""LightningCLI's, each of which may have a section of its own with all settings below it."""
+"""Subcommands of LightningCLI; each may be a section that has all settings below it."""
 RUN_ARGUMENTS = ("ckpt_path", "weights_only")
-"""Keys of a saved LightningCLI config that are no settings of a training."""
+"""Keys of a saved LightningCLI config that are not settings of a training."""
 CLASS_SECTIONS = ("model", "data")
+"""Sections that name a class and its arguments."""
+PATH_FLAGS = ("--experiments_dir", "--publish.repository")
+"""Flags with a path: relative to the working folder, while in a settings file it is relative to the project root."""
+
+Flag = list[str]
+"""Name with two hyphens, and its value; a switch has no value."""
 
 _FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
@@ -47,6 +57,134 @@ for _kind in (_Loader, _Dumper):  # YAML 1.1 takes 1e-3 for a text, jsonargparse
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 _Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+@dataclass(frozen=True)
+class RawSettings:
+    """Settings before parsing: content of settings files or of a mapping, and flags that override it.
+
+    Attributes:
+        content: sections by name, in unitrain's layout.
+        flags: flags, which override the content.
+        paths: settings files that the content was merged from; empty if it came from Python.
+    """
+
+    content: dict[str, Any]
+    flags: tuple[Flag, ...] = ()
+    paths: tuple[Path, ...] = ()
+
+    @classmethod
+    def read(
+        cls, source: str | Path | Mapping[str, Any] | Sequence[Path], argv: Sequence[str] = ()
+    ) -> "RawSettings":
+        """Read settings files, or take a mapping from Python.
+
+        Args:
+            source: settings file, several of which a later one overrides an earlier one, or their content.
+            argv: further settings as flags: `["--trainer.max_epochs", "3"]`.
+
+        Raises:
+            SettingsError: a file is missing or no settings file, or a flag has no name.
+        """
+        flags = read_flags(argv)
+        if isinstance(source, Mapping):
+            content = with_new_names(plain(source), "settings")
+            return cls(with_class_flags(content, flags), tuple(flags))
+        paths = (Path(source),) if isinstance(source, str | Path) else tuple(source)
+        return cls(with_class_flags(read_merged(paths), flags), tuple(flags), paths)
+
+    @property
+    def root(self) -> Path:
+        """Root of the project that the first settings file belongs to, or that the working folder is in."""
+        return project_root(self.paths[0].absolute().parent if self.paths else Path.cwd())
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment: the setting, else the name of the settings file's folder."""
+        given = self._flag("--experiment") or self.content.get("experiment")
+        return str(given or (self.paths[0].absolute().parent.name if self.paths else "experiment"))
+
+    @property
+    def experiments_dir(self) -> Path:
+        """Folder of the experiments, absolute."""
+        given = self._flag("--experiments_dir") or self.content.get("experiments_dir")
+        return self.root / str(given or "experiments")
+
+    @property
+    def words(self) -> list[str]:
+        """Flags as words of a command line."""
+        return [word for flag in self.flags for word in flag]
+
+    @property
+    def argv(self) -> list[str]:
+        """Command line of jsonargparse for these settings."""
+        return ["--config", self._config_word(), *self.words]
+
+    @property
+    def command(self) -> list[str]:
+        """Flags of `fit` that repeat the training, after `--config` with the first file."""
+        return [*(word for path in self.paths[1:] for word in ("--config", str(path))), *self.words]
+
+    def _flag(self, name: str) -> str | None:
+        return next((flag[1] for flag in reversed(self.flags) if flag[0] == name and len(flag) > 1), None)
+
+    def _config_word(self) -> str:
+        """Return the file if it has this content, else the content: types may resolve paths relative to the file."""
+        if len(self.paths) == 1 and _load(self.paths[0]) == self.content:
+            return str(self.paths[0])
+        return dump_settings(self.content)
+
+
+def read_flags(argv: Sequence[str]) -> list[Flag]:
+    """Return the words of a command line as flags, with absolute paths and underscores in names.
+
+    Raises:
+        SettingsError: a word follows no flag.
+    """
+    flags: list[Flag] = []
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            flags.append([f"--{name[2:].replace('-', '_')}", *([value] if equals else [])])
+        elif flags and len(flags[-1]) == 1:
+            flags[-1].append(word)
+        else:
+            raise SettingsError(f"fit: `{word}` follows no option; settings are given as --name value")
+    flags = with_new_flags(flags)
+    for flag in flags:
+        if flag[0] in PATH_FLAGS and len(flag) > 1:
+            flag[1] = os.path.abspath(flag[1])  # noqa: PTH100 - keeps links
+    return flags
+
+
+def as_flags(overrides: Mapping[str, Any]) -> list[str]:
+    """Return settings by dotted name as words of a command line."""
+    words = []
+    for name, value in overrides.items():
+        text = "null" if value is None else yaml.safe_dump(plain(value), default_flow_style=True).strip()
+        words += [f"--{name}", text.removesuffix("\n...").strip()]
+    return words
+
+
+def slug(argv: Sequence[str]) -> str:
+    """Return the flags that change a result, for the name of the run folder: `hidden=32_lr=0.01`."""
+    parts = [
+        f"{name.rpartition('.')[2]}={value}"
+        for name, value in zip(argv[::2], argv[1::2], strict=False)
+        if name[2:].startswith(("model.", "data.", "optimizer", "lr_scheduler", "ema", "seed_everything"))
+    ]
+    return "_".join(parts)[:60]
+
+
+def plain(value: Any) -> Any:
+    """Return settings as YAML has them: numbers of numpy become Python's, and paths become strings."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -90,20 +228,12 @@ def read_merged(paths: Sequence[Path]) -> dict[str, Any]:
     class with its arguments.
 
     Raises:
-        SettingsError: as `read_settings` says.
+        SettingsError: same errors as `read_settings`.
     """
     merged: dict[str, Any] = {}
     for path in paths:
         merged = _merge(merged, read_settings(path))
     return merged
-
-
-def config_word(path: Path | None, raw: Mapping[str, Any]) -> str:
-    """The value of jsonargparse's `--config`: the file where it holds just this content, else the content.
-
-    Relative paths in a file's arguments are relative to it, if their type says so.
-    """
-    return str(path) if path is not None and _load(path) == raw else dump_settings(raw)
 
 
 def dump_settings(raw: Mapping[str, Any]) -> str:
