@@ -64,7 +64,9 @@ class Rows:
             try:
                 times[row] = _microseconds(cell, form)
             except (ValueError, OverflowError):
-                expected = "a time in ISO 8601 or in seconds since 1970, or set timestamp_format"
+                expected = (
+                    "a time in ISO 8601 or in seconds since 1970, or a timestamp_format for other times"
+                )
                 if form:
                     expected = f"a time in {form} since 1970" if form in UNITS else f"a time like {form}"
                 raise self.wrong(row, column, expected) from None

@@ -74,7 +74,7 @@ def test_each_pixel_is_kept_of_one_tile_and_far_from_its_edges(
             assert part.start >= margin or source.start == 0
             assert source.stop - target.stop >= margin or source.stop == length
     assert (kept == 1).all()
-    with pytest.raises(ValueError, match="expected a size of at least"):
+    with pytest.raises(ValueError, match="expected a size of"):
         tiles(shape, 2 * margin, margin)
 
 
