@@ -4,6 +4,7 @@ Every top-level key is parsed by itself, and a key that is wrong is divided: eac
 elements is added to those that are right already. Model, data module and Trainer are then created from the rest.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -117,7 +118,7 @@ class _Search:
         self._cli = SettingsCLI(RawSettings({"model": STAND_IN}), instantiate=False)
         keys = [key for key in content if key not in wrong and key != "links"]
         for key in keys:
-            part, found = _valid_part(content[key], lambda value, key=key: self._fault(key, value))
+            part, found = _valid_part(content[key], functools.partial(self._fault, key))
             self.found += found
             if part is not _DROPPED:
                 self.valid[key] = part
