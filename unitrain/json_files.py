@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it is missing or can't be read.
-        ValueError: it is no JSON in UTF-8, too large, too deeply nested, or not a regular file.
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or is too large; or it is not a regular file.
     """
     try:
         value = json.loads(read_regular(path).decode("utf-8"))

@@ -175,7 +175,7 @@ def _monitor(
     if metric not in losses:
         if settings.section("early_stopping") is None and trainer.checkpoint_callback is None:
             return f"{metric} is not logged, and nothing needs it"
-        if not LoggedNames.of(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
+        if not LoggedNames.from_source(module, trainer.callbacks).may_hold(metric, logged=losses):  # type: ignore[attr-defined]
             raise never_logged(metric, module, losses)
         return f"{metric} is named in the code, but not logged by the first validation"
     return f"{metric} is logged"

@@ -222,7 +222,7 @@ def with_new_flags(pairs: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def read_merged(paths: Sequence[Path]) -> dict[str, Any]:
-    """The content of several settings files; what a later one says takes the place of an earlier one's.
+    """The content of several settings files; a later file overrides an earlier one.
 
     Mappings are merged at every depth. Lists are replaced. A class path that differs takes the place of the earlier
     class with its arguments.
