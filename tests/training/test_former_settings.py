@@ -70,10 +70,10 @@ def test_former_settings_from_a_file_to_a_resumed_run(
     flags = ["--publish.absolute-tolerance", "0.5", "--trainer.max_epochs", "1"]
     assert main(["fit", "--config", str(settings), *flags, "--quiet"]) == 0
     printed = capfd.readouterr().err.splitlines()
-    assert [line for line in printed if "until 0.4" in line] == [
+    assert {line for line in printed if "until 0.4" in line} == {
         f"warning: {settings}: {FILE_NAMES}; the former names work until 0.4",
         "warning: flags: publish.absolute_tolerance is now publish.tolerance.absolute; the former name works until 0.4",
-    ]
+    }
     (run,) = Path("experiments/points").iterdir()
     resolved = yaml.safe_load((run / "settings.yaml").read_text())
     assert resolved["ema"]["decay_warmup"] is False

@@ -127,7 +127,7 @@ def _run(options: Any, flags: Sequence[str]) -> "RunResult":
     from unitrain.training.training_run import TrainingRun
 
     if options.print_config is not None:
-        flags = [*flags, f"--print_config={options.print_config}"]
+        flags = [*flags, *filter(None, ("--print_config", options.print_config))]
     settings = RawSettings.read(options.config or {}, flags)
     console = Console(quiet=options.quiet)
     if options.resume is None:
