@@ -169,7 +169,8 @@ def test_edits_by_hand_and_changed_settings_are_refused_with_the_difference(
     before = path.read_bytes()
     changed = changed_config(config_of(), {"max_batch_size": 32})
     with pytest.raises(
-        RepositoryError, match=r"edited by hand.*8 there, 32 by the settings.*publish\.model_config\.overrides"
+        RepositoryError,
+        match=r"edited by hand.*8 there, 32 by the settings.*publish\.model_config\.overrides",
     ):
         small_versions.publish(repository, changed)
     assert path.read_bytes() == before

@@ -112,8 +112,12 @@ class RawSettings:
 
     @property
     def words(self) -> list[str]:
-        """Flags as words of a command line."""
-        return [word for flag in self.flags for word in flag]
+        """Flags as words of a command line; `--print_config` takes its value after `=` only."""
+        return [
+            word
+            for flag in self.flags
+            for word in (["=".join(flag)] if flag[0] == "--print_config" else flag)
+        ]
 
     @property
     def argv(self) -> list[str]:
