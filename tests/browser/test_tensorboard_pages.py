@@ -24,7 +24,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to look with"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
 QUICK = {
     "trainer.max_epochs": 3,
