@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
 from unitrain.publish import Lineage, Publisher, Request
 from unitrain.repository import Repository
 from unitrain.repository.verify import verify_version

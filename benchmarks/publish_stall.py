@@ -26,9 +26,9 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from unitrain.onnx_export.live_answers import untouched
-from unitrain.onnx_export.module_state import ModuleState
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
+from unitrain.onnx_export.state_outside_weights import ModuleState
+from unitrain.onnx_export.undisturbed_forward import untouched
 from unitrain.publish import Lineage, Outcome, Publisher, Worker
 from unitrain.repository import Repository
 from unitrain.settings import Publish

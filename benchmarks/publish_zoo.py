@@ -17,7 +17,7 @@ from zoo import ZOO
 
 from unitrain.errors import PublishRefused, UsageError
 from unitrain.onnx_export.graph_template import build_template
-from unitrain.onnx_export.weights import perturbed, weights_of
+from unitrain.onnx_export.module_weights import perturbed, weights_of
 from unitrain.publish import gates
 from unitrain.repository.onnx_session import Tolerance
 

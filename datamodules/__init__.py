@@ -1,5 +1,5 @@
 """LightningDataModules for common kinds of files; settings name them as `unitrain.datamodules.tabular.CsvTable`."""
 
-from unitrain.module_aliases import share_package
+from unitrain.import_aliases import share_package
 
 share_package(__name__, __file__)

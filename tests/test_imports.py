@@ -14,7 +14,7 @@ from unitrain.cli import COMMANDS
 
 PACKAGE = Path(unitrain.__file__).parent
 LAYERS = [
-    ["errors", "atomic_files", "json_files", "terminal_output", "module_aliases", "grpc_channel"],
+    ["errors", "atomic_files", "untrusted_json", "terminal_output", "import_aliases", "grpc_channel"],
     ["signature", "settings", "settings_renames", "file_lock", "class_paths"],
     ["runs"],
     ["projector", "figures"],

@@ -13,7 +13,7 @@ import yaml
 
 import unitrain
 from unitrain.class_paths import import_class
-from unitrain.module_aliases import MOVED, canonical_name, former_name
+from unitrain.import_aliases import MOVED, canonical_name, former_name
 from unitrain.repository.manifest import Metric
 from unitrain.repository.ranking import _other_metric
 

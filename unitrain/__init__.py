@@ -12,7 +12,7 @@ Example:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unitrain.module_aliases import install_aliases
+from unitrain.import_aliases import install_aliases
 
 if TYPE_CHECKING:
     from unitrain.client import Client, ClientIO

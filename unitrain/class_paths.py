@@ -10,7 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 from unitrain.errors import SettingsError
-from unitrain.module_aliases import LIBRARY
+from unitrain.import_aliases import LIBRARY
 
 _MARKS = ("models", "pyproject.toml")
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from unitrain.json_files import read_regular
+from unitrain.untrusted_json import read_regular
 
 _POLL_S = 0.02
 _held: "weakref.WeakSet[FileLock]" = weakref.WeakSet()

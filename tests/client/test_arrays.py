@@ -5,7 +5,7 @@ import pytest
 
 from unitrain.client.input_validation import fit_dtype, has_nan
 from unitrain.client.metadata import ModelInfo
-from unitrain.client.streaming.messages import Encoder, decode_response
+from unitrain.client.streaming.protobuf_messages import Encoder, decode_response
 from unitrain.errors import DataError
 from unitrain.signature import DTYPES, Signature, TensorSpec
 

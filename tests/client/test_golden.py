@@ -18,7 +18,7 @@ from unitrain.repository.integrity import MOST_GOLDEN_BYTES
 from unitrain.repository.onnx_session import Tolerance
 from unitrain.repository.tolerance import compare
 from unitrain.repository.verify import check_golden, read_golden
-from unitrain.serving.probe_requests import probe_request
+from unitrain.serving.sample_requests import probe_request
 from unitrain.signature import Signature, TensorSpec
 
 

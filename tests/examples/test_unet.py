@@ -13,7 +13,7 @@ from unitrain.errors import HookError
 from unitrain.models.losses import LOSSES, dice_loss, focal_loss
 from unitrain.models.unet import ForegroundIoU, UNet
 from unitrain.onnx_export.graph_template import build_template
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
 from unitrain.repository.onnx_session import Tolerance, run_onnx
 
 

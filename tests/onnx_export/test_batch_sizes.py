@@ -294,7 +294,7 @@ def test_normed_weights_are_swapped(layer) -> None:
         for parameter in module.parameters():
             parameter.add_(0.1)
         expected = module(x).numpy()
-    from unitrain.onnx_export.weights import weights_of
+    from unitrain.onnx_export.module_weights import weights_of
 
     got = run_onnx(made.with_weights(weights_of(module)).to_model(), {"x": x.numpy()})["output"]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

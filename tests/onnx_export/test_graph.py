@@ -16,8 +16,8 @@ from zoo import MLP, ZOO, AnyLength, PixelClasses
 from unitrain.errors import ExportError, HookError
 from unitrain.module import UnitrainModule
 from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.module_weights import perturbed, weights_of
 from unitrain.onnx_export.served_graph import run_torch
-from unitrain.onnx_export.weights import perturbed, weights_of
 from unitrain.repository.onnx_session import Tolerance, compare, run_onnx
 
 EXPORTED_ANEW = {"spectral layer with complex weights"}

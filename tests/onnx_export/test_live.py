@@ -12,10 +12,10 @@ from torch import nn
 
 from unitrain.errors import ExportError
 from unitrain.onnx_export.graph_template import build_template
-from unitrain.onnx_export.live_answers import live_answers
 from unitrain.onnx_export.module_copy import FrozenTrainer, copy_module
-from unitrain.onnx_export.module_state import ModuleState
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
+from unitrain.onnx_export.state_outside_weights import ModuleState
+from unitrain.onnx_export.undisturbed_forward import live_answers
 from unitrain.repository.onnx_session import Tolerance
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from unitrain.errors import PublishRefused
 from unitrain.onnx_export.graph_template import Template, build_template
-from unitrain.onnx_export.weights import perturbed, weights_of
+from unitrain.onnx_export.module_weights import perturbed, weights_of
 from unitrain.publish import gates
 from unitrain.repository.onnx_session import Tolerance
 from unitrain.signature import Signature, TensorSpec

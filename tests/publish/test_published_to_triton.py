@@ -11,7 +11,7 @@ from triton_server import TritonServer
 from tritonclient import grpc as tritonclient
 
 from unitrain.client import Client
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker, figures_of, outcome_text
 from unitrain.repository import Repository, read_config
 from unitrain.settings import Publish, PublishModelConfig, PublishOnnx, PublishServer

@@ -18,8 +18,8 @@ from torch import nn
 from unitrain.errors import ExportError, PublishRefused
 from unitrain.onnx_export.export_process import ExportProcess
 from unitrain.onnx_export.graph_template import build_template
+from unitrain.onnx_export.module_weights import weights_of
 from unitrain.onnx_export.served_graph import ServedGraph
-from unitrain.onnx_export.weights import weights_of
 from unitrain.publish import Lineage, Publisher, Request
 from unitrain.repository import Repository
 from unitrain.repository.manifest import Metric

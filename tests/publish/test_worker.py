@@ -11,7 +11,7 @@ from time_limits import LIMIT_S
 from torch import nn
 
 from unitrain.errors import PublishRefused
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
 from unitrain.publish import Lineage, Outcome, Publisher, Request, Worker
 from unitrain.repository import Repository
 from unitrain.settings import Publish

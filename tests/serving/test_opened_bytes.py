@@ -33,7 +33,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         str(Path(backends_folder.__file__).parent.parent / "backends" / "onnxruntime")
     )
     yield importlib.import_module("model")
-    for name in ("model", "stub_strings"):
+    for name in ("model", "numpy2_strings"):
         sys.modules.pop(name, None)
 
 

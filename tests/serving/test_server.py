@@ -17,7 +17,7 @@ from time_limits import LIMIT_S
 from unitrain.client import Client
 from unitrain.errors import ServingError, UsageError
 from unitrain.serving import Server, server_registry
-from unitrain.serving import server as server_module
+from unitrain.serving import background_server as server_module
 from unitrain.serving.triton.process import LOOPBACK
 
 QUICK = ("--grace", "0")

@@ -17,7 +17,7 @@ from unitrain import UnitrainModule
 from unitrain.projector import StableSample, draw_thumbnails, thumbnail_index
 from unitrain.settings import Embeddings
 from unitrain.training.callbacks.embedding_points import PointCollector, Points, merged_points, reduced_points
-from unitrain.training.validation_batches import undisturbed
+from unitrain.training.sample_batches import undisturbed
 
 QUICK = {"publish": None, "summaries": None, "trainer.max_epochs": 2, "embeddings.every_n_validations": 1}
 

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 import unitrain
 from unitrain.errors import HookError, UnitrainError, UsageError
-from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
+from unitrain.training.callbacks.loss_shape_check import LossShapeCheck
 from unitrain.training.parsing.settings_check import check
 
 TINY = {"trainer.max_epochs": 1, "publish": None, "embeddings": None, "summaries": None, "ema": None}
@@ -79,7 +79,7 @@ def test_only_the_first_steps_are_looked_at(shapes: Path, monkeypatch: pytest.Mo
     """One of training and one of validation, whatever follows."""
     begun = []
     monkeypatch.setattr(
-        "unitrain.training.callbacks.loss_broadcast.BroadcastCheck.__enter__",
+        "unitrain.training.callbacks.loss_shape_check.BroadcastCheck.__enter__",
         lambda self: begun.append(1) or torch.overrides.TorchFunctionMode.__enter__(self),
     )
 

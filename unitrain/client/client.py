@@ -7,11 +7,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from unitrain.client.connection import Connection
+from unitrain.client.grpc_connection import Connection
 from unitrain.client.input_validation import Array, check_finite, fit_item, one_row
 from unitrain.client.metadata import ModelInfo
 from unitrain.client.streaming.batcher import Sample
-from unitrain.client.streaming.messages import Encoder, decode_response
+from unitrain.client.streaming.protobuf_messages import Encoder, decode_response
 from unitrain.client.streaming.requests import Result, StreamOptions
 from unitrain.client.streaming.stream import Stream
 from unitrain.errors import ClientError, DataError, RequestError

@@ -171,7 +171,7 @@ def _launch(options: argparse.Namespace, distribution: Any) -> Any:
 
 def _show(options: argparse.Namespace, image: str) -> int:
     from unitrain.commands._output import print_json
-    from unitrain.serving.triton.shell_commands import plain_commands
+    from unitrain.serving.triton.standalone_commands import plain_commands
 
     ways = plain_commands(
         options.model_repository.absolute(),

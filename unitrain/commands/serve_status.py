@@ -40,7 +40,7 @@ def _parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command; return 0 if the server answers."""
     options = parse(_parser(), argv)
-    from unitrain.client.connection import check_url
+    from unitrain.client.grpc_connection import check_url
     from unitrain.commands._output import (
         print_fields,
         print_json,

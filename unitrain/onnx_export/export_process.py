@@ -24,8 +24,8 @@ import numpy as np
 import onnx
 
 from unitrain.errors import ExportError
+from unitrain.onnx_export.graph_and_tensors import OnnxGraph
 from unitrain.onnx_export.onnx_exporter import export_onnx
-from unitrain.onnx_export.onnx_graph import OnnxGraph
 from unitrain.onnx_export.served_graph import ServedGraph
 
 GRAPH_FILE = "graph.onnx"

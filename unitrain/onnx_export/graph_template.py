@@ -21,13 +21,13 @@ from torch import Tensor
 
 from unitrain.errors import ExportError, HookError
 from unitrain.onnx_export.batch_sizes import compare_batches
-from unitrain.onnx_export.live_answers import to_arrays
-from unitrain.onnx_export.module_state import ModuleState
+from unitrain.onnx_export.graph_and_tensors import OnnxGraph
+from unitrain.onnx_export.module_weights import load_weights, perturbed, weights_of
 from unitrain.onnx_export.onnx_exporter import QUANTIZED, WORKAROUNDS, export_onnx
-from unitrain.onnx_export.onnx_graph import OnnxGraph
 from unitrain.onnx_export.served_graph import PREFIX, ServedGraph, forward_error
 from unitrain.onnx_export.signature_inference import at_least_two_rows, infer_signature, loss_inputs
-from unitrain.onnx_export.weights import load_weights, perturbed, weights_of
+from unitrain.onnx_export.state_outside_weights import ModuleState
+from unitrain.onnx_export.undisturbed_forward import to_arrays
 from unitrain.repository.onnx_session import GraphSession, Tolerance
 from unitrain.signature import Signature
 

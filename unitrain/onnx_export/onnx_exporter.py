@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from unitrain.errors import ExportError
-from unitrain.onnx_export.onnx_graph import OnnxGraph, rename_values, separate_outputs
+from unitrain.onnx_export.graph_and_tensors import OnnxGraph, rename_values, separate_outputs
 from unitrain.onnx_export.served_graph import ServedGraph, root_cause, run_torch
 from unitrain.onnx_export.signature_inference import dynamic_axes_of
 

@@ -5,7 +5,7 @@
 Only this package uses both `onnx_export` and `repository`.
 """
 
-from unitrain.publish.policy import HeldBack
+from unitrain.publish.hold_back import HeldBack
 from unitrain.publish.publisher import Lineage, Publisher, Request
 from unitrain.publish.worker import Outcome, Worker, figures_of, gate_of, outcome_text, published_text
 

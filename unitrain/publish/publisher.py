@@ -16,13 +16,13 @@ from unitrain.atomic_files import sha256_of
 from unitrain.client.golden import check_served
 from unitrain.errors import PublishRefused, RepositoryError, SettingsError
 from unitrain.onnx_export.export_process import ExportProcess
+from unitrain.onnx_export.graph_and_tensors import OnnxGraph
 from unitrain.onnx_export.graph_template import Template, build_template
-from unitrain.onnx_export.live_answers import live_answers
-from unitrain.onnx_export.module_state import ModuleState
-from unitrain.onnx_export.onnx_graph import OnnxGraph
-from unitrain.onnx_export.weights import weights_of
+from unitrain.onnx_export.module_weights import weights_of
+from unitrain.onnx_export.state_outside_weights import ModuleState
+from unitrain.onnx_export.undisturbed_forward import live_answers
 from unitrain.publish import gates
-from unitrain.publish.policy import hold_back, is_held_back
+from unitrain.publish.hold_back import hold_back, is_held_back
 from unitrain.publish.triton_config import check_dynamic_axes, class_names_of, served_config
 from unitrain.repository import ConfigChange, ModelConfig, Repository, check_model_name, check_signature
 from unitrain.repository.commit import StagedVersion

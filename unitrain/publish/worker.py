@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from unitrain.errors import PublishRefused, RepositoryError, UnitrainError
-from unitrain.publish.policy import HeldBack
+from unitrain.publish.hold_back import HeldBack
 from unitrain.publish.publisher import Publisher, Request
 from unitrain.repository.manifest import Manifest
 from unitrain.repository.ranking import marks_of

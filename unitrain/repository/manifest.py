@@ -10,7 +10,9 @@ from typing import Any
 
 from unitrain.atomic_files import json_text, write_text
 from unitrain.errors import RepositoryError
-from unitrain.json_files import (
+from unitrain.repository.integrity import DIGEST_KEY, FORMAT, MANIFEST_NAME, digest
+from unitrain.signature import DTYPES, Signature
+from unitrain.untrusted_json import (
     Check,
     integer,
     list_of,
@@ -22,8 +24,6 @@ from unitrain.json_files import (
     text,
     truth,
 )
-from unitrain.repository.integrity import DIGEST_KEY, FORMAT, MANIFEST_NAME, digest
-from unitrain.signature import DTYPES, Signature
 
 FILE_NAME = MANIFEST_NAME
 

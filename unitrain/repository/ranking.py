@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unitrain.errors import RepositoryError
-from unitrain.module_aliases import canonical_name
+from unitrain.import_aliases import canonical_name
 from unitrain.repository.manifest import Manifest, Metric, read_manifest
 from unitrain.repository.repository import Repository
 

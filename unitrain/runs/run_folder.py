@@ -14,7 +14,7 @@ from typing import Any
 from unitrain.atomic_files import fsync_dir, write_json
 from unitrain.errors import RunError, UsageError
 from unitrain.file_lock import FileLock, holder
-from unitrain.json_files import (
+from unitrain.untrusted_json import (
     Check,
     integer,
     list_of,

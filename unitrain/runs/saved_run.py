@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from unitrain.errors import RunError, SettingsError
-from unitrain.json_files import read_regular
 from unitrain.runs.listing import find_run, read_summary
 from unitrain.settings_renames import rename_settings
+from unitrain.untrusted_json import read_regular
 
 _MAX_SETTINGS_BYTES = 2**24
 _MAX_SETTINGS = 100_000

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unitrain.serving.server import Server
+    from unitrain.serving.background_server import Server
     from unitrain.serving.status import ServerStatus, server_status
     from unitrain.serving.supervisor import Supervisor
 
 __all__ = ["Server", "ServerStatus", "Supervisor", "server_status"]
 
 _HOMES = {
-    "Server": "unitrain.serving.server",
+    "Server": "unitrain.serving.background_server",
     "ServerStatus": "unitrain.serving.status",
     "Supervisor": "unitrain.serving.supervisor",
     "server_status": "unitrain.serving.status",

@@ -20,8 +20,8 @@ from unitrain.repository.integrity import CheckedFiles, Contradiction, Golden, r
 from unitrain.repository.layout import CANDIDATE_PREFIX, CONFIG_NAME
 from unitrain.repository.tolerance import Tolerance, golden_difference
 from unitrain.serving.admin_client import Admin, Refused, ServerGone
-from unitrain.serving.model_folder import override
-from unitrain.serving.probe_requests import golden_requests, outputs_of, takes_single_requests
+from unitrain.serving.sample_requests import golden_requests, outputs_of, takes_single_requests
+from unitrain.serving.servable_versions import override
 
 _REQUEST_TIMEOUT_S = 600.0
 _UNLOAD_TIMEOUT_S = 10.0

@@ -11,7 +11,7 @@ from unitrain.repository.integrity import CheckedFiles, Contradiction, read_chec
 from unitrain.serving.admin_client import Admin, Refused
 from unitrain.serving.candidate import Candidates
 from unitrain.serving.events import Reporter
-from unitrain.serving.model_folder import ModelFiles, ModelFolder, Stamp, override, scan_model
+from unitrain.serving.servable_versions import ModelFiles, ModelFolder, Stamp, override, scan_model
 
 _BROKEN_VERSION = re.compile(r"version (\d+) is at UNAVAILABLE state: (.*?)(?=; *version \d+ is at |; *$|$)")
 _PYTHON_LINE = re.compile(r" +At: +\S+\.py\(\d+\): \w+")

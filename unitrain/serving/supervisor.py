@@ -19,7 +19,7 @@ from unitrain.serving.admin_client import Admin, tls_of
 from unitrain.serving.candidate import Candidates
 from unitrain.serving.events import Reporter
 from unitrain.serving.hang_detection import HealthCheck
-from unitrain.serving.health import Processes, RestartNeeded
+from unitrain.serving.model_health import Processes, RestartNeeded
 from unitrain.serving.model_security import TRUSTED_BACKENDS
 from unitrain.serving.triton.advisories import text_of
 from unitrain.serving.triton.host_requirements import PLAIN_PATH

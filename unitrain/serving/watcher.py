@@ -10,9 +10,9 @@ from unitrain.repository import Repository
 from unitrain.serving.admin_client import Admin, ServerGone
 from unitrain.serving.candidate import Candidates
 from unitrain.serving.events import Reporter
-from unitrain.serving.health import ModelHealth, Processes
-from unitrain.serving.model_folder import ModelFiles, scan
+from unitrain.serving.model_health import ModelHealth, Processes
 from unitrain.serving.model_manager import ModelManager
+from unitrain.serving.servable_versions import ModelFiles, scan
 
 SCAN_INTERVAL_S = 0.05
 _SCAN_DUTY = 20

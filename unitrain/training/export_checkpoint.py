@@ -24,7 +24,7 @@ from unitrain.training.checkpoint import (
 from unitrain.training.console import Console, quiet_lightning
 from unitrain.training.provenance import lineage_of
 from unitrain.training.restore import RestoredRun, restore_run
-from unitrain.training.validation_batches import first_batch_of, sample_inputs
+from unitrain.training.sample_batches import first_batch_of, sample_inputs
 
 
 @quiet_lightning()

@@ -19,7 +19,7 @@ from unitrain.atomic_files import full_disk, write_text
 from unitrain.class_paths import project_root
 from unitrain.errors import RunError, SettingsError, UsageError
 from unitrain.file_lock import FileLock
-from unitrain.module_aliases import package_of
+from unitrain.import_aliases import package_of
 from unitrain.publish import Lineage
 from unitrain.runs import RunFolder
 from unitrain.training.parsing.settings_file import read_settings, slug

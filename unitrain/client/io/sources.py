@@ -17,8 +17,8 @@ from unitrain.client.input_validation import Array
 from unitrain.client.io.folders import folder_samples
 from unitrain.client.io.numpy_files import npy_rows, npz_rows
 from unitrain.client.io.samples import FILE_SUFFIXES, Note, SampleOrError, Samples, Windows
-from unitrain.client.io.sliding_windows import open_windows
 from unitrain.client.io.text_files import csv_samples, jsonl_samples
+from unitrain.client.io.window_source import open_windows
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import DataError, UsageError
 from unitrain.signature import TensorSpec

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from unitrain.client.connection import Connection
+from unitrain.client.grpc_connection import Connection
 from unitrain.client.input_validation import Array, one_row, row_views
 from unitrain.client.metadata import ModelInfo
 from unitrain.client.streaming.batcher import Item

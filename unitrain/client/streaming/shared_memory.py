@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from unitrain.client.connection import is_local
+from unitrain.client.grpc_connection import is_local
 from unitrain.client.input_validation import Array
 from unitrain.client.metadata import ModelInfo
 from unitrain.errors import ClientError, RequestError, ServingError, UsageError

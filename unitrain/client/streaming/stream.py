@@ -13,10 +13,10 @@ from collections.abc import Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from unitrain.client.connection import MAX_QUOTED_CHARS, Connection, InferStream, StreamEvent
+from unitrain.client.grpc_connection import MAX_QUOTED_CHARS, Connection, InferStream, StreamEvent
 from unitrain.client.metadata import ModelInfo
 from unitrain.client.streaming.batcher import Batcher, Sample, max_request_rows
-from unitrain.client.streaming.messages import RequestBuilder
+from unitrain.client.streaming.protobuf_messages import RequestBuilder
 from unitrain.client.streaming.requests import Request, Result, RetryPolicy, StreamOptions
 from unitrain.errors import ClientError, RequestError
 

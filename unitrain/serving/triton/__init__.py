@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unitrain.serving.triton.distribution import Distribution, find_triton
     from unitrain.serving.triton.process import Launch, TritonProcess
-    from unitrain.serving.triton.shell_commands import plain_commands
+    from unitrain.serving.triton.standalone_commands import plain_commands
 
 __all__ = ["Distribution", "Launch", "TritonProcess", "find_triton", "plain_commands"]
 
@@ -18,7 +18,7 @@ _HOMES = {
     "Launch": "unitrain.serving.triton.process",
     "TritonProcess": "unitrain.serving.triton.process",
     "find_triton": "unitrain.serving.triton.distribution",
-    "plain_commands": "unitrain.serving.triton.shell_commands",
+    "plain_commands": "unitrain.serving.triton.standalone_commands",
 }
 
 

@@ -9,10 +9,13 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 
 from unitrain.runs import RunFolder
 from unitrain.training.callbacks.base import RunContext
+from unitrain.training.callbacks.early_stopping_and_checkpoint import (
+    ResumableEarlyStopping,
+    ResumableModelCheckpoint,
+)
 from unitrain.training.callbacks.embeddings import EmbeddingSnapshots
-from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
+from unitrain.training.callbacks.loss_shape_check import LossShapeCheck
 from unitrain.training.callbacks.publishing import Publishing
-from unitrain.training.callbacks.resumable import ResumableEarlyStopping, ResumableModelCheckpoint
 from unitrain.training.callbacks.run_record import RunRecord
 from unitrain.training.callbacks.tensorboard import TensorBoardSummaries
 from unitrain.training.callbacks.termination import GracefulTermination

@@ -14,7 +14,7 @@ from torch import Tensor
 from unitrain.module import Tensors, UnitrainModule, batch_targets
 from unitrain.projector import StableSample, group_numbers, thumbnail_index
 from unitrain.settings import Embeddings, Reduction
-from unitrain.training.validation_batches import observe
+from unitrain.training.sample_batches import observe
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Indices = NDArray[np.int64]

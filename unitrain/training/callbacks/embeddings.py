@@ -25,7 +25,7 @@ from unitrain.training.callbacks.embedding_points import (
     validation_samples,
 )
 from unitrain.training.console import Console
-from unitrain.training.validation_batches import evaluating, undisturbed, validation_batches
+from unitrain.training.sample_batches import evaluating, undisturbed, validation_batches
 
 
 class EmbeddingSnapshots(EveryNValidations):

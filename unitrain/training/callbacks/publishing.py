@@ -21,7 +21,7 @@ from unitrain.training.callbacks.publish_log import PublishLog
 from unitrain.training.callbacks.run_record import improves
 from unitrain.training.checkpoint import checkpoint_path, read_checkpoint
 from unitrain.training.data_fingerprint import DataFingerprint
-from unitrain.training.validation_batches import first_batch, sample_inputs
+from unitrain.training.sample_batches import first_batch, sample_inputs
 
 STATE_KEY = "Publishing"
 """Key of this callback's state in checkpoints."""

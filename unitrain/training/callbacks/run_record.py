@@ -14,7 +14,7 @@ from unitrain.runs import RunFolder
 from unitrain.settings import Monitor
 from unitrain.training.callbacks.base import has_validation
 from unitrain.training.console import Console
-from unitrain.training.logged_metrics import LoggedNames
+from unitrain.training.metric_names_in_source import LoggedNames
 
 WRITE_EVERY_S = 2.0
 """Minimum time between two writes, since each write waits for the disk."""

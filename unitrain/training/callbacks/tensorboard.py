@@ -18,8 +18,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from unitrain.module import UnitrainModule
+from unitrain.onnx_export.module_weights import weights_of
 from unitrain.onnx_export.served_graph import ServedGraph, eval_copy
-from unitrain.onnx_export.weights import weights_of
 from unitrain.settings import Summaries
 from unitrain.training.callbacks.base import (
     BackgroundWriter,
@@ -29,7 +29,7 @@ from unitrain.training.callbacks.base import (
     logged_step,
 )
 from unitrain.training.callbacks.run_record import improves
-from unitrain.training.validation_batches import evaluating, first_batch, observe, sample_inputs
+from unitrain.training.sample_batches import evaluating, first_batch, observe, sample_inputs
 
 _OMITTED_KEYS = ("client_io", "links", "experiments_dir")
 """Settings without influence on the result of a training."""

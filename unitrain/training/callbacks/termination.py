@@ -19,7 +19,7 @@ from unitrain.training.console import Console
 from unitrain.training.resuming.exactness import inexact_reasons
 from unitrain.training.resuming.replayed_loaders import is_stateful
 from unitrain.training.resuming.resumable_loops import Boundary
-from unitrain.training.validation_batches import nonfinite_values
+from unitrain.training.sample_batches import nonfinite_values
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, the request to terminate, and the warning of a batch system (SLURM's --signal=USR1@60)."""

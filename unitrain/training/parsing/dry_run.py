@@ -20,17 +20,11 @@ from unitrain.publish import Lineage, Publisher
 from unitrain.repository import Repository
 from unitrain.settings import Publish
 from unitrain.training.callbacks.base import has_validation
-from unitrain.training.callbacks.loss_broadcast import LossShapeCheck
+from unitrain.training.callbacks.loss_shape_check import LossShapeCheck
 from unitrain.training.callbacks.run_record import check_lazy, never_logged
-from unitrain.training.logged_metrics import LoggedNames
+from unitrain.training.metric_names_in_source import LoggedNames
 from unitrain.training.parsing.settings_parser import ParsedSettings
-from unitrain.training.validation_batches import (
-    evaluating,
-    first_batch,
-    nonfinite_values,
-    observe,
-    sample_inputs,
-)
+from unitrain.training.sample_batches import evaluating, first_batch, nonfinite_values, observe, sample_inputs
 
 
 @dataclass(frozen=True)

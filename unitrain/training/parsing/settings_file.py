@@ -13,7 +13,7 @@ import yaml
 
 from unitrain.class_paths import project_root
 from unitrain.errors import SettingsError
-from unitrain.module_aliases import with_canonical_names
+from unitrain.import_aliases import with_canonical_names
 from unitrain.settings_renames import deprecation_line, rename_flags, rename_settings
 from unitrain.training.console import Console, process_rank
 

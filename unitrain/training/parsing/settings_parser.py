@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from unitrain import settings as sections
 from unitrain.class_paths import import_class
 from unitrain.errors import SettingsError, UnitrainError, UsageError
-from unitrain.module_aliases import is_of_other_lightning
+from unitrain.import_aliases import is_of_other_lightning
 from unitrain.repository import check_model_name
 from unitrain.runs import check_experiment
 from unitrain.settings import SECTIONS

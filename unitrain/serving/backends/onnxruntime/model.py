@@ -4,7 +4,7 @@ Triton starts it for every model with `backend: "onnxruntime"` in config.pbtxt. 
 names.
 
 The wheel's stub was built for numpy 1. Under numpy 2 its arrays have strides of 0, and its tensors have 0 bytes.
-Numbers are therefore exchanged by DLPack, and strings by `stub_strings.py`.
+Numbers are therefore exchanged by DLPack, and strings by `numpy2_strings.py`.
 
 A version with a manifest is loaded only if its files match the manifest and its golden samples get the published
 answers. The session is opened from the bytes that were hashed.
@@ -21,8 +21,8 @@ from typing import Any
 
 import integrity
 import numpy as np
+import numpy2_strings
 import onnxruntime as ort
-import stub_strings
 import tolerance
 import triton_python_backend_utils as pb_utils
 
@@ -92,7 +92,7 @@ class TritonPythonModel:
             _check_axes(self._session, config)
             self._strings = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_STRING"}
             if any(t["data_type"] == "TYPE_STRING" for t in (*config["input"], *config["output"])):
-                stub_strings.prepare()
+                numpy2_strings.prepare()
             if files is not None:
                 _check_golden(self._session, files)
         except integrity.Contradiction as error:  # it names the file
@@ -128,7 +128,9 @@ class TritonPythonModel:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is None:
                 continue  # an optional input
-            feed[name] = stub_strings.to_strings(tensor) if name in self._strings else np.from_dlpack(tensor)
+            feed[name] = (
+                numpy2_strings.to_strings(tensor) if name in self._strings else np.from_dlpack(tensor)
+            )
         return feed
 
     def _groups(self, feeds: Mapping[int, Arrays]) -> Iterable[list[int]]:
@@ -306,7 +308,9 @@ def _controls(config: Mapping[str, Any]) -> list[str]:
 
 
 def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
-    return (stub_strings.from_strings if array.dtype.kind in "OSU" else stub_strings.from_array)(name, array)
+    return (numpy2_strings.from_strings if array.dtype.kind in "OSU" else numpy2_strings.from_array)(
+        name, array
+    )
 
 
 def _failure(error: Exception) -> Any:

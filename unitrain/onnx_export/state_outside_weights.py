@@ -21,7 +21,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from unitrain.errors import ExportError
-from unitrain.module_aliases import former_name
+from unitrain.import_aliases import former_name
 from unitrain.onnx_export.module_copy import ATOMIC, FrozenTrainer, copy_module, parts_of
 
 _OWN = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_device", "_dtype"}

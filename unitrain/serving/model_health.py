@@ -12,7 +12,7 @@ from unitrain.serving.events import Reporter
 from unitrain.serving.hang_detection import Progress, hung_processes, kill_processes
 from unitrain.serving.model_manager import ModelManager
 from unitrain.serving.model_security import runs_code
-from unitrain.serving.probe_requests import probe_request
+from unitrain.serving.sample_requests import probe_request
 from unitrain.serving.triton.system_processes import start_of
 
 PROBE_INTERVAL_S = 1.0

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from unitrain.errors import HookError
-from unitrain.module_aliases import package_of
+from unitrain.import_aliases import package_of
 
 LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 """Losses of torch that broadcast with a warning; its other losses raise an error."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from unitrain.module_aliases import package_of
+from unitrain.import_aliases import package_of
 
 _LIBRARIES = {
     "builtins",
