@@ -49,10 +49,9 @@ def fit(
         UnitrainError: the training failed; its run folder has the reason.
 
     Example:
-        ::
-
-            result = unitrain.fit("examples/curve_fitting/settings.yaml", {"trainer.max_epochs": 10})
-            print(result.best, result.published)
+        >>> result = fit(settings, {"trainer.max_epochs": 1}, quiet=True)
+        >>> result.status, result.best["metric"]
+        ('finished', 'val_loss')
     """
     raw = RawSettings.read(settings, as_flags(overrides or {}))
     start = None if init_from is None else (str(init_from), init_weights)
@@ -85,6 +84,10 @@ def resume(
         UsageError: the run's project root is not trusted.
         RunError: there is nothing to resume, or another process holds the run's lock.
         UnitrainError: the same errors as `fit`.
+
+    Example:
+        >>> resume(run, {"trainer.max_epochs": 2}, quiet=True).reason
+        'all 2 epochs done'
     """
     flags = as_flags(overrides or {})
     return resume_by_flags(

@@ -53,6 +53,11 @@ class RunResult:
         published: published versions, in order.
         held_back: steps that were not published, since `publish.policy: best` found a version at least as good.
         exit_code: exit code of the command line.
+
+    Example:
+        >>> result = fit(settings, {"trainer.max_epochs": 1, "publish": None}, quiet=True)
+        >>> result.status, result.best_checkpoint.name, result.published
+        ('finished', 'best.ckpt', [])
     """
 
     run_dir: Path
