@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from unitrain.serving.status import default_server, server_status
     from unitrain.terminal_output import note, say
 
-    url, others = (check_url(options.url), []) if options.url else default_server()
+    url, others = (check_url(options.url), []) if options.url is not None else default_server()
     status = server_status(url, options.model_repository)
     if others:
         note(f"this shows {url}; this user also serves at {', '.join(others)} (--url)")
