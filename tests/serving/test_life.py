@@ -96,7 +96,19 @@ def test_a_closed_terminal_ends_it_and_leaves_nothing(triton_wheel: Path, tmp_pa
     publish_model(repository)
     leader, follower = pty.openpty()
     # `setsid` makes the terminal on stdin the one that controls it.
-    command = ["setsid", "--ctty", sys.executable, "-m", "unitrain", "serve", "--json", "--grpc-port", "0"]
+    command = [
+        "env",
+        "--default-signal=HUP",
+        "setsid",
+        "--ctty",
+        sys.executable,
+        "-m",
+        "unitrain",
+        "serve",
+        "--json",
+        "--grpc-port",
+        "0",
+    ]
     command += ["--metrics-port", "0"]
     with told.open("wb") as file:
         process = subprocess.Popen(
