@@ -25,9 +25,11 @@ TORCH_CPU = {
         "3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6",  # cp313
     )
 }
-"""SHA-256 of torch's CPU wheels for Linux x86-64 (manylinux_2_28), by version, from the pages of CPU_INDEX.
+"""SHA-256 of torch's CPU wheels for Linux x86-64 (manylinux_2_28), by version.
 
-PyPI has no CPU wheel for Linux. A new version of torch needs an entry of its own here.
+PyPI has no CPU wheel for Linux, so a new version of torch needs an entry of its own here, from the pages of CPU_INDEX.
+The first is computed from the wheel; the other two are quoted from locks of public projects that use CPU_INDEX, and
+were not compared with its pages. A wrong one refuses to install.
 """
 CUDA_ONLY = re.compile(r"(nvidia|cuda)-|triton==")
 HEADER = """\
