@@ -153,13 +153,19 @@ class DataFingerprint(Callback):
         return not self._reason and (self._resumed or self._hashed < CONFIRMED_AFTER)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"hashed": self._hashed, "fingerprint": self._fingerprint, "reason": self._reason}
+        return {
+            "hashed": self._hashed,
+            "fingerprint": self._fingerprint,
+            "reason": self._reason,
+            "sanity_check": self._expected,  # a resumed run has no sanity check of its own
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the fingerprint, and compare it with one more validation: the data may have changed."""
         self._resumed = True
         self._hashed = state_dict["hashed"]
         self._fingerprint, self._reason = state_dict["fingerprint"], state_dict["reason"]
+        self._expected = state_dict.get("sanity_check", {})
 
     def _conclude(self, trainer: Trainer) -> None:
         """Compute the fingerprint at the end of a validation, together with the other processes."""
