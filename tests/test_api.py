@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import unitrain
-from unitrain.errors import RunError
+from unitrain.errors import RunError, UsageError
 
 FUNCTIONS_OF_RUNS = (
     "RunResult",
@@ -110,3 +110,5 @@ def test_loaded_model_has_the_weights_of_its_kind(trained: dict[str, Any]) -> No
     assert any(not torch.equal(a, b) for a, b in zip(averaged.parameters(), raw.parameters(), strict=True))
     with pytest.raises(RunError, match="there is no run"):
         unitrain.load_model("nothing")
+    with pytest.raises(UsageError, match="expected `ema` or `raw`, got 'x'"):
+        unitrain.load_model(trained["run"], weights="x")

@@ -130,3 +130,12 @@ def test_json_can_be_read_in_any_encoding(encoding: str, tmp_path: Path) -> None
     import json
 
     assert json.loads(done.stdout.decode(encoding))[0]["name"] == "run ☃"
+
+
+@pytest.mark.parametrize(
+    "words", [["models", "--model-repository", ""], ["export", "--run", "last", "--model-repository="]]
+)
+def test_an_empty_path_is_wrong_usage(words, capsys):
+    """A variable of the shell that is not set must not mean the working folder."""
+    assert main(words) == 2
+    assert "it is empty; give a path" in capsys.readouterr().err

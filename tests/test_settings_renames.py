@@ -145,3 +145,20 @@ def test_every_field_has_a_description_and_a_default() -> None:
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
     return not (field.default is field.default_factory is dataclasses.MISSING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"tolerance": 0.1}, "publish.tolerance: expected a mapping, got 0.1"),
+        ({"golden": None}, "publish.golden: expected a mapping, got null"),
+    ],
+)
+def test_value_in_place_of_a_group_is_refused(settings, sentence):
+    """In a file, and as a flag."""
+    with pytest.raises(SettingsError, match=sentence):
+        rename_settings({"publish": settings})
+    ((name, value),) = settings.items()
+    if value is not None:
+        with pytest.raises(SettingsError, match=sentence):
+            rename_flags([[f"--publish.{name}", str(value)]])

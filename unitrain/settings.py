@@ -41,6 +41,8 @@ def setting_names(section: str, kind: type) -> Iterator[str]:
 
 def _at_least(section: object, where: str, minimum: float, *names: str) -> None:
     for name in names:
+        if getattr(section, name) is None:
+            raise ValueError(f"{where}.{name}: expected a number, got null")
         if getattr(section, name) < minimum:
             raise ValueError(f"{where}.{name} must be at least {minimum}, got {getattr(section, name)}")
 
@@ -69,6 +71,7 @@ class Ema:
     """Average floating-point buffers instead of copying them; integer buffers are always copied."""
 
     def __post_init__(self) -> None:
+        _at_least(self, "ema", 0, "decay")
         if not 0 <= self.decay < 1:
             raise ValueError(f"ema.decay must be in [0, 1), got {self.decay}")
         _at_least(self, "ema", 1, "every_n_steps")

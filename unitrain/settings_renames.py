@@ -42,6 +42,9 @@ LISTED = 8
 """Maximum number of renamed settings that one deprecation line lists."""
 _IMPROVEMENT = "publish.require_improvement"
 
+_GROUPS = frozenset(new.rpartition(".")[0] for new in RENAMED.values() if new.count(".") > 1)
+"""Groups of settings in `publish`."""
+
 
 def rename_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return settings under their new names, and the renamed ones as {former name: new name}.
@@ -59,7 +62,7 @@ def rename_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
         if not isinstance(parent, dict) or key not in parent:
             continue
         value = parent[key]
-        if new.startswith(f"{former}.") and isinstance(value, Mapping):
+        if new.startswith(f"{former}.") and (value is None or isinstance(value, Mapping)):
             continue  # the group, which has the setting's former name
         del parent[key]
         if former == _IMPROVEMENT:
@@ -115,6 +118,8 @@ def rename_flags(
             renamed.append([f"--{name}", _dumped(_value(nested, name)) if inner else words[0]])
             found |= inner
         else:
+            if name in _GROUPS and words:
+                _check_group(name, value)
             renamed.append([f"--{name}", *words])
     return renamed, found
 
@@ -149,12 +154,17 @@ def _is_former(name: str, value: Any, former: str) -> bool:
 
 
 def _check_groups(settings: Mapping[str, Any]) -> None:
-    groups = {new.rpartition(".")[0] for new in RENAMED.values() if new.count(".") > 1}
-    for group in groups:
+    for group in _GROUPS:
         section, _, key = group.rpartition(".")
         parent = _value(settings, section)
-        if isinstance(parent, Mapping) and key in parent and parent[key] is None:
-            raise SettingsError(f"{group}: expected a mapping, got null; remove it to use its defaults")
+        if isinstance(parent, Mapping) and key in parent:
+            _check_group(group, parent[key])
+
+
+def _check_group(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        shown = "null; remove it to use its defaults" if value is None else repr(value)
+        raise SettingsError(f"{name}: expected a mapping, got {shown}")
 
 
 def _copied(value: Any) -> Any:

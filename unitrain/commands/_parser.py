@@ -25,6 +25,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if no_default else super()._get_help_string(action)
 
 
+def _path(text: str) -> Path:
+    """Return a path; an empty one is most likely a variable of the shell that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser with one-sentence errors, which it raises as `UsageError`.
 
@@ -48,6 +55,7 @@ class ArgumentParser(argparse.ArgumentParser):
             formatter_class=_HelpFormatter,
             **options,
         )
+        self.register("type", Path, _path)
 
     def format_help(self) -> str:
         """Return the help, with a usage line of the arguments that are required."""

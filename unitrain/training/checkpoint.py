@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 
 from unitrain.atomic_files import replacing
-from unitrain.errors import RunError, SettingsError
+from unitrain.errors import RunError, SettingsError, UsageError
 from unitrain.runs import RunFolder
 from unitrain.training.console import Console
 
@@ -188,8 +188,11 @@ def load_weights(module: LightningModule, checkpoint: Path, kind: Kind | None = 
         kind: "ema" for the averaged weights, "raw" for the others; None for the averaged ones if the run has them.
 
     Raises:
+        UsageError: there is no such kind.
         RunError: the file is damaged, has no averaged weights, or does not fit the module.
     """
+    if kind not in (None, "ema", "raw"):
+        raise UsageError(f"weights: expected `ema` or `raw`, got {kind!r}")
     content = read_checkpoint(checkpoint)
     chosen: Kind = kind or ("ema" if _has_average(content) else "raw")
     if chosen == "ema" and not _has_average(content):

@@ -71,7 +71,7 @@ def export_run(
         restored.module,
         sample_inputs(restored.module, batch),
         repository=Repository(root),
-        model=model or settings.model or run.experiment,
+        model=model if model is not None else settings.model or run.experiment,
         # An explicit export publishes even a worse version.
         settings=replace(settings, policy="every"),
         lineage=lineage_of(
