@@ -2,7 +2,8 @@
 
 What differs from typing them is only this: servers and TensorBoards listen on free ports, so the server's address is
 appended where a command takes one; trainings end early (`--trainer.max_epochs 1`; 102 where one of 100 goes on) but for
-those that a test gives flags of their own; placeholders such as RUN are filled in; and what EXEMPT names is left out.
+those that a test gives flags of their own; placeholders such as RUN are filled in; `models` names versions that exist;
+and what EXEMPT names is left out.
 """
 
 import os
@@ -82,6 +83,7 @@ class Terminal:
         typed, self.ran[command] = command, ""
         for name, text in {**PLACEHOLDERS, **self._two_runs()}.items():
             command = re.sub(rf"(?<=\s){name}(?=\s|$)", text, command)
+        command = self._with_versions(command)
         if command.startswith("python -m unitrain serve"):
             self.serve()
         elif command.startswith("python -m unitrain tensorboard"):
@@ -109,6 +111,16 @@ class Terminal:
             assert self.server is not None
             return f"{command} --url {self.server.url}"
         return command
+
+    def _with_versions(self, command: str) -> str:
+        """Name versions that exist: how many a training publishes, and so keeps, depends on the machine's speed."""
+        found = re.match(r"(python -m unitrain models (?:show|diff|rollback) (\w+))((?: \d+)+)", command)
+        if not found:
+            return command
+        folders = (self.project / "triton_repo" / found[2]).glob("[1-9]*")
+        versions = sorted(int(folder.name) for folder in folders)
+        wanted = len(found[3].split())
+        return " ".join([found[1], *map(str, versions[-wanted:]), command[found.end() :].strip()]).strip()
 
     def _run(self, command: str) -> str:
         done = subprocess.run(
