@@ -26,10 +26,10 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY)  ## Train on real signals, serve each new version with Triton, stream predictions
 	$(BIN)/python -m examples.signals_clustering_demo.demo
 
-test: $(READY)  ## Run the tests of every feature (about 5 minutes on two cores)
+test: $(READY)  ## Run the tests of every feature (about 8 minutes on two cores)
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY)  ## Run all tests, with every example's training (about 20 minutes on two cores)
+test-all: $(READY)  ## Run all tests, with every example's training (about 25 minutes on two cores)
 	$(PYTEST)
 
 coverage: $(READY)  ## Run `make test` and fail below the coverage floor

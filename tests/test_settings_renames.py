@@ -151,7 +151,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     ("settings", "sentence"),
     [
         ({"tolerance": 0.1}, "publish.tolerance: expected a mapping, got 0.1"),
-        ({"golden": None}, "publish.golden: expected a mapping, got null"),
+        ({"tolerance": None}, "publish.tolerance: expected a mapping, got null"),
     ],
 )
 def test_value_in_place_of_a_group_is_refused(settings, sentence):

@@ -62,7 +62,7 @@ def rename_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
         if not isinstance(parent, dict) or key not in parent:
             continue
         value = parent[key]
-        if new.startswith(f"{former}.") and (value is None or isinstance(value, Mapping)):
+        if new.startswith(f"{former}.") and isinstance(value, Mapping):
             continue  # the group, which has the setting's former name
         del parent[key]
         if former == _IMPROVEMENT:
