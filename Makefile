@@ -29,7 +29,7 @@ demo: $(READY)  ## Train on real signals, serve each new version with Triton, st
 test: $(READY)  ## Run the tests of every feature (about 8 minutes on two cores)
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY)  ## Run all tests, with every example's training (about 25 minutes on two cores)
+test-all: $(READY)  ## Run all tests, with every example's training (about half an hour on two cores)
 	$(PYTEST)
 
 coverage: $(READY)  ## Run `make test` and fail below the coverage floor

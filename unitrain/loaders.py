@@ -25,12 +25,12 @@ from unitrain.errors import HookError
 
 Transform = Callable[[Any, torch.Generator], Any]
 Planned = tuple[tuple[int, ...], list[int]]
-"""What the random numbers of a batch are a function of, and its samples."""
+"""Seed of a batch's random numbers, and its samples."""
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 MOST_PARTS, DEEPEST_PART, WIDEST_PART = 4096, 6, 256
-"""How far generators are looked for in a data set: objects in all, nesting, and items of one list."""
+"""Limits of the search for generators in a data set: objects in all, nesting, and items of one list."""
 _WITHOUT_GENERATORS = (
     str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, Tensor, type, types.ModuleType,
     types.FunctionType, types.BuiltinFunctionType,

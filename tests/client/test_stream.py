@@ -328,7 +328,6 @@ def test_numbers_begin_where_they_are_told_to(server):
 def test_requests_over_the_limit_are_sent_in_parts(server, monkeypatch):
     """Where rows chosen for one request are too many bytes for a message, they go in two; alone they are refused."""
     monkeypatch.setattr("unitrain.client.streaming.protobuf_messages.MAX_PAYLOAD_BYTES", 100)
-    monkeypatch.setattr("unitrain.client.streaming.protobuf_messages.MAX_PAYLOAD_BYTES", 100)
     with Client(server.url) as client:
         check_all(client.stream("linear", numbered(64), batch_rows=64), 64)
         [result] = client.stream("linear", [{"x": np.ones((9, 3), np.float32)}])

@@ -12,7 +12,7 @@ from unitrain.atomic_files import finite
 from unitrain.terminal_output import printable
 
 NOTHING = "-"
-"""What a cell shows where there is nothing to show."""
+"""Text of an empty cell."""
 
 _KIB = 1024.0
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
